@@ -1,0 +1,42 @@
+"""av_digits: a handwritten digit and the same digit spoken, which is it?"""
+
+from mmjax.config import Experiment
+from mmjax.data.augment import SpeechAugment
+from mmjax.data.inputs import Labels, Picture, Speech
+from mmjax.data.loader import Data
+from mmjax.data.sources.av_digits import CLASSES, AvDigits
+from mmjax.encoders import ConvNet, Spectrogram
+from mmjax.fusion import CrossAttention
+from mmjax.heads import Classify
+from mmjax.model import Model
+from mmjax.training.checkpoint import Checkpoint
+from mmjax.training.loop import Train
+from mmjax.training.optimizer import AdamW
+from mmjax.training.schedule import Cosine
+
+
+def av_digits() -> Experiment:
+    """Real digits, seen and heard through noise: MNIST pictures with FSDD recordings."""
+    return Experiment(
+        name="av_digits",
+        data=Data(
+            source=AvDigits(),
+            inputs={
+                "image": Picture(size=28, channels=1),
+                "speech": Speech(seconds=1.0, hop=0.0125, bands=40, augment=SpeechAugment(time_masks=2, band_masks=2)),
+                "label": Labels(names=CLASSES),
+            },
+        ),
+        model=Model(
+            width=96,
+            dtype="float32",
+            encoders={"image": ConvNet(), "speech": Spectrogram(depth=3)},
+            fusion=CrossAttention(depth=1),
+            outputs={"label": Classify(target="label", smoothing=0.1)},
+            dropout=0.1,
+            modality_dropout=0.1,
+        ),
+        optimizer=AdamW(learning_rate=1e-3, weight_decay=0.05, schedule=Cosine(warmup=200)),
+        train=Train(steps=2600, batch_size=128, evaluate_every=430),
+        checkpoint=Checkpoint(every=430),
+    )

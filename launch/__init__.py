@@ -1,0 +1,1 @@
+"""The commands: `python -m launch.NAME SUBJECT key=value ...`, run from the checkout."""

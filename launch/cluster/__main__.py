@@ -1,0 +1,60 @@
+"""`python -m launch.cluster slurm|gke|tpu_vm nodes=16 key=value ... -- train EXPERIMENT key=value ...`.
+
+Renders a SLURM batch script, a GKE JobSet manifest or a script of TPU VM commands, to standard output or into
+`out=FILE` (then the last line on standard output is the file's path). Starts nothing.
+"""
+
+import sys
+from pathlib import Path
+
+from launch import command_line, request
+from launch.cluster.gke import Gke
+from launch.cluster.job import Job
+from launch.cluster.slurm import Slurm
+from launch.cluster.tpu_vm import TpuVm
+from mmjax.errors import UserError
+
+SCHEDULERS: dict[str, type[Job]] = {"slurm": Slurm, "gke": Gke, "tpu_vm": TpuVm}
+
+
+def main(words: list[str]) -> int:
+    """See the top of this file."""
+    keys, command = request.split(words)
+    subjects = command_line.Subjects(
+        kind="scheduler",
+        names=lambda: {name: str(cls.__doc__).splitlines()[0] for name, cls in SCHEDULERS.items()},
+        load=SCHEDULERS.__getitem__,
+    )
+    description = "Renders what a scheduler is given to run the command after --, on stdout or into out=FILE."
+
+    def answer() -> int:
+        given = [*keys, *_run_dir(keys, command)]
+        return command_line.main(lambda job: write(job.render(command), job.out), description, given, subjects)
+
+    return command_line.run(answer)
+
+
+def write(rendering: str, out: str | None) -> Path | None:
+    """Prints the rendering, or writes it to a file (executable if it is a script), whose path is the result."""
+    if out is None:
+        print(rendering, end="")
+        return None
+    try:
+        Path(out).write_text(rendering)
+        if rendering.startswith("#!"):
+            Path(out).chmod(0o755)
+    except OSError as error:
+        raise UserError(f"out={out} cannot be written: {error.strerror}") from None
+    return Path(out)
+
+
+def _run_dir(keys: list[str], command: list[str]) -> list[str]:
+    """The command's own `run_dir=`, which the job has to know too."""
+    stated, given = ([word for word in words if word.startswith("run_dir=")] for words in (keys, command))
+    if stated and given and stated != given:
+        raise UserError(f"{stated[0]} before -- and {given[0]} after it: say it once")
+    return [] if stated or not keys else given
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,213 @@
+"""The frame of every command: `python -m launch.NAME SUBJECT key=value ...`.
+
+A command is a function from the resolved configuration to the path of its result:
+
+    if __name__ == "__main__":
+        sys.exit(command_line.main(train, "Trains an experiment."))
+
+Exit codes: 0 done; 2 the request is wrong, and one line on standard error says why; 75 interrupted and resumable;
+1 failed. The last line on standard output is the path of the result.
+"""
+
+import ast
+import dataclasses
+import importlib
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from launch.overrides import apply, draft, nearest, parse_pairs, resolve, split
+from mmjax.drafts import Draft, Node, draft_value
+from mmjax.errors import Diverged, Preempted, UserError
+from mmjax.fields import choices, describe, field_docs
+
+if TYPE_CHECKING:
+    from mmjax.config import Experiment
+
+__all__ = ["EXPERIMENTS", "Subjects", "load_experiment", "main", "parse_pairs", "resolve", "run", "split"]
+
+EXPERIMENTS_FOLDER = Path(__file__).resolve().parents[1] / "experiments"
+DONE, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 75
+LONGEST = 44
+
+Result = Path | int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Subjects:
+    """What the first word of a command can name."""
+
+    kind: str
+    """What one is called: "experiment"."""
+    names: Callable[[], dict[str, str]]
+    """All of them, with a line about each."""
+    load: Callable[[str], Any]
+    """The configuration, a chz object, that the words after the name change."""
+
+
+def main(
+    command: Callable[[Any], Result],
+    description: str,
+    argv: Sequence[str] | None = None,
+    subjects: "Subjects | type | None" = None,
+) -> int:
+    """Resolve the configuration that a command line asks for, run `command` on it, and return the exit code.
+
+    Args:
+        command: returns the path of its result, or an exit code, or None in a process that has nothing to report.
+        description: what the command does, in a sentence.
+        argv: the words after the command's name; those of this process by default.
+        subjects: what the first word names, experiments by default; or, for a command that has no subject, the chz
+            class whose fields are its keys.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    return run(lambda: _answer(command, description, words, subjects or EXPERIMENTS))
+
+
+def run(action: Callable[[], Result]) -> int:
+    """Run `action`, print its path, and return the exit code. Errors that are not the user's come through as such."""
+    try:
+        result = action()
+    except (UserError, Diverged) as error:
+        _say("error: " + " ".join(str(error).split()), sys.stderr)
+        return WRONG if isinstance(error, UserError) else FAILED
+    except (Preempted, KeyboardInterrupt) as reason:
+        _say(" ".join(str(reason).split()) or "interrupted; the same command resumes", sys.stderr)
+        return INTERRUPTED
+    if isinstance(result, Path):
+        _say(str(result), sys.stdout)
+    return result if isinstance(result, int) else DONE
+
+
+def _answer(command: Callable[[Any], Result], description: str, words: list[str], subjects: Subjects | type) -> Result:
+    """Answers a request for help, or runs the command."""
+    pairs = [word for word in words if word not in ("--help", "-h")]
+    asks = len(pairs) < len(words)
+    if isinstance(subjects, type):
+        usage, root = f"{_program()} key=value ...", draft(subjects, "given")
+    else:
+        if not pairs:
+            _say(_listing(description, subjects), sys.stdout)
+            if not asks:
+                raise UserError(f"no {subjects.kind} is named; the first word must be one")
+            return DONE
+        name = pairs.pop(0)
+        usage = f"{_program()} {name} key=value ..."
+        root = draft(_load(name, subjects), f"{subjects.kind} {name}")
+    configuration = apply(root, pairs).make()
+    if not asks:
+        return command(configuration)
+    _say("\n".join([f"usage: {usage}", "", description, "", *_table(root, configuration)]), sys.stdout)
+    return DONE
+
+
+def _say(text: str, stream: Any) -> None:
+    """Print, to whoever still listens: `launch.train scenes --help | head` is no failure."""
+    try:
+        print(text, file=stream, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _program() -> str:
+    return f"python -m launch.{Path(sys.argv[0]).stem}"
+
+
+# What can be named
+
+
+def experiment_names() -> dict[str, str]:
+    """The experiments there are, files NAME.py with a function NAME, each with the first line of its docstring."""
+    found = {}
+    for path in sorted(EXPERIMENTS_FOLDER.glob("*.py")):
+        try:
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+        except (SyntaxError, UnicodeDecodeError) as error:
+            found[path.stem] = f"(no valid Python: {error})"
+            continue
+        for item in tree.body:
+            if isinstance(item, ast.FunctionDef) and item.name == path.stem:
+                found[path.stem] = _first_line(ast.get_docstring(item) or ast.get_docstring(tree))
+    return found
+
+
+def load_experiment(name: str) -> "Experiment":
+    """What function NAME of experiments/NAME.py returns. Raises UserError where there is none, or a value is wrong."""
+    _check_name(name, EXPERIMENTS)
+    from mmjax.config import Experiment
+
+    experiment = getattr(importlib.import_module(f"experiments.{name}"), name)()
+    if not isinstance(experiment, Experiment):
+        raise UserError(f"experiments/{name}.py: {name}() returned {type(experiment).__name__}, not an Experiment")
+    try:
+        draft(experiment, name)
+    except UserError as error:
+        raise UserError(f"experiments/{name}.py: {error}") from error
+    return experiment
+
+
+EXPERIMENTS = Subjects("experiment", experiment_names, load_experiment)
+
+
+def _check_name(name: str, subjects: Subjects) -> None:
+    names = list(subjects.names())
+    if name not in names:
+        near = f"the nearest is {nearest(name, names)}; there are {', '.join(names)}" if names else "there are none"
+        raise UserError(f"unknown {subjects.kind} {name}; {near}")
+
+
+def _load(name: str, subjects: Subjects) -> Any:
+    if "=" in name or name.startswith("-"):
+        raise UserError(f"the first word must be the name of the {subjects.kind}, not {name}")
+    _check_name(name, subjects)
+    return subjects.load(name)
+
+
+# Help
+
+
+def _listing(description: str, subjects: Subjects) -> str:
+    names = subjects.names()
+    width = max(map(len, names), default=0)
+    usage = f"usage: {_program()} {subjects.kind.upper()} key=value ..."
+    lines = [f"  {name:<{width}}  {about}".rstrip() for name, about in names.items()]
+    more = f"{_program()} {subjects.kind.upper()} --help lists the keys of one."
+    return "\n".join([usage, "", description, "", f"{subjects.kind}s:", *lines, "", more])
+
+
+def _table(root: Node, configuration: Any) -> list[str]:
+    """Every key of a configuration with its value, where that is from, what else it can be, and what it is for."""
+    final = draft_value(configuration, "", root.annotation, "", final=True)
+    values = {part.key: part.shown() for part in final.walk()}
+    rows = [("KEY", "VALUE", "FROM", "TYPE", "")]
+    for part, doc in _documented(root, ""):
+        rows.append((part.key, values.get(part.key, part.shown()), part.origin, _kind(part), doc))
+    # A value may be longer than this (the names of a hundred classes); then its row alone is not aligned.
+    widths = [max(len(row[column]) for row in rows if len(row[column]) <= LONGEST) for column in range(3)]
+    lines = []
+    for *columns, kind, doc in rows:
+        cells = [f"{cell:<{width}}" for cell, width in zip(columns, widths, strict=True)]
+        lines.append("  ".join([*cells, *filter(None, (kind, doc and f"# {doc}"))]).rstrip())
+    return lines
+
+
+def _documented(part: Draft, doc: str) -> Iterator[tuple[Draft, str]]:
+    """All drafts below the root, with what is said about each: by its field, or by its class."""
+    if part.key:
+        yield part, doc or (_first_line(part.cls.__doc__) if isinstance(part, Node) else "")
+    docs = field_docs(part.cls) if isinstance(part, Node) else {}
+    for name, child in part.children().items():
+        yield from _documented(child, docs.get(name, ""))
+
+
+def _kind(part: Draft) -> str:
+    """What a place admits. A node that can be nothing else is a mere heading."""
+    if isinstance(part, Node) and len(choices(part.annotation)) == 1 and describe(part.annotation) == part.shown():
+        return ""
+    return describe(part.annotation)
+
+
+def _first_line(doc: str | None) -> str:
+    return (doc or "").strip().partition("\n")[0]

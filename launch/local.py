@@ -1,0 +1,261 @@
+"""`python -m launch.local processes=2 devices=4 -- train EXPERIMENT key=value ...`: many processes on this machine.
+
+Each process has its own simulated CPU devices, and they make one mesh over Gloo. Their lines come out with the number
+of their process in front. When one fails the others are ended; SIGTERM and SIGINT are passed on to all. Exit codes: 0
+if all processes end so, 75 if any was interrupted and the rest ended well, else the code of the process that failed
+first. The last line on standard output is the lead's.
+"""
+
+import codecs
+import contextlib
+import ctypes
+import dataclasses
+import os
+import queue
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import IO, TextIO
+
+import chz
+
+from launch import command_line, request
+from mmjax.errors import UserError
+
+INTERRUPTED = 75
+FORCED_DEVICES = "--xla_force_host_platform_device_count"
+# Where there is no screen to draw a progress bar on, it is a line once in so many seconds.
+BAR_SECONDS = 30
+
+
+@chz.chz
+class Local:
+    """Processes on this machine that make one mesh."""
+
+    processes: int = chz.field(default=2, doc="how many processes")
+    devices: int = chz.field(default=1, doc="simulated CPU devices of each process")
+    grace: float = chz.field(default=30.0, doc="seconds the others have to end after one has failed or stopped")
+
+    @chz.validate
+    def _counts(self):
+        for name, value in (("processes", self.processes), ("devices", self.devices)):
+            if value < 1:
+                raise UserError(f"{name}={value}: there must be at least 1")
+
+
+class Screen:
+    """Where the lines of all processes go, one whole line at a time, with the lead's progress bar kept last."""
+
+    def __init__(self):
+        self.result = ""  # the lead's last line on standard output
+        self._lock = threading.Lock()
+        self._bar = ""
+        self._next_bar = time.monotonic() + BAR_SECONDS
+
+    def line(self, process: int, text: str, stream: TextIO) -> None:
+        """A line that a process finished."""
+        with self._lock:
+            if process == 0 and stream is sys.stdout and text.strip():
+                self.result = text
+            erase, redraw = ("\r\x1b[K", self._bar) if self._bar and sys.stderr.isatty() else ("", "")
+            print(erase, end="", file=sys.stderr, flush=True)
+            print(f"[process {process}] {text}".rstrip(), file=stream, flush=True)
+            print(redraw, end="", file=sys.stderr, flush=True)
+
+    def bar(self, process: int, text: str) -> None:
+        """A line that a process goes on rewriting. Only the lead's is shown."""
+        if process != 0:
+            return
+        if sys.stderr.isatty():
+            with self._lock:
+                self._bar = f"\r[process {process}] {text}\x1b[K"
+                print(self._bar, end="", file=sys.stderr, flush=True)
+        elif time.monotonic() >= self._next_bar:
+            self._next_bar = time.monotonic() + BAR_SECONDS
+            self.line(process, text, sys.stderr)
+
+    def end_bar(self, process: int) -> None:
+        """The rewritten line was finished, and is now a line like others."""
+        if process == 0:
+            with self._lock:
+                self._bar = ""
+
+    def follow(self, process: int, pipe: IO[bytes], stream: TextIO) -> None:
+        """Shows what comes through a process's pipe until it is closed."""
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        pending = rewritten = ""
+        while data := pipe.read1(1 << 16):  # type: ignore[attr-defined]
+            *pieces, pending = re.split(r"(?<=[\r\n])", pending + decoder.decode(data))
+            for piece in pieces:
+                text = piece[:-1]
+                if piece.endswith("\r"):
+                    rewritten = text or rewritten
+                    continue
+                if rewritten:
+                    self.end_bar(process)
+                self.line(process, text or rewritten, stream)
+                rewritten = ""
+            # tqdm begins each update with the carriage return, so what follows the last one is what is on view.
+            if pending and pieces and pieces[-1].endswith("\r"):
+                rewritten = pending
+                self.bar(process, pending)
+        if pending:
+            self.end_bar(process)
+            self.line(process, pending, stream)
+
+
+@dataclasses.dataclass
+class Crew:
+    """The running processes, and how those that ended did so (in that order; negative: by which signal)."""
+
+    children: list[subprocess.Popen]
+    ended: dict[int, int] = dataclasses.field(default_factory=dict)
+    asked: list[int] = dataclasses.field(default_factory=list)  # signals that came to the launcher
+    killed: set[int] = dataclasses.field(default_factory=set)  # processes that outstayed their grace
+
+    def signal(self, number: int) -> None:
+        """Sends a signal to every process that runs."""
+        for child in self.children:
+            child.send_signal(number)
+
+    def forward(self, number: int, frame: object) -> None:
+        """The handler of signals to the launcher."""
+        self.asked.append(number)
+        self.signal(number)
+
+    def wait(self, grace: float) -> None:
+        """Returns when all have ended; ends the others `grace` seconds after one has failed or stopped."""
+        news: queue.SimpleQueue[tuple[int, int]] = queue.SimpleQueue()
+        for index, child in enumerate(self.children):
+            threading.Thread(target=lambda i, c: news.put((i, c.wait())), args=(index, child), daemon=True).start()
+        deadline = None
+        while len(self.ended) < len(self.children):
+            try:
+                index, code = news.get(timeout=None if deadline is None else max(0.0, deadline - time.monotonic()))
+            except queue.Empty:
+                deadline = None
+                self.killed |= set(range(len(self.children))) - self.ended.keys()
+                self.signal(signal.SIGKILL)
+                continue
+            self.ended[index] = code
+            _kill_group(self.children[index].pid)
+            if code != 0 and deadline is None and not self.killed:
+                deadline = time.monotonic() + grace
+                if code != INTERRUPTED:
+                    self.signal(signal.SIGTERM)
+
+    def verdict(self) -> tuple[int, str]:
+        """The exit code of the whole, and the line that explains a failure."""
+        # A process that had not yet learnt to stop well when it was asked to lost nothing either.
+        stopped = {code for number in self.asked for code in (-number, 128 + number)}
+        interrupted = INTERRUPTED in self.ended.values()
+        for index, code in self.ended.items():
+            if code in (0, INTERRUPTED):
+                continue
+            if self.asked and (code in stopped or index in self.killed):
+                interrupted = True
+            elif index in self.killed:
+                return 128 - code, f"process {index} did not end after the others had stopped, and was killed"
+            elif code < 0:
+                return 128 - code, f"process {index} was ended by {signal.Signals(-code).name}, and the others with it"
+            else:
+                return code, f"process {index} failed with exit code {code}, and the others were ended"
+        return (INTERRUPTED if interrupted else 0), ""
+
+
+def run(job: Local, command: list[str]) -> int:
+    """Runs `command` as `job` says, and returns the exit code of the whole."""
+    screen = Screen()
+    with _reserved_port() as port:
+        crew = Crew([_start(job, index, port, command) for index in range(job.processes)])
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, crew.forward)
+        followers = [
+            threading.Thread(target=screen.follow, args=(index, pipe, stream))
+            for index, child in enumerate(crew.children)
+            for pipe, stream in ((child.stdout, sys.stdout), (child.stderr, sys.stderr))
+        ]
+        for follower in followers:
+            follower.start()
+        crew.wait(job.grace)
+        for follower in followers:
+            follower.join()
+    code, explanation = crew.verdict()
+    if explanation:
+        print(f"launch.local: {explanation}", file=sys.stderr)
+    elif screen.result:
+        print(screen.result)
+    return code
+
+
+def _start(job: Local, index: int, port: int, command: list[str]) -> subprocess.Popen:
+    """Process number `index` of the job, in a process group of its own: the terminal's Ctrl-C comes through us."""
+    prefix, size = f"[process {index}] ", shutil.get_terminal_size()
+    flags = [flag for flag in os.environ.get("XLA_FLAGS", "").split() if not flag.startswith(FORCED_DEVICES)]
+    environment = os.environ | {
+        "XLA_FLAGS": " ".join([*flags, f"{FORCED_DEVICES}={job.devices}"]),
+        "JAX_PLATFORMS": "cpu",
+        "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
+        "MMJAX_COORDINATOR": f"127.0.0.1:{port}",
+        "MMJAX_PROCESSES": str(job.processes),
+        "MMJAX_PROCESS_ID": str(index),
+        "PYTHONUNBUFFERED": "1",
+        "COLUMNS": str(max(20, size.columns - len(prefix))),  # so that a progress bar fits behind the prefix
+        "LINES": str(size.lines),
+    }
+    return subprocess.Popen(
+        command,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        preexec_fn=_die_with_parent,
+    )
+
+
+@contextlib.contextmanager
+def _reserved_port() -> Iterator[int]:
+    """A free port for the lead's coordinator, kept from all who do not ask to share it, as the coordinator does."""
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        holder.bind(("127.0.0.1", 0))
+        yield holder.getsockname()[1]
+
+
+if sys.platform == "linux":
+    _LIBC = ctypes.CDLL(None)
+
+    def _die_with_parent() -> None:
+        """Has the kernel kill this process when the launcher dies, even of SIGKILL (prctl's PR_SET_PDEATHSIG)."""
+        _LIBC.prctl(1, signal.SIGKILL)
+
+else:
+
+    def _die_with_parent() -> None:
+        """Only Linux can end a process with its parent."""
+
+
+def _kill_group(leader: int) -> None:
+    """Ends what an ended process has left behind (workers of its data loader)."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(leader, signal.SIGKILL)
+
+
+def main(words: list[str]) -> int:
+    """See the top of this file."""
+    keys, command = request.split(words)
+    description = "Runs the command after -- as many processes on this machine, which make one mesh."
+    return command_line.main(
+        lambda job: run(job, request.program(sys.executable, command)), description, keys, subjects=Local
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,5 @@
+"""Bytes to batches: sources of raw examples, inputs that make arrays of their fields, loader, placement on a mesh."""
+
+from mmjax.data.inputs import Input, Labels, Picture, Quantities, Sentence, Speech
+
+TABLE: dict[str, type[Input]] = {cls.__name__: cls for cls in (Picture, Sentence, Speech, Labels, Quantities)}

@@ -1,0 +1,112 @@
+"""Random changes of pictures and recordings that keep their meaning. All are off (0) unless set."""
+
+import chz
+import numpy as np
+from jaxtyping import Float
+
+from mmjax.errors import UserError
+
+
+def _check(node: object, **limits: int) -> None:
+    """UserError unless 0 <= field <= limit for each."""
+    for name, limit in limits.items():
+        value = getattr(node, name)
+        if not 0 <= value <= limit:
+            raise UserError(f"{type(node).__name__}.{name} is {value}: it must lie between 0 and {limit}")
+
+
+@chz.chz
+class PictureAugment:
+    """Flip, crop, rotation and scale of a picture as one affine map, so that it is interpolated once.
+
+    Places that come from outside the picture repeat its border.
+    """
+
+    flip: float = 0.0
+    """Probability of mirroring left and right."""
+    crop: float = 0.0
+    """Largest shift each way, as a share of the side: a random crop of the padded picture (He et al. 2016, 4.2)."""
+    rotate: float = 0.0
+    """Largest angle either way, degrees."""
+    scale: float = 0.0
+    """Largest relative change of size: a factor from 1 / (1 + scale) to 1 + scale, evenly in its logarithm."""
+
+    @chz.validate
+    def _limits(self) -> None:
+        _check(self, flip=1, crop=1, rotate=180, scale=10)
+
+    @property
+    def active(self) -> bool:
+        return any((self.flip, self.crop, self.rotate, self.scale))
+
+    def __call__(self, picture: Float[np.ndarray, "H W C"], rng: np.random.Generator) -> Float[np.ndarray, "H W C"]:
+        if not self.active:
+            return picture
+        import cv2
+
+        # All are drawn whatever is on, so that setting one does not change the others.
+        mirror, across, down, turn, size = rng.uniform(-1, 1, 5)
+        height, width, channels = picture.shape
+        angle, factor = np.radians(self.rotate * turn), (1 + self.scale) ** size
+        matrix = factor * np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+        if mirror < 2 * self.flip - 1:
+            matrix[:, 0] *= -1
+        centre = np.array([width - 1, height - 1]) / 2
+        shift = self.crop * np.array([across * width, down * height])
+        offset = centre + shift - matrix @ centre
+        warped = cv2.warpAffine(
+            picture, np.column_stack([matrix, offset]), (width, height), borderMode=cv2.BORDER_REPLICATE
+        )
+        return warped.reshape(height, width, channels)
+
+
+@chz.chz
+class SpeechAugment:
+    """Gain, shift and noise of the samples; masks on the spectrogram (SpecAugment, Park et al. 2019, unwarped)."""
+
+    gain: float = 0.0
+    """Largest change of loudness either way, dB."""
+    shift: float = 0.0
+    """Largest shift either way, seconds: silence goes before the recording, or its beginning goes."""
+    noise: float = 0.0
+    """Largest level of white noise, relative to the recording's RMS."""
+    time_masks: int = 0
+    """How many stretches of time are hidden."""
+    time_share: float = 0.1
+    """Longest such stretch, as a share of the recording."""
+    band_masks: int = 0
+    """How many stretches of bands are hidden."""
+    band_share: float = 0.2
+    """Widest such stretch, as a share of the bands."""
+
+    @chz.validate
+    def _limits(self) -> None:
+        _check(self, gain=100, shift=3600, noise=1000, time_masks=1000, time_share=1, band_masks=1000, band_share=1)
+
+    @property
+    def active(self) -> bool:
+        return any((self.gain, self.shift, self.noise, self.time_masks, self.band_masks))
+
+    def samples(self, samples: Float[np.ndarray, "S"], rate: int, rng: np.random.Generator) -> Float[np.ndarray, "R"]:
+        """The recording louder or softer, earlier or later, noisier."""
+        decibels, seconds, level = rng.uniform(-1, 1, 3)
+        if self.shift:
+            count = round(self.shift * seconds * rate)
+            # Half of the recording stays whatever is asked for.
+            samples = np.pad(samples, (count, 0)) if count > 0 else samples[min(-count, samples.size // 2) :]
+        if self.noise:
+            deviation = self.noise * abs(level) * np.sqrt(np.mean(samples**2))
+            samples = samples + deviation.astype(np.float32) * rng.standard_normal(samples.size, np.float32)
+        return samples * np.float32(10 ** (self.gain * decibels / 20))
+
+    def spectrum(self, frames: Float[np.ndarray, "T M"], rng: np.random.Generator) -> Float[np.ndarray, "T M"]:
+        """The spectrogram with stretches set to 0, its mean after normalisation."""
+        masks = [(self.time_masks, self.time_share, 0), (self.band_masks, self.band_share, 1)]
+        hidden = frames.copy()
+        for count, share, axis in masks:
+            length = frames.shape[axis]
+            for width, start in rng.uniform(size=(count, 2)):
+                width = int(width * (share * length + 1))
+                first = int(start * (length - width + 1))
+                hidden.swapaxes(0, axis)[first : first + width] = 0
+        return hidden

@@ -1,0 +1,262 @@
+"""How one raw field becomes arrays of fixed shape: pictures, sentences, speech, labels and quantities."""
+
+import abc
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import chz
+import numpy as np
+
+from mmjax.data import clean, spectrogram
+from mmjax.data.augment import PictureAugment, SpeechAugment
+from mmjax.data.clean import BadInput
+from mmjax.data.tokenize import END, Bytes, Corpus, Tokenizer
+from mmjax.errors import UserError
+from mmjax.types import Feature, Image, Label, Quantity, Spectrum, Text
+
+__all__ = ["BadInput", "Input", "Labels", "Picture", "Quantities", "Sentence", "Speech"]
+
+
+@chz.chz
+class Input(abc.ABC):
+    """How one raw field becomes a feature."""
+
+    field: str | None = None
+    """The raw field's name if it differs from the feature's."""
+
+    @property
+    @abc.abstractmethod
+    def feature(self) -> Feature:
+        """What the arrays look like, for building models."""
+
+    @property
+    def random(self) -> bool:
+        """Whether `read` uses its random numbers at all."""
+        return False
+
+    @abc.abstractmethod
+    def read(self, raw: Any, rng: np.random.Generator | None) -> tuple[np.ndarray, np.ndarray | None]:
+        """The values and the mask of one example (no batch dimension); BadInput where the raw value cannot be used.
+
+        `rng` augments, None does not. An image has no mask.
+        """
+
+    def bind(self, corpus: Corpus, stored: Path | None) -> "Input":
+        """This input with whatever it must learn from the training data; see `Data.bind`."""
+        return self
+
+    @property
+    def learned(self) -> Path | None:
+        """The file of what `bind` learned; None where there is nothing to learn."""
+        return None
+
+
+@chz.chz
+class Picture(Input):
+    """A picture as Float[size size channels] in [0, 1], resized (not cropped) to a square."""
+
+    size: int
+    channels: int = 3
+    """1 is grey, 3 is RGB."""
+    augment: PictureAugment = chz.field(default_factory=PictureAugment)
+
+    @chz.validate
+    def _valid(self) -> None:
+        if self.size < 1 or self.channels not in (1, 3):
+            raise UserError(f"a Picture of size {self.size} with {self.channels} channels: size >= 1, channels 1 or 3")
+
+    @property
+    def feature(self) -> Image:
+        return Image(self.size, self.size, self.channels)
+
+    @property
+    def random(self) -> bool:
+        return self.augment.active
+
+    def read(self, raw: Any, rng: np.random.Generator | None) -> tuple[np.ndarray, None]:
+        import cv2
+
+        pixels = clean.clean_picture(raw, self.channels)
+        if pixels.shape[:2] != (self.size, self.size):
+            # Averaging over areas when shrinking is what keeps fine structure from turning into noise.
+            how = cv2.INTER_AREA if min(pixels.shape[:2]) > self.size else cv2.INTER_LINEAR
+            pixels = cv2.resize(pixels, (self.size, self.size), interpolation=how)
+        pixels = pixels.reshape(self.size, self.size, self.channels)
+        picture = np.multiply(pixels, np.float32(1 / 255), dtype=np.float32)
+        return (picture if rng is None else self.augment(picture, rng)), None
+
+
+@chz.chz
+class Sentence(Input):
+    """A text as Int[length] token ids; a longer one is cut and still ends with the end token."""
+
+    length: int
+    tokenizer: Tokenizer = chz.field(default_factory=Bytes)
+
+    @chz.validate
+    def _valid(self) -> None:
+        if self.length < 2:
+            raise UserError(f"a Sentence of length {self.length}: it must hold a token and the end, so 2 or more")
+
+    @property
+    def feature(self) -> Text:
+        return Text(self.length, self.tokenizer.size)
+
+    def read(self, raw: Any, rng: np.random.Generator | None) -> tuple[np.ndarray, np.ndarray]:
+        ids = self.tokenizer.encode(clean.clean_text(raw))
+        if len(ids) > self.length:
+            ids = [*ids[: self.length - 1], END]
+        values = np.zeros(self.length, np.int32)
+        values[: len(ids)] = ids
+        return values, np.arange(self.length) < len(ids)
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """The text of token ids."""
+        return self.tokenizer.decode(np.asarray(ids).tolist())
+
+    def bind(self, corpus: Corpus, stored: Path | None) -> "Sentence":
+        return chz.replace(self, tokenizer=self.tokenizer.bind(corpus, stored))
+
+    @property
+    def learned(self) -> Path | None:
+        return self.tokenizer.learned
+
+
+@chz.chz
+class Speech(Input):
+    """A recording as log-mel frames Float[T M], T = ceil(seconds / hop), cut or padded at the end.
+
+    The real frames of a recording have mean 0 and variance 1 taken over all of them and all bands, so loudness is gone
+    and the shape of the spectrum stays; the others are 0 and masked.
+    """
+
+    rate: int = 8000
+    """Samples a second; recordings of another rate are resampled, which costs more than all else here."""
+    seconds: float = 1.0
+    window: float = 0.025
+    """Length of a frame, seconds."""
+    hop: float = 0.010
+    """From the start of a frame to that of the next, seconds."""
+    bands: int = 40
+    low: float = 50.0
+    """Where the lowest band begins, Hz."""
+    high: float | None = None
+    """Where the highest band ends, Hz; half the rate if not given."""
+    augment: SpeechAugment = chz.field(default_factory=SpeechAugment)
+
+    @chz.validate
+    def _valid(self) -> None:
+        if not (self.rate > 0 and self.bands > 0 and self.window * self.rate >= 2 and self.hop * self.rate >= 1):
+            raise UserError("Speech needs rate > 0, bands > 0, a window of 2 samples or more and a hop of 1 or more")
+        if self.seconds < self.hop:
+            raise UserError(f"Speech of {self.seconds} s does not hold one hop of {self.hop} s")
+        if not 0 <= self.low < self._high <= self.rate / 2:
+            raise UserError(
+                f"Speech bands from {self.low} to {self._high} Hz do not lie below half the rate, {self.rate / 2}"
+            )
+        if not self._filters.any(axis=0).all():
+            raise UserError(f"{self.bands} bands are too many for a window of {self.window} s: some hold no frequency")
+
+    @property
+    def _high(self) -> float:
+        return self.rate / 2 if self.high is None else float(self.high)
+
+    @property
+    def _samples(self) -> int:
+        return round(self.seconds * self.rate)
+
+    @property
+    def _hop(self) -> int:
+        return round(self.hop * self.rate)
+
+    @property
+    def _window(self) -> int:
+        return round(self.window * self.rate)
+
+    @property
+    def _filters(self) -> np.ndarray:
+        size = spectrogram.fft_size(self._window)
+        return spectrogram.mel_filters(self.rate, size, self.bands, float(self.low), self._high)
+
+    @property
+    def feature(self) -> Spectrum:
+        return Spectrum(math.ceil(self._samples / self._hop), self.bands, self._hop / self.rate)
+
+    @property
+    def random(self) -> bool:
+        return self.augment.active
+
+    def read(self, raw: Any, rng: np.random.Generator | None) -> tuple[np.ndarray, np.ndarray]:
+        samples = spectrogram.resample(*clean.clean_recording(raw), self.rate)
+        if rng is not None:
+            samples = self.augment.samples(samples, self.rate, rng)
+        frames = self._log_mel(samples[: self._samples])
+        if not np.isfinite(frames).all():
+            raise BadInput(f"samples of up to {np.abs(samples).max():.1g} times full scale")
+        frames = (frames - frames.mean()) / (frames.std() + 1e-3)
+        if rng is not None:
+            frames = self.augment.spectrum(frames, rng)
+        shape = self.feature
+        values = np.zeros((shape.frames, shape.bands), np.float32)
+        values[: len(frames)] = frames
+        return values, np.arange(shape.frames) < len(frames)
+
+    def _log_mel(self, samples: np.ndarray) -> np.ndarray:
+        with np.errstate(over="ignore", invalid="ignore"):
+            return spectrogram.log_mel(
+                samples,
+                rate=self.rate,
+                window=self._window,
+                hop=self._hop,
+                bands=self.bands,
+                low=float(self.low),
+                high=self._high,
+            )
+
+
+@chz.chz
+class Labels(Input):
+    """Answers from `names` as Int[slots]: one, or as many as the example has, the other slots masked."""
+
+    names: tuple[str, ...]
+    slots: int = 1
+
+    @chz.validate
+    def _valid(self) -> None:
+        if not self.names or self.slots < 1:
+            raise UserError("Labels need at least one name and one slot")
+
+    @property
+    def feature(self) -> Label:
+        return Label(self.names, self.slots)
+
+    def read(self, raw: Any, rng: np.random.Generator | None) -> tuple[np.ndarray, np.ndarray]:
+        labels = clean.clean_labels(raw, len(self.names), self.slots)
+        values = np.zeros(self.slots, np.int32)
+        values[: len(labels)] = labels
+        return values, np.arange(self.slots) < len(labels)
+
+
+@chz.chz
+class Quantities(Input):
+    """Vectors of `size` numbers as Float[slots size]: one, or as many as the example has, the other slots masked."""
+
+    size: int
+    slots: int = 1
+
+    @chz.validate
+    def _valid(self) -> None:
+        if self.size < 1 or self.slots < 1:
+            raise UserError("Quantities need a size and slots of at least 1")
+
+    @property
+    def feature(self) -> Quantity:
+        return Quantity(self.size, self.slots)
+
+    def read(self, raw: Any, rng: np.random.Generator | None) -> tuple[np.ndarray, np.ndarray]:
+        vectors = clean.clean_quantities(raw, self.size, self.slots)
+        values = np.zeros((self.slots, self.size), np.float32)
+        values[: len(vectors)] = vectors
+        return values, np.arange(self.slots) < len(vectors)

@@ -1,0 +1,89 @@
+"""From rows on a host to global arrays on a mesh, one batch ahead of the step that reads it."""
+
+import dataclasses
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Int
+
+from mmjax.data.loader import HostBatch, Loader
+from mmjax.errors import UserError
+from mmjax.types import Batch
+
+
+def rows_of(sharding: jax.sharding.Sharding, batch_size: int) -> Int[np.ndarray, "R"]:
+    """The rows of a global batch that this process's devices hold, ascending.
+
+    Processes may share rows: where mesh axes other than the batch's lie across processes, each has a replica.
+    """
+    try:
+        slices = sharding.addressable_devices_indices_map((batch_size,)).values()
+    except ValueError as error:
+        parts = sharding.num_devices // max(1, _replicas(sharding))
+        raise UserError(
+            f"a batch of {batch_size} cannot be split evenly over {parts} parts of the mesh: use a multiple of {parts}"
+        ) from error
+    return np.unique(np.concatenate([np.arange(batch_size)[rows] for rows in slices]))
+
+
+def _replicas(sharding: jax.sharding.Sharding) -> int:
+    """How many devices hold the same rows."""
+    parts = sharding.devices_indices_map((sharding.num_devices,)).values()
+    return sharding.num_devices // len(set(map(str, parts)))
+
+
+def place(host: HostBatch, sharding: jax.sharding.Sharding) -> Batch:
+    """The global batch, its first dimension split as `sharding` says; asynchronous, and no process talks to another."""
+
+    def array(local: np.ndarray) -> jax.Array:
+        def rows(index: Any) -> np.ndarray:
+            first, last, _ = index[0].indices(host.size)
+            at = np.searchsorted(host.rows, first)
+            return local[at : at + last - first]
+
+        return jax.make_array_from_callback((host.size, *local.shape[1:]), sharding, rows)
+
+    return jax.tree.map(array, host.batch)
+
+
+@dataclasses.dataclass(frozen=True)
+class Placed:
+    """A batch on the devices, and what the host knows of it."""
+
+    host: HostBatch
+    batch: Batch
+
+
+class Feed:
+    """Batches `start` to `stop` of a loader on the devices, the next one placed while a step runs.
+
+    A context manager and an iterator. `waited` is how many seconds its reader has waited for batches altogether,
+    `last_wait` for the last one.
+    """
+
+    def __init__(self, loader: Loader, sharding: jax.sharding.Sharding, start: int, stop: int):
+        self._batches = loader.iterate(start, stop, lambda host: Placed(host, place(host, sharding)))
+        self.waited = self.last_wait = 0.0
+
+    def __iter__(self) -> Iterator[Placed]:
+        return self
+
+    def __next__(self) -> Placed:
+        start = time.perf_counter()
+        placed = next(self._batches)
+        self.last_wait = time.perf_counter() - start
+        self.waited += self.last_wait
+        return placed
+
+    def close(self) -> None:
+        """Ends the loader's threads and processes."""
+        self._batches.close()
+
+    def __enter__(self) -> "Feed":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()

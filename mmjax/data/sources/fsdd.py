@@ -1,0 +1,69 @@
+"""The Free Spoken Digit Dataset (Jackson et al. 2018): 3,000 recordings of six speakers, 8 kHz mono int16 WAV files."""
+
+import hashlib
+import io
+import re
+import wave
+import zipfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+
+from mmjax.errors import UserError
+
+RATE = 8000
+SPEAKERS = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")
+COMMIT = "26eb9aaf76e81b692f806f9140c2d2777410d7a1"
+URL = f"https://github.com/Jakobovski/free-spoken-digit-dataset/archive/{COMMIT}.zip"
+# The archive is packed anew by its host, so its own checksum is not fixed; that of the recordings inside is.
+DIGEST = "710951a2589b3ada7d439d4478090cd83b6eed3c738ae7ae04a030fa0f61ed88"
+
+Names = tuple[str, ...]
+
+
+def names() -> Names:
+    """The file names of all recordings: DIGIT_SPEAKER_INDEX.wav."""
+    return tuple(f"{digit}_{speaker}_{index}.wav" for digit in range(10) for speaker in SPEAKERS for index in range(50))
+
+
+def describe(name: str) -> tuple[int, str, int] | None:
+    """(digit, speaker, index) of a recording's file name; None where it is none."""
+    match = re.fullmatch(r"(\d)_([a-z]+)_(\d+)\.wav", name)
+    return (int(match[1]), match[2], int(match[3])) if match else None
+
+
+def digest(contents: Iterable[tuple[str, bytes]]) -> str:
+    """SHA-256 over recordings (name, bytes), whatever their order."""
+    lines = sorted(f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in contents)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def folder_reader(folder: Path) -> Callable[[str], bytes]:
+    """Reads recordings by name from a folder of WAV files."""
+    return lambda name: (folder / name).read_bytes()
+
+
+def archive_reader(path: Path) -> Callable[[str], bytes]:
+    """Reads recordings by name out of the repository's archive, which is never unpacked; UserError if any differs."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            contents = {name: archive.read(f"free-spoken-digit-dataset-{COMMIT}/recordings/{name}") for name in names()}
+    except (OSError, KeyError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} is not the archive of {URL} ({error}): delete it and run the command again") from None
+    if digest(contents.items()) != DIGEST:
+        raise UserError(f"the recordings in {path} are not those of {URL}: delete it and run the command again")
+    return contents.__getitem__
+
+
+def decode(content: bytes) -> np.ndarray | None:
+    """int16[T] of a WAV file; None where it is truncated, empty or not 8 kHz mono 16 bit."""
+    try:
+        with wave.open(io.BytesIO(content)) as file:
+            frames, samples = file.getnframes(), file.readframes(file.getnframes())
+            form = (file.getnchannels(), file.getsampwidth(), file.getframerate())
+    except (wave.Error, EOFError):
+        return None
+    if form != (1, 2, RATE) or frames == 0 or len(samples) != 2 * frames:
+        return None
+    return np.frombuffer(samples, "<i2").astype(np.int16)

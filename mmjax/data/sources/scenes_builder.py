@@ -1,0 +1,101 @@
+"""The TFDS builder that keeps the scenes' spoken sentences."""
+
+import concurrent.futures
+import functools
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from tqdm import tqdm
+
+from mmjax.data.sources import espeak
+from mmjax.data.sources.espeak import Utterance
+from mmjax.data.sources.scenes import VERSION
+from mmjax.errors import UserError
+
+FILE = 2048  # utterances
+
+
+class ScenesSpeechBuilder(tfds.core.ShardBasedBuilder):
+    """The sentences of mmjax.data.sources.scenes, spoken by espeak-ng at 8 kHz, in the order of the examples."""
+
+    name = "scenes_speech"
+    VERSION = tfds.core.Version(VERSION)
+
+    def __init__(self, *, utterances: Mapping[str, list[Utterance]], **kwargs: Any):
+        """`utterances` are what is said in each split, in order."""
+        super().__init__(file_format="array_record", **kwargs)
+        self._utterances = utterances
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        speech = tfds.features.Tensor(shape=(None,), dtype=np.int16, encoding="bytes")
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=self.__doc__,
+            homepage="https://github.com/espeak-ng/espeak-ng",
+            features=tfds.features.FeaturesDict({"speech": speech}),
+            metadata=tfds.core.MetadataDict(),
+        )
+
+    def _download_and_prepare(self, dl_manager: Any, download_config: Any = None) -> None:
+        # Each file is spoken by a process of its own, so what it holds depends on nothing else.
+        self._pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
+        self._digest = hashlib.sha256()
+        total = sum(map(len, self._utterances.values()))
+        with tqdm(
+            desc="speaking the scenes' sentences", total=total, unit=" sentences", mininterval=1
+        ) as self._progress:
+            try:
+                super()._download_and_prepare(dl_manager, download_config)
+            finally:
+                self._pool.shutdown(cancel_futures=True)
+        self.info.metadata["digest"] = self._digest.hexdigest()
+
+    def _shard_iterators_per_split(self, dl_manager: tfds.download.DownloadManager) -> Mapping[str, list[Callable]]:
+        return {
+            split: [
+                functools.partial(
+                    self._examples, start, self._pool.submit(speak, rows[start : start + FILE], self._said)
+                )
+                for start in range(0, len(rows), FILE)
+            ]
+            for split, rows in self._utterances.items()
+        }
+
+    def _said(self) -> None:
+        with self._progress.get_lock():
+            self._progress.update()
+
+    def _examples(self, start: int, recordings: concurrent.futures.Future) -> Iterator:
+        for row, samples in enumerate(recordings.result(), start):
+            self._digest.update(samples.tobytes())
+            yield row, {"speech": samples.astype(np.int16, copy=False)}
+
+
+def speak(utterances: list[Utterance], said: Callable[[], object]) -> list[np.ndarray]:
+    """int16[T] at 8 kHz for each utterance, the same whenever the whole list is the same; calls `said` after each."""
+    # -P keeps this folder's modules from being taken for others of the same name.
+    command = [sys.executable, "-P", espeak.__file__]
+    recordings: list[np.ndarray] = []
+    with tempfile.TemporaryFile() as request, tempfile.TemporaryFile() as errors:
+        request.write(json.dumps(utterances).encode())
+        request.seek(0)
+        with subprocess.Popen(command, stdin=request, stdout=subprocess.PIPE, stderr=errors) as process:
+            assert process.stdout is not None
+            while header := process.stdout.read(4):
+                recordings.append(np.frombuffer(process.stdout.read(2 * int.from_bytes(header, "little")), "<i2"))
+                said()
+        errors.seek(0)
+        reason = errors.read().decode(errors="replace").strip().rpartition("\n")[2]
+    if process.returncode or len(recordings) != len(utterances):
+        raise UserError(
+            f"espeak-ng ended with code {process.returncode} ({reason}): scenes need it unless speech=false"
+        )
+    return recordings

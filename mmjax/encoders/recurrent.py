@@ -1,0 +1,146 @@
+"""Recurrent networks."""
+
+from typing import Literal
+
+import chz
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from mmjax.encoders.base import Encoder, Intermediates, expect
+from mmjax.errors import UserError
+from mmjax.layers.linear import Embedding, Linear
+from mmjax.layers.norm import Norm, dropout
+from mmjax.layers.patches import cut_sequence, reshape
+from mmjax.layers.settings import Settings
+from mmjax.sharding.rules import Rules
+from mmjax.types import Feature, Spectrum, Text, Tokens
+
+
+@chz.chz
+class Recurrent(Encoder):
+    """Bidirectional GRU (Cho et al. 2014) or LSTM (Hochreiter & Schmidhuber 1997) over text or log-mel frames."""
+
+    cell: Literal["gru", "lstm"] = chz.field(default="gru", doc="kind of cell")
+    depth: int = chz.field(default=1, doc="layers")
+    patch: int = chz.field(default=2, doc="consecutive frames read as one step (of a spectrum)")
+
+    def build(self, feature: Feature, settings: Settings, rngs: nnx.Rngs) -> "RecurrentEncoder":
+        expect(self, feature, Text, Spectrum)
+        if settings.width % 2:
+            raise UserError(f"Recurrent needs an even model.width for its two directions, not {settings.width}")
+        return RecurrentEncoder(self, feature, settings, rngs)
+
+
+class GRUCell(nnx.Module):
+    """h' = (1 - z) n + z h with n = tanh(W x + r * (U h)), gates z and r sigmoids of x and h."""
+
+    GATES = 3
+
+    def __init__(self, width: int, *, rules: Rules, rngs: nnx.Rngs):
+        self.recur = Linear((width, 3, width), ("embed", None, None), bias=True, rules=rules, rngs=rngs)
+
+    def start(self, like: Float[Array, "B D"]) -> Float[Array, "B D"]:
+        return jnp.zeros_like(like)
+
+    def __call__(self, state: Float[Array, "B D"], inputs: Float[Array, "B 3 D"]) -> Float[Array, "B D"]:
+        hidden = self.recur(state)
+        reset = jax.nn.sigmoid(inputs[:, 0] + hidden[:, 0])
+        update = jax.nn.sigmoid(inputs[:, 1] + hidden[:, 1])
+        candidate = jnp.tanh(inputs[:, 2] + reset * hidden[:, 2])
+        return (1 - update) * candidate + update * state
+
+    def output(self, state: Float[Array, "B D"]) -> Float[Array, "B D"]:
+        return state
+
+
+class LSTMCell(nnx.Module):
+    """c' = f c + i g and h' = o tanh(c'), gates i, f, o sigmoids and g a tanh of x and h; the forget gate starts open."""
+
+    GATES = 4
+
+    def __init__(self, width: int, *, rules: Rules, rngs: nnx.Rngs):
+        self.recur = Linear((width, 4, width), ("embed", None, None), bias=True, rules=rules, rngs=rngs)
+
+    def start(self, like: Float[Array, "B D"]) -> tuple[Float[Array, "B D"], Float[Array, "B D"]]:
+        return jnp.zeros_like(like), jnp.zeros_like(like)
+
+    def __call__(
+        self, state: tuple[Float[Array, "B D"], Float[Array, "B D"]], inputs: Float[Array, "B 4 D"]
+    ) -> tuple[Float[Array, "B D"], Float[Array, "B D"]]:
+        memory, hidden = state
+        gates = inputs + self.recur(hidden)
+        write, forget, output = (jax.nn.sigmoid(gates[:, gate] + start) for gate, start in ((0, 0.0), (1, 1.0), (2, 0.0)))
+        memory = forget * memory + write * jnp.tanh(gates[:, 3])
+        return memory, output * jnp.tanh(memory)
+
+    def output(self, state: tuple[Float[Array, "B D"], Float[Array, "B D"]]) -> Float[Array, "B D"]:
+        return state[1]
+
+
+CELLS = {"gru": GRUCell, "lstm": LSTMCell}
+
+
+class RecurrentLayer(nnx.Module):
+    """One direction over time: the state stands still where the mask is false."""
+
+    def __init__(self, inputs: int, width: int, cell: str, reverse: bool, *, rules: Rules, rngs: nnx.Rngs):
+        kind = CELLS[cell]
+        self.read = Linear((inputs, kind.GATES, width), ("embed", None, None), bias=True, rules=rules, rngs=rngs)
+        self.cell = kind(width, rules=rules, rngs=rngs)
+        self.reverse = reverse
+
+    def __call__(self, x: Float[Array, "B N C"], mask: Bool[Array, "B N"]) -> Float[Array, "B N D"]:
+        inputs = jnp.swapaxes(self.read(x), 0, 1)
+
+        def step(state, now):
+            gates, real = now
+            following = self.cell(state, gates)
+            state = jax.tree.map(lambda new, old: jnp.where(real[:, None], new, old), following, state)
+            return state, self.cell.output(state)
+
+        start = self.cell.start(inputs[0, :, 0])
+        _, outputs = jax.lax.scan(step, start, (inputs, jnp.swapaxes(mask, 0, 1)), reverse=self.reverse)
+        return jnp.swapaxes(outputs, 0, 1)
+
+
+class RecurrentEncoder(nnx.Module):
+    """Embedding or frame patches -> bidirectional layers -> norm and projection; one token a step."""
+
+    def __init__(self, config: Recurrent, feature: Text | Spectrum, settings: Settings, rngs: nnx.Rngs):
+        rules, width = settings.rules, settings.width
+        self.patch, self.seconds, self.dtype = config.patch, None, settings.dtype
+        if isinstance(feature, Text):
+            self.embed = Embedding(feature.vocabulary, width, rules=rules, rngs=rngs)
+        else:
+            self.seconds = feature.seconds
+            self.embed = Linear((config.patch * feature.bands, width), (None, "embed"), bias=True, rules=rules, rngs=rngs)
+        self.forward, self.backward, self.norms = nnx.List(), nnx.List(), nnx.List()
+        for _ in range(config.depth):
+            for direction, reverse in ((self.forward, False), (self.backward, True)):
+                direction.append(RecurrentLayer(width, width // 2, config.cell, reverse, rules=rules, rngs=rngs))
+            self.norms.append(Norm(width, rules=rules, rngs=rngs))
+        self.project = Linear((width, width), (None, "embed"), rules=rules, rngs=rngs)
+        self.rate, self.rules = settings.dropout, rules
+
+    def __call__(
+        self, values: Array, mask: Bool[Array, "B N"], key: jax.Array | None
+    ) -> tuple[Tokens, Intermediates]:
+        time = None
+        if self.seconds is None:
+            x = self.embed(values, self.dtype)
+        else:
+            steps = values.shape[1] // self.patch
+            whole = steps * self.patch
+            mask = cut_sequence(mask[:, :whole], self.patch, rules=self.rules).any(2)
+            patches = reshape(values[:, :whole], steps, self.patch * values.shape[2], rules=self.rules)
+            x = self.embed(patches.astype(self.dtype))
+            time = (jnp.arange(x.shape[1]) + 0.5) * self.patch * self.seconds + jnp.zeros_like(x[..., 0], jnp.float32)
+        layers = {}
+        keys = [None] * len(self.norms) if key is None else jax.random.split(key, len(self.norms))
+        for index, (forward, backward, norm) in enumerate(zip(self.forward, self.backward, self.norms, strict=True)):
+            both = norm(jnp.concatenate([forward(x, mask), backward(x, mask)], -1))
+            x = both if index == 0 else x + dropout(both, self.rate, keys[index])
+            layers[f"layer{index}"] = x
+        return Tokens(self.project(x), mask, time), layers

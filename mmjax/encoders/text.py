@@ -1,0 +1,53 @@
+"""Text transformer."""
+
+import chz
+import jax
+from flax import nnx
+from jaxtyping import Array, Bool, Int
+
+from mmjax.encoders.base import Encoder, Intermediates, expect, expect_heads
+from mmjax.layers.attention import Block
+from mmjax.layers.linear import Embedding
+from mmjax.layers.norm import Norm
+from mmjax.layers.position import make_position
+from mmjax.layers.settings import Settings
+from mmjax.layers.stack import Stack
+from mmjax.types import Feature, Text, Tokens
+
+
+@chz.chz
+class TextTransformer(Encoder):
+    """Bidirectional transformer over token ids (Devlin et al. 2019)."""
+
+    depth: int = chz.field(default=4, doc="transformer blocks")
+    heads: int = chz.field(default=4, doc="attention heads")
+
+    def build(self, feature: Feature, settings: Settings, rngs: nnx.Rngs) -> "TextEncoder":
+        expect(self, feature, Text)
+        expect_heads("TextTransformer.heads", settings.width, self.heads)
+        return TextEncoder(self, feature, settings, rngs)
+
+
+class TextEncoder(nnx.Module):
+    """Token embedding and learned position -> transformer -> norm."""
+
+    def __init__(self, config: TextTransformer, feature: Text, settings: Settings, rngs: nnx.Rngs):
+        rules, width = settings.rules, settings.width
+        self.embed = Embedding(feature.vocabulary, width, rules=rules, rngs=rngs)
+        self.position = make_position((feature.length, width), rules=rules, rngs=rngs)
+        self.stack = Stack(
+            lambda rngs: Block(width, config.heads, rate=settings.dropout, rules=rules, rngs=rngs),
+            config.depth,
+            remat=settings.remat,
+            unroll=settings.unroll,
+            rngs=rngs,
+        )
+        self.norm = Norm(width, rules=rules, rngs=rngs)
+        self.dtype = settings.dtype
+
+    def __call__(
+        self, values: Int[Array, "B N"], mask: Bool[Array, "B N"], key: jax.Array | None
+    ) -> tuple[Tokens, Intermediates]:
+        x = self.embed(values, self.dtype) + self.position[...].astype(self.dtype)
+        x, layers = self.stack(x, mask, key=key)
+        return Tokens(self.norm(x), mask), {"layers": layers}

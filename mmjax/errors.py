@@ -1,0 +1,13 @@
+"""Errors that are the user's to mend."""
+
+
+class UserError(Exception):
+    """A mistake in a command, a configuration, a data file or a checkpoint; its text is one sentence that says how to mend it."""
+
+
+class Preempted(Exception):
+    """A run that was asked to stop has saved a checkpoint and stopped; the same command resumes it."""
+
+
+class Diverged(Exception):
+    """A run whose loss or gradients stayed without a finite value; its text says where to look."""

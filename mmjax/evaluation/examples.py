@@ -1,0 +1,60 @@
+"""Examples with their predictions, as the report shows them."""
+
+import numpy as np
+
+from mmjax.data.inputs import Sentence
+from mmjax.data.loader import Data, HostBatch
+from mmjax.evaluation.report import Example, Prediction
+from mmjax.types import Image, Label, Quantity, Spectrum
+
+Predictions = dict[str, dict[str, np.ndarray]]
+
+
+def show_examples(data: Data, host: HostBatch, predictions: Predictions, count: int = 12) -> list[Example]:
+    """The first examples of a batch: what went in, and what every output said beside what is true.
+
+    `predictions` are those of the whole global batch, of which the host holds some rows.
+    """
+    places = [place for place, real in enumerate(host.real) if real][:count]
+    return [_show(data, host, predictions, place) for place in places]
+
+
+def _show(data: Data, host: HostBatch, predictions: Predictions, place: int) -> Example:
+    images, texts, spectra = {}, {}, {}
+    row = int(host.rows[place])
+    for name, input in data.inputs.items():
+        if not host.batch.present[name][place]:
+            continue
+        values = host.batch.values[name][place]
+        match input.feature:
+            case Image():
+                images[name] = values
+            case Spectrum():
+                spectra[name] = values[host.batch.mask[name][place]]
+        if isinstance(input, Sentence):
+            texts[name] = input.decode(values[host.batch.mask[name][place]])
+    shown = [item for output in predictions for item in _judge(data, host, place, row, output, predictions[output])]
+    return Example(host.ids[row], images, texts, spectra, shown)
+
+
+def _judge(
+    data: Data, host: HostBatch, place: int, row: int, output: str, predicted: dict[str, np.ndarray]
+) -> list[Prediction]:
+    """What one output said of one example, slot by slot. Outputs are shown beside the feature of their own name."""
+    if output not in data.inputs or not host.batch.present[output][place]:
+        return []
+    feature, truths = data.inputs[output].feature, host.batch.values[output][place]
+    slots = np.flatnonzero(host.batch.mask[output][place]) if output in host.batch.mask else []
+    result = []
+    for slot in slots:
+        title = output if len(slots) == 1 else f"{output} {slot + 1}"
+        if isinstance(feature, Label) and "probabilities" in predicted:
+            probabilities = predicted["probabilities"][row, slot]
+            best = int(probabilities.argmax())
+            names = feature.names
+            result.append(Prediction(title, names[truths[slot]], names[best], float(probabilities[best])))
+        elif isinstance(feature, Quantity) and "mean" in predicted:
+            mean, deviation = predicted["mean"][row, slot], predicted["deviation"][row, slot]
+            said = ", ".join(f"{m:.2f} ± {d:.2f}" for m, d in zip(mean, deviation, strict=True))
+            result.append(Prediction(title, ", ".join(f"{x:.2f}" for x in truths[slot]), said, exact=False))
+    return result

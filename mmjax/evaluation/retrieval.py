@@ -1,0 +1,82 @@
+"""Retrieval between two sets of embeddings: for each item of one, how high does its counterpart rank in the other."""
+
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+RECALLS = (1, 5, 10)
+# Similarities held at a time: 64 MiB of float32, whatever the size of the gallery.
+CHUNK_ELEMENTS = 1 << 24
+
+
+def ranks(
+    queries: Float[np.ndarray, "N D"],
+    gallery: Float[np.ndarray, "N D"],
+    query_present: Bool[np.ndarray, "N"] | None = None,
+    gallery_present: Bool[np.ndarray, "N"] | None = None,
+    ids: Any = None,
+) -> Int[np.ndarray, "Q"]:
+    """The rank, from 1, of each query's best match in the gallery by inner product (of unit vectors: by cosine).
+
+    Row i of `gallery` is a match of row i of `queries`; with `ids` (N strings or numbers, e.g. the sentences) so is
+    every row of the same id, and the best of them counts. All rows that are present stand in the gallery, those whose
+    query is absent too; queries without a match present are left out, so Q <= N.
+
+    Ties are counted against the query: what is as similar as the match, or not comparable with it (NaN), ranks before
+    it. A model that gives everything the same embedding is thus last everywhere and not first.
+    """
+    present = np.ones(len(queries), bool)
+    rows = np.flatnonzero(present if gallery_present is None else gallery_present)
+    names = np.arange(len(queries)) if ids is None else np.unique(np.asarray(ids), return_inverse=True)[1]
+    # The rows of one name lie together in `order`.
+    order = np.argsort(names[rows], kind="stable")
+    starts, ends = (np.searchsorted(names[rows], names, side=side, sorter=order) for side in ("left", "right"))
+    answerable = np.flatnonzero((present if query_present is None else query_present) & (ends > starts))
+    # Equal vectors become one column, because a matrix product may round equal columns differently: ties stay ties.
+    columns, column = np.unique(gallery[rows], axis=0, return_inverse=True)
+    distinct = len(columns) == len(rows)
+    columns = gallery[rows] if distinct else columns
+
+    result = np.empty(len(answerable), np.int64)
+    chunk = max(1, CHUNK_ELEMENTS // max(1, len(rows)))
+    for begin in range(0, len(answerable), chunk):
+        asked = answerable[begin : begin + chunk]
+        with np.errstate(invalid="ignore"):
+            similarity = queries[asked] @ columns.T
+        if not distinct:
+            similarity = similarity[:, column]
+        # Every match of every query asked, one after the other; `first` is where a query's own begin.
+        matches = ends[asked] - starts[asked]
+        first = np.cumsum(matches) - matches
+        turn = np.arange(matches.sum()) - np.repeat(first, matches)
+        matched = similarity[np.repeat(np.arange(len(asked)), matches), order[np.repeat(starts[asked], matches) + turn]]
+        best = np.maximum.reduceat(matched, first)
+        behind = np.count_nonzero(similarity < best[:, None], axis=1)
+        matches_behind = np.add.reduceat(matched < np.repeat(best, matches), first, dtype=np.int64)
+        result[begin : begin + chunk] = 1 + (len(rows) - behind) - (matches - matches_behind)
+    return result
+
+
+def retrieval_metrics(
+    first: Float[np.ndarray, "N D"],
+    second: Float[np.ndarray, "N D"],
+    first_present: Bool[np.ndarray, "N"] | None = None,
+    second_present: Bool[np.ndarray, "N"] | None = None,
+    *,
+    ids: Any = None,
+    names: tuple[str, str] = ("first", "second"),
+) -> dict[str, float]:
+    """Recall at 1, 5, 10 and the median rank, both ways, over the whole gallery (see `ranks`).
+
+    Keys are "image_to_text_recall@1", ..., "text_to_image_median_rank" for `names` image and text; the values are NaN
+    where no pair is present.
+    """
+    metrics: dict[str, float] = {}
+    there = ranks(first, second, first_present, second_present, ids)
+    back = ranks(second, first, second_present, first_present, ids)
+    for (source, target), found in zip((names, names[::-1]), (there, back), strict=True):
+        for k in RECALLS:
+            metrics[f"{source}_to_{target}_recall@{k}"] = float((found <= k).mean()) if len(found) else float("nan")
+        metrics[f"{source}_to_{target}_median_rank"] = float(np.median(found)) if len(found) else float("nan")
+    return metrics

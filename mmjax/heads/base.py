@@ -1,0 +1,48 @@
+"""What every output is: a configuration that builds a module with a loss and a prediction."""
+
+import abc
+from typing import Protocol
+
+import chz
+import jax
+from flax import nnx
+from jaxtyping import Array, Float
+
+from mmjax.errors import UserError
+from mmjax.layers.settings import Settings
+from mmjax.types import Average, Batch, Feature, Fused, Metrics
+
+
+class OutputModule(Protocol):
+    """A built output."""
+
+    def weight(self, batch: Batch) -> Float[Array, ""]:
+        """How much the examples of the batch weigh in the loss together: the `weight` its loss will have. Needs no forward pass."""
+        ...
+
+    def loss(self, fused: Fused, batch: Batch, key: jax.Array | None) -> tuple[Average, Metrics]:
+        """The loss over examples whose target is present, as an average, and other averages worth watching."""
+        ...
+
+    def predict(self, fused: Fused, key: jax.Array | None) -> dict[str, Array]:
+        """What the output says of each example, as arrays whose first dimension is B."""
+        ...
+
+
+@chz.chz
+class Output(abc.ABC):
+    """Configuration of an output. `weight` is its share of the total loss."""
+
+    weight: float = chz.field(default=1.0, doc="factor of this loss in the total")
+
+    @abc.abstractmethod
+    def build(self, features: dict[str, Feature], settings: Settings, rngs: nnx.Rngs) -> OutputModule:
+        """The module. Raises UserError where the features lack what it needs."""
+
+
+def find_feature(key: str, name: str, features: dict[str, Feature], kind: type | None = None) -> Feature:
+    """The feature of that name. Raises UserError naming the ones that would do."""
+    able = [other for other, feature in features.items() if kind is None or isinstance(feature, kind)]
+    if name not in able:
+        raise UserError(f"{key}={name} is not among the features it can be: {', '.join(able) or 'none'}")
+    return features[name]

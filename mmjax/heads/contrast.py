@@ -1,0 +1,97 @@
+"""Contrastive alignment of two modalities."""
+
+import math
+from typing import Literal
+
+import chz
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from mmjax.heads.base import Output, find_feature
+from mmjax.layers.attention import AttentionPool
+from mmjax.layers.linear import Linear, make_parameter
+from mmjax.layers.settings import Settings
+from mmjax.types import Average, Batch, Feature, Fused, Metrics, Tokens
+
+
+@chz.chz
+class Contrast(Output):
+    """Pulls the embeddings of an example's two modalities together and apart from the rest of the global batch.
+
+    "siglip" judges every pair by itself (Zhai et al. 2023); "infonce" picks the partner among all by softmax, both ways
+    (van den Oord et al. 2018; Radford et al. 2021). The temperature is learned.
+    """
+
+    first: str = chz.field(doc="one modality")
+    second: str = chz.field(doc="the other")
+    kind: Literal["siglip", "infonce"] = chz.field(default="siglip", doc="the loss")
+    size: int = chz.field(default=128, doc="numbers in an embedding")
+    heads: int = chz.field(default=4, doc="attention heads of the pooling")
+
+    def build(self, features: dict[str, Feature], settings: Settings, rngs: nnx.Rngs) -> "ContrastHead":
+        for key, name in (("Contrast.first", self.first), ("Contrast.second", self.second)):
+            find_feature(key, name, features)
+        return ContrastHead(self, settings, rngs)
+
+
+class ContrastHead(nnx.Module):
+    """Each modality's own tokens -> attention pooling -> unit embeddings Float[B E]; similarities in float32."""
+
+    def __init__(self, config: Contrast, settings: Settings, rngs: nnx.Rngs):
+        rules, width = settings.rules, settings.width
+        self.pools = nnx.List([AttentionPool(width, config.heads, rules=rules, rngs=rngs) for _ in range(2)])
+        shape = (width, config.size)
+        self.projections = nnx.List([Linear(shape, ("embed", None), rules=rules, rngs=rngs) for _ in range(2)])
+        start, bias = (math.log(10.0), -10.0) if config.kind == "siglip" else (math.log(1 / 0.07), 0.0)
+        constant = jax.nn.initializers.constant
+        self.temperature = make_parameter(constant(start), (), (), rules=rules, rngs=rngs)
+        self.bias = make_parameter(constant(bias), (), (), rules=rules, rngs=rngs) if config.kind == "siglip" else None
+        self.names, self.kind, self.rules = (config.first, config.second), config.kind, rules
+
+    def embed(self, side: int, tokens: Tokens) -> Float[Array, "B E"]:
+        """Unit embeddings of the first (0) or second (1) modality; zero where it is absent."""
+        x = self.projections[side](self.pools[side](tokens.values, tokens.mask)).astype(jnp.float32)
+        return x * jax.lax.rsqrt(jnp.sum(jnp.square(x), -1, keepdims=True) + 1e-12)
+
+    def _there(self, batch: Batch) -> Bool[Array, "B"]:
+        return batch.present[self.names[0]] & batch.present[self.names[1]]
+
+    def weight(self, batch: Batch) -> Float[Array, ""]:
+        return self._there(batch).astype(jnp.float32).sum()
+
+    def loss(self, fused: Fused, batch: Batch, key: jax.Array | None) -> tuple[Average, Metrics]:
+        there = self._there(batch)
+        first, second = (self.embed(side, fused.unimodal[name]) for side, name in enumerate(self.names))
+        everyone = jax.sharding.reshard(second, self.rules.spec(None, None))
+        logits = jnp.einsum("be,ce->bc", first, everyone, out_sharding=self.rules.spec("batch", None))
+        scale = jnp.exp(jnp.minimum(self.temperature[...], math.log(100.0)))
+        columns = jax.sharding.reshard(there, self.rules.spec(None))
+        same = jax.nn.one_hot(jnp.arange(there.shape[0]), there.shape[0], dtype=bool)
+        same = jax.sharding.reshard(same, self.rules.spec("batch", None))
+        if self.kind == "siglip":
+            losses = self._siglip(scale * logits + self.bias[...], same, columns)
+        else:
+            losses = self._infonce(scale * logits, same, columns)
+        loss = Average.of(losses, there)
+        right = jnp.where(columns, logits, -jnp.inf).argmax(1) == jax.sharding.reshard(
+            jnp.arange(there.shape[0]), self.rules.spec("batch")
+        )
+        metrics = {"batch_accuracy": Average.of(right.astype(jnp.float32), there)}
+        return loss, {"loss": loss, **metrics}
+
+    def _siglip(self, logits: Float[Array, "B C"], same: Bool[Array, "B C"], columns: Bool[Array, "C"]):
+        """Sum over partners of -log sigmoid(+-logit), per row."""
+        losses = -jax.nn.log_sigmoid(jnp.where(same, logits, -logits))
+        return jnp.where(columns, losses, 0).sum(1)
+
+    def _infonce(self, logits: Float[Array, "B C"], same: Bool[Array, "B C"], columns: Bool[Array, "C"]):
+        """Mean of the two cross-entropies, of a row among columns and of its partner's column among rows, per row."""
+        rows = jax.sharding.reshard(columns, self.rules.spec("batch"))
+        by_row = jax.nn.log_softmax(jnp.where(columns[None, :], logits, -1e9), 1)
+        by_column = jax.nn.log_softmax(jnp.where(rows[:, None], logits, -1e9), 0)
+        return -jnp.where(same, by_row + by_column, 0).sum(1) / 2
+
+    def predict(self, fused: Fused, key: jax.Array | None) -> dict[str, Array]:
+        return {name: self.embed(side, fused.unimodal[name]) for side, name in enumerate(self.names)}

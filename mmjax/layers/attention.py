@@ -1,0 +1,82 @@
+"""Multi-head attention over masked tokens, and pooling by attention."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from mmjax.layers.linear import Linear, make_parameter
+from mmjax.layers.mlp import MLP
+from mmjax.layers.norm import Norm, dropout
+from mmjax.sharding.rules import Rules
+
+
+class Attention(nnx.Module):
+    """Multi-head attention of x on a context (x itself by default), softmax in float32 (Vaswani et al. 2017, section 3.2).
+
+    Context tokens with a false mask are not seen; where a whole context is masked the result is zero.
+    """
+
+    def __init__(self, width: int, heads: int, *, rules: Rules, rngs: nnx.Rngs):
+        make = functools.partial(Linear, rules=rules, rngs=rngs)
+        head = width // heads
+        self.query, self.key, self.value = (make((width, heads, head), ("embed", "heads", None)) for _ in range(3))
+        self.out = make((heads, head, width), ("heads", None, "embed"), inputs=2)
+
+    def __call__(
+        self,
+        x: Float[Array, "B N D"],
+        context: Float[Array, "B M D"] | None = None,
+        mask: Bool[Array, "B M"] | None = None,
+    ) -> Float[Array, "B N D"]:
+        context = x if context is None else context
+        mixed = jax.nn.dot_product_attention(
+            self.query(x),
+            self.key(context),
+            self.value(context),
+            mask=None if mask is None else mask[:, None, None, :],
+        )
+        y = self.out(mixed)
+        return y if mask is None else jnp.where(mask.any(1)[:, None, None], y, 0)
+
+
+class Block(nnx.Module):
+    """Pre-norm transformer block: self-attention, then a perceptron, each on a residual branch (Xiong et al. 2020)."""
+
+    def __init__(self, width: int, heads: int, *, hidden: int | None = None, rate: float = 0.0, rules: Rules, rngs: nnx.Rngs):
+        self.attention_norm = Norm(width, rules=rules, rngs=rngs)
+        self.attention = Attention(width, heads, rules=rules, rngs=rngs)
+        self.mlp_norm = Norm(width, rules=rules, rngs=rngs)
+        self.mlp = MLP(width, hidden or 4 * width, rules=rules, rngs=rngs)
+        self.rate = rate
+
+    def __call__(
+        self, x: Float[Array, "B N D"], mask: Bool[Array, "B N"] | None, key: jax.Array | None
+    ) -> Float[Array, "B N D"]:
+        keys = (None, None) if key is None else jax.random.split(key)
+        x = x + dropout(self.attention(self.attention_norm(x), mask=mask), self.rate, keys[0])
+        return x + dropout(self.mlp(self.mlp_norm(x)), self.rate, keys[1])
+
+
+class AttentionPool(nnx.Module):
+    """One vector per example: a learned query attends to the tokens (the attention pooling head of Zhai et al. 2022)."""
+
+    def __init__(self, width: int, heads: int, *, rules: Rules, rngs: nnx.Rngs):
+        self.probe = make_parameter(jax.nn.initializers.normal(1.0), (1, width), (None, None), rules=rules, rngs=rngs)
+        self.norm = Norm(width, rules=rules, rngs=rngs)
+        self.attention = Attention(width, heads, rules=rules, rngs=rngs)
+        self.rules = rules
+
+    def __call__(self, x: Float[Array, "B N D"], mask: Bool[Array, "B N"]) -> Float[Array, "B D"]:
+        spec = self.rules.spec("batch", None, None)
+        query = jnp.broadcast_to(self.probe[...].astype(x.dtype), (x.shape[0], 1, x.shape[2]), out_sharding=spec)
+        return self.attention(query, self.norm(x), mask)[:, 0]
+
+
+def masked_mean(x: Float[Array, "B N D"], mask: Bool[Array, "B N"]) -> Float[Array, "B D"]:
+    """The mean of the tokens whose mask is true, summed in float32; zero where none is."""
+    weights = mask.astype(jnp.float32)
+    total = jnp.einsum("bnd,bn->bd", jnp.where(mask[..., None], x, 0).astype(jnp.float32), weights)
+    return (total / jnp.maximum(weights.sum(1, keepdims=True), 1)).astype(x.dtype)

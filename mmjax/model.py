@@ -1,0 +1,147 @@
+"""The whole model on one page: encoders -> fusion -> outputs."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import chz
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from mmjax.encoders import Encoder
+from mmjax.errors import UserError
+from mmjax.fusion import CrossAttention, Fusion
+from mmjax.heads import Output
+from mmjax.layers.settings import Settings
+from mmjax.layers.stack import Remat
+from mmjax.sharding.rules import Rules
+from mmjax.types import Average, Batch, Feature, Fused, Metrics, Tokens
+
+
+@chz.chz
+class Model:
+    """Configuration of a model: which encoder reads each modality, how they are fused, what comes out."""
+
+    encoders: Mapping[str, Encoder | None] = chz.field(doc="an encoder per modality; None leaves the modality out")
+    outputs: Mapping[str, Output | None] = chz.field(doc="heads by name; None leaves one out")
+    fusion: Fusion = chz.field(default=CrossAttention(), doc="how the modalities meet")
+    width: int = chz.field(default=128, doc="width D of the tokens")
+    dtype: Literal["float32", "bfloat16"] = chz.field(default="bfloat16", doc="of the computation; parameters are float32")
+    dropout: float = chz.field(default=0.0, doc="share of residual branches' entries dropped in training")
+    modality_dropout: float = chz.field(default=0.0, doc="chance in training that the fusion misses a modality")
+    remat: Remat = chz.field(default="none", doc="what the backward pass recomputes")
+    unroll: bool = chz.field(default=False, doc="compile blocks one by one: faster on a CPU, slower to compile")
+
+    @chz.validate
+    def _shares(self) -> None:
+        for key, share in (("dropout", self.dropout), ("modality_dropout", self.modality_dropout)):
+            if not 0 <= share < 1:
+                raise ValueError(f"{key}={share} must lie in [0, 1)")
+
+    def build(self, features: dict[str, Feature], *, rules: Rules, rngs: nnx.Rngs) -> "Multimodal":
+        """The model for these features. Raises UserError where a feature is missing or cannot be encoded so."""
+        settings = Settings(
+            width=self.width,
+            rules=rules,
+            dtype=jnp.dtype(self.dtype),
+            dropout=self.dropout,
+            remat=self.remat,
+            unroll=self.unroll,
+        )
+        encoders = {name: encoder for name, encoder in sorted(self.encoders.items()) if encoder is not None}
+        outputs = {name: output for name, output in sorted(self.outputs.items()) if output is not None}
+        for name in encoders:
+            if name not in features:
+                raise UserError(f"model.encoders.{name} has no data.inputs.{name} to read; there are {', '.join(features)}")
+        if not encoders or not outputs:
+            raise UserError("a model needs at least one of model.encoders and one of model.outputs")
+        return Multimodal(self, encoders, outputs, features, settings, rngs)
+
+
+class Multimodal(nnx.Module):
+    """Encoders -> fusion -> outputs. Every method is a pure function of the parameters, the batch and the key."""
+
+    def __init__(
+        self,
+        config: Model,
+        encoders: dict[str, Encoder],
+        outputs: dict[str, Output],
+        features: dict[str, Feature],
+        settings: Settings,
+        rngs: nnx.Rngs,
+    ):
+        readable = {name: feature for name, feature in features.items() if name in encoders or name not in config.encoders}
+        self.encoders = nnx.Dict({name: encoder.build(features[name], settings, rngs) for name, encoder in encoders.items()})
+        self.fusion = config.fusion.build(tuple(encoders), settings, rngs)
+        self.outputs = nnx.Dict({name: output.build(readable, settings, rngs) for name, output in outputs.items()})
+        self.weights = {name: output.weight for name, output in outputs.items()}
+        self.modality_dropout = config.modality_dropout
+
+    def encode(self, batch: Batch, key: jax.Array | None) -> tuple[dict[str, Tokens], dict[str, Any]]:
+        """Every modality's tokens. What an absent modality holds is replaced by zeros before anything is computed from it."""
+        streams, intermediates = {}, {}
+        keys = _split(key, len(self.encoders))
+        for (name, encoder), encoder_key in zip(self.encoders.items(), keys, strict=True):
+            values, present = batch.values[name], batch.present[name]
+            values = jnp.where(present.reshape(-1, *[1] * (values.ndim - 1)), values, 0)
+            mask = batch.mask[name] & present[:, None] if name in batch.mask else None
+            tokens, intermediates[name] = encoder(values, mask, encoder_key)
+            streams[name] = Tokens(tokens.values, tokens.mask & present[:, None], tokens.time)
+        return streams, intermediates
+
+    def __call__(self, batch: Batch, key: jax.Array | None = None) -> tuple[Fused, dict[str, Any]]:
+        """Fused features of a batch and all that was computed on the way. A key means training: dropout is on."""
+        encode_key, drop_key, fusion_key = _split(key, 3)
+        streams, intermediates = self.encode(batch, encode_key)
+        seen = streams if drop_key is None else drop_modalities(streams, self.modality_dropout, drop_key)
+        tokens, pooled, intermediates["fusion"] = self.fusion(seen, fusion_key)
+        return Fused(tokens, pooled, streams), intermediates
+
+    def weigh(self, batch: Batch) -> dict[str, Float[Array, ""]]:
+        """The weight of the batch in every output's loss."""
+        return {name: output.weight(batch) for name, output in self.outputs.items()}
+
+    def loss(
+        self, batch: Batch, key: jax.Array | None = None, weights: dict[str, Float[Array, ""]] | None = None
+    ) -> tuple[Float[Array, ""], Metrics]:
+        """The weighted sum of the outputs' losses, and all their averages as "output/metric".
+
+        `weights` are those of the whole batch where this is a part of it (gradient accumulation): parts' losses then add up.
+        """
+        forward_key, output_key = _split(key, 2)
+        fused, _ = self(batch, forward_key)
+        total, metrics = jnp.zeros((), jnp.float32), {}
+        for (name, output), loss_key in zip(self.outputs.items(), _split(output_key, len(self.outputs)), strict=True):
+            loss, details = output.loss(fused, batch, loss_key)
+            whole = loss.weight if weights is None else weights[name]
+            total = total + self.weights[name] * Average(loss.total, whole).value()
+            metrics |= {f"{name}/{detail}": average for detail, average in details.items()}
+        return total, metrics
+
+    def predict(self, batch: Batch, key: jax.Array | None = None) -> dict[str, dict[str, Array]]:
+        """Every output's predictions, without dropout."""
+        fused, _ = self(batch)
+        keys = _split(key, len(self.outputs))
+        return {
+            name: output.predict(fused, output_key)
+            for (name, output), output_key in zip(self.outputs.items(), keys, strict=True)
+        }
+
+
+def drop_modalities(streams: dict[str, Tokens], rate: float, key: jax.Array) -> dict[str, Tokens]:
+    """Hide each modality of each example with chance `rate`, but never the last one it has."""
+    if rate == 0 or len(streams) == 1:
+        return streams
+    there = jnp.stack([tokens.mask.any(1) for tokens in streams.values()], 1)
+    draw = jax.random.uniform(key, there.shape, out_sharding=jax.typeof(there).sharding)
+    draw = jnp.where(there, draw, -1.0)
+    keep = (draw >= rate) | (draw >= draw.max(1, keepdims=True))
+    return {
+        name: Tokens(tokens.values, tokens.mask & keep[:, index, None], tokens.time)
+        for index, (name, tokens) in enumerate(streams.items())
+    }
+
+
+def _split(key: jax.Array | None, count: int) -> list[jax.Array | None]:
+    return [None] * count if key is None else list(jax.random.split(key, count))

@@ -1,0 +1,161 @@
+"""How much arithmetic a model asks for, how much the machine could do, and the share of it that a run uses."""
+
+import functools
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+from jax.sharding import PartitionSpec
+
+# Dense bfloat16 FLOP/s of one JAX device by its `device_kind`; for GPUs by the longest start of it that is listed.
+# TPU: Google's page of each version (cloud.google.com/tpu/docs/v4 and so on), "peak compute per chip (BF16)". A TPU7x
+#   chip (2307 TFLOP/s) shows itself as two devices, one for each of its chiplets.
+# NVIDIA: the data sheets, half of each figure that is given "with sparsity". A100 312 (SXM, PCIe); H100 SXM 1979/2,
+#   PCIe 1513/2, NVL 1671/2; H200 SXM 1979/2, NVL 1671/2; B200 from HGX B200, 36 PFLOP/s with sparsity on 8 GPUs.
+PUBLISHED_PEAKS = {
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5": 459e12,
+    "TPU v5p": 459e12,
+    "TPU v6 lite": 918e12,
+    "TPU v6e": 918e12,
+    "TPU7x": 2307e12 / 2,
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100": 1979e12 / 2,
+    "NVIDIA H100 PCIe": 1513e12 / 2,
+    "NVIDIA H100 NVL": 1671e12 / 2,
+    "NVIDIA H200": 1979e12 / 2,
+    "NVIDIA H200 NVL": 1671e12 / 2,
+    "NVIDIA B200": 36e15 / 2 / 8,
+}
+MEASURE_SECONDS = 0.25
+
+
+def count_flops(function: Callable[..., Any], *arguments: Any) -> int:
+    """Model FLOPs of one call: those of its matrix products and convolutions, 2 M N K each, as its jaxpr asks for them.
+
+    `arguments` may be abstract (`jax.ShapeDtypeStruct`); nothing is compiled or run. The count is of the whole (global)
+    arrays. A scanned body counts as often as it runs, of a `cond` the costliest branch. A `while_loop` whose number of
+    turns only the run knows counts as one turn, and a kernel written by hand (`pallas_call`, `ffi_call`) as nothing.
+    Element-wise work, reductions, sorting and Fourier transforms are left out, as is the custom for model FLOPs. A
+    training step is taken as three times its forward pass (Chowdhery et al. 2022, "PaLM", appendix B); what
+    rematerialisation repeats is not the model's.
+    """
+    return _jaxpr_flops(jax.make_jaxpr(function)(*arguments).jaxpr)
+
+
+def _jaxpr_flops(jaxpr: Jaxpr) -> int:
+    return sum(_equation_flops(equation) for equation in jaxpr.eqns)
+
+
+def _equation_flops(equation: JaxprEqn) -> int:
+    parameters = equation.params
+    match equation.primitive.name:
+        case "dot_general":
+            (contracted, _), _ = parameters["dimension_numbers"]
+            shape = _shape(equation.invars[0])
+            return 2 * math.prod(_shape(equation.outvars[0])) * math.prod(shape[axis] for axis in contracted)
+        case "ragged_dot_general":
+            return _ragged_flops(equation)
+        case "conv_general_dilated":
+            return _convolution_flops(equation)
+        case "scan":
+            return parameters["length"] * _inner_flops(parameters["jaxpr"])
+        case "while":
+            return _inner_flops(parameters["cond_jaxpr"]) + _inner_flops(parameters["body_jaxpr"])
+        case "cond":
+            return max(_inner_flops(branch) for branch in parameters["branches"])
+        case "shard_map":
+            return _shards(parameters) * _inner_flops(parameters["jaxpr"])
+        case "pallas_call":
+            return 0
+    # jit, custom_jvp_call, custom_vjp_call, checkpoint and whatever else holds the computation it stands for.
+    return sum(_inner_flops(value) for value in parameters.values() if isinstance(value, Jaxpr | ClosedJaxpr))
+
+
+def _inner_flops(jaxpr: Jaxpr | ClosedJaxpr) -> int:
+    return _jaxpr_flops(jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr)
+
+
+def _shape(variable: Any) -> tuple[int, ...]:
+    return variable.aval.shape
+
+
+def _ragged_flops(equation: JaxprEqn) -> int:
+    """Every row of the left side meets the matrix of one group: 2 x left side x the right side's own dimensions."""
+    numbers = equation.params["ragged_dot_dimension_numbers"]
+    (_, contracted), (_, batch) = numbers.dot_dimension_numbers
+    left, right = _shape(equation.invars[0]), _shape(equation.invars[1])
+    shared = {*contracted, *batch, *numbers.rhs_group_dimensions}
+    return 2 * math.prod(left) * math.prod(size for axis, size in enumerate(right) if axis not in shared)
+
+
+def _convolution_flops(equation: JaxprEqn) -> int:
+    """2 x outputs x kernel size x input channels of a group. The zeros that a transposed convolution puts between its
+    inputs are no work; those that pad an edge count, as if the picture went on."""
+    parameters = equation.params
+    kernel = _shape(equation.invars[1])
+    _, inputs_axis, *spatial_axes = parameters["dimension_numbers"].rhs_spec
+    products = kernel[inputs_axis] * math.prod(kernel[axis] for axis in spatial_axes)
+    return 2 * math.prod(_shape(equation.outvars[0])) * products // math.prod(parameters["lhs_dilation"])
+
+
+def _shards(parameters: dict[str, Any]) -> int:
+    """On how many different shards the body of a shard_map runs. A mesh axis that splits no input repeats the work."""
+    mesh = parameters["mesh"]
+    specs = jax.tree.leaves(parameters["in_specs"], is_leaf=lambda spec: isinstance(spec, PartitionSpec))
+    axes = {axis for spec in specs for part in spec for axis in (part if isinstance(part, tuple) else (part,))}
+    return math.prod(size for axis, size in mesh.shape.items() if axis in axes)
+
+
+@functools.cache
+def peak_flops(dtype: Any = jnp.float32) -> tuple[float, str]:
+    """FLOP/s that one device of this process could do at best, and where that figure comes from.
+
+    Known accelerators: the published dense bfloat16 figure, whatever `dtype` is. Others, the CPU among them: the best
+    of several matrix products of `dtype` (less than half a second, once in a process and before anything else keeps the
+    machine busy). Simulated devices of a CPU share the host, so each has its part of what the host can do.
+    """
+    device = jax.local_devices()[0]
+    published = published_peak(device.device_kind)
+    if published is not None:
+        return published, f"published for {device.device_kind}, bfloat16"
+    cpu = device.platform == "cpu"
+    measured = _measure(device, dtype, size=1024 if cpu else 8192)
+    share = jax.local_device_count() if cpu else 1
+    return measured / share, f"measured on {device.device_kind}, {jnp.dtype(dtype).name}"
+
+
+def published_peak(device_kind: str) -> float | None:
+    """The published dense bfloat16 FLOP/s of a kind of device; None if it is unknown or only a slice of a GPU (MIG)."""
+    if device_kind.startswith("TPU") or "MIG" in device_kind:
+        return PUBLISHED_PEAKS.get(device_kind)
+    known = [start for start in PUBLISHED_PEAKS if device_kind.startswith(start)]
+    return PUBLISHED_PEAKS[max(known, key=len)] if known else None
+
+
+def _measure(device: jax.Device, dtype: Any, size: int) -> float:
+    """The best FLOP/s of matrix products of size x size on `device`."""
+    # A mesh of its own, because the mesh in force may be of other devices.
+    with jax.set_mesh(jax.sharding.Mesh([device], ("measured",))):
+        matrix = jnp.full((size, size), 1 / size, dtype)
+        multiply = jax.jit(jnp.matmul).lower(matrix, matrix).compile()
+        multiply(matrix, matrix).block_until_ready()
+        best = math.inf
+        end = time.perf_counter() + MEASURE_SECONDS
+        while (begin := time.perf_counter()) < end:
+            multiply(matrix, matrix).block_until_ready()
+            best = min(best, time.perf_counter() - begin)
+    return 2 * size**3 / best
+
+
+def utilisation(model_flops_per_step: float | int, seconds_per_step: float, peak: float | None = None) -> float:
+    """Model-FLOP utilisation: the share of `peak` FLOP/s (if None, of all devices together) that a run's steps use."""
+    if peak is None:
+        peak = peak_flops()[0] * jax.device_count()
+    return model_flops_per_step / seconds_per_step / peak

@@ -1,0 +1,96 @@
+"""Device meshes: what lies on this machine, one slice or several."""
+
+import math
+from collections.abc import Sequence
+
+import chz
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh
+
+from mmjax.errors import UserError
+from mmjax.sharding.rules import MESH_AXES, PRESETS, Rules
+
+
+@chz.chz
+class MeshShape:
+    """Devices along each mesh axis; one of them may be -1: what is left."""
+
+    replica: int = chz.field(default=1, doc="whole copies, one per slice of a multi-slice pod")
+    data: int = chz.field(default=-1, doc="data parallelism: the batch is split, parameters are copied")
+    fsdp: int = chz.field(default=1, doc="data parallelism with parameters and optimizer state split too")
+    seq: int = chz.field(default=1, doc="sequence parallelism")
+    tensor: int = chz.field(default=1, doc="tensor parallelism: heads and hidden units are split")
+
+    @chz.validate
+    def _sizes(self) -> None:
+        sizes = self.sizes
+        if any(size == 0 or size < -1 for size in sizes) or sizes.count(-1) > 1:
+            raise ValueError(f"mesh sizes are positive numbers and at most one -1, not {self.text}")
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Devices per axis in the order of `MESH_AXES`."""
+        return (self.replica, self.data, self.fsdp, self.seq, self.tensor)
+
+    @property
+    def text(self) -> str:
+        """The axes that are not 1, as they are written on a command line."""
+        pairs = zip(MESH_AXES, self.sizes, strict=True)
+        return " ".join(f"mesh.{axis}={size}" for axis, size in pairs if size != 1) or "one device"
+
+    def build(self, devices: Sequence[jax.Device] | None = None) -> Mesh:
+        """An explicit-mode mesh over `devices` (all of them by default). Raises UserError where the sizes cannot be had."""
+        devices = list(devices) if devices is not None else jax.devices()
+        sizes = self._resolve(len(devices))
+        count = math.prod(sizes)
+        if count < len(devices) and jax.process_count() > 1:
+            raise UserError(f"{self.text} uses {count} of {len(devices)} devices; with several processes set one axis to -1")
+        devices = devices[:count]
+        slices = len({getattr(device, "slice_index", 0) for device in devices})
+        if slices > 1:
+            return self._hybrid(sizes, devices, slices)
+        return jax.make_mesh(sizes, MESH_AXES, devices=devices, axis_types=(AxisType.Explicit,) * len(sizes))
+
+    def _resolve(self, available: int) -> tuple[int, ...]:
+        fixed = math.prod(size for size in self.sizes if size != -1)
+        if fixed > available:
+            raise UserError(f"{self.text} needs {fixed} devices and there are {available}; lower one of the mesh sizes")
+        if -1 in self.sizes and available % fixed:
+            raise UserError(f"{self.text} does not divide the {available} devices; choose sizes whose product does")
+        return tuple(available // fixed if size == -1 else size for size in self.sizes)
+
+    def _hybrid(self, sizes: tuple[int, ...], devices: list[jax.Device], slices: int) -> Mesh:
+        """A mesh over several slices, whose replica axis (else its data axis) crosses the slow network between them."""
+        from jax.experimental import mesh_utils
+
+        outer = [1] * len(sizes)
+        crossing = 0 if sizes[0] % slices == 0 else 1
+        if sizes[crossing] % slices:
+            raise UserError(f"{slices} slices must divide mesh.replica or mesh.data; set mesh.replica={slices}")
+        outer[crossing] = slices
+        inner = [size // out for size, out in zip(sizes, outer, strict=True)]
+        grid = mesh_utils.create_hybrid_device_mesh(inner, outer, devices=devices)
+        return Mesh(np.asarray(grid), MESH_AXES, axis_types=(AxisType.Explicit,) * len(sizes))
+
+
+def choose_rules(name: str, mesh: Mesh) -> Rules:
+    """The preset of that name. Raises UserError where it is unknown or leaves a mesh axis of several devices without work."""
+    if name not in PRESETS:
+        raise UserError(f"rules={name} is no preset; choose one of {', '.join(PRESETS)}")
+    rules = PRESETS[name]
+    for axis, size in mesh.shape.items():
+        if size > 1 and axis not in rules.axes():
+            able = [other for other, table in PRESETS.items() if axis in table.axes()]
+            mend = f"choose rules={' or '.join(able)}" if able else f"set mesh.{axis}=1"
+            raise UserError(f"mesh.{axis}={size} but rules={name} splits nothing over it; {mend}")
+    return rules
+
+
+def check_divides(rules: Rules, mesh: Mesh, **sizes: tuple[str, int]) -> None:
+    """Raise UserError where a dimension `key=(logical name, size)` is not divided by the mesh axes it lies on."""
+    for key, (name, size) in sizes.items():
+        axes = rules.spec(name)[0] or ()
+        parts = math.prod(mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes))
+        if size % parts:
+            raise UserError(f"{key.replace('__', '.')}={size} is not divided by the {parts} parts the mesh splits it into")

@@ -1,0 +1,293 @@
+"""The one training loop: restore -> (evaluate -> checkpoint -> batch -> step -> metrics)*."""
+
+import contextlib
+import functools
+import json
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import chz
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+
+from mmjax.data.loader import Data, Loader, Tally, chain
+from mmjax.data.place import Feed, Placed, rows_of
+from mmjax.errors import Diverged, Preempted
+from mmjax.evaluation.evaluator import Evaluator
+from mmjax.evaluation.examples import show_examples
+from mmjax.evaluation.report import write_report
+from mmjax.model import Multimodal
+from mmjax.profiling.flops import count_flops, peak_flops
+from mmjax.sharding.distributed import any_process, barrier, is_lead
+from mmjax.sharding.mesh import choose_rules
+from mmjax.sharding.rules import Rules
+from mmjax.training.checkpoint import Checkpoints
+from mmjax.training.data_errors import DataErrorsLog
+from mmjax.training.initialize import Initialize, initialize
+from mmjax.training.metrics import MetricsLog, parameters_digest, write_summary
+from mmjax.training.progress import Progress
+from mmjax.training.state import TrainState, build_model, init_state
+from mmjax.training.step import train_step
+from mmjax.types import Metrics
+
+if TYPE_CHECKING:
+    from mmjax.config import Experiment
+
+
+@chz.chz
+class Train:
+    """How long, in what portions, and how often something is looked at."""
+
+    steps: int = chz.field(default=1000, doc="steps in all")
+    batch_size: int = chz.field(default=64, doc="examples in a global batch")
+    log_every: int = chz.field(default=20, doc="steps between logged figures", metadata={"operational": True})
+    evaluate_every: int = chz.field(default=500, doc="steps between evaluations", metadata={"operational": True})
+    accumulate: int = chz.field(default=1, doc="parts a batch is worked through in, to save memory")
+    ema: float | None = chz.field(default=None, doc="decay of a moving average of the parameters, which is then evaluated")
+    stop_after_skipped: int = chz.field(default=10, doc="skipped steps in a row that end the run")
+    initialize: Initialize | None = chz.field(default=None, doc="start from another run's parameters")
+
+    @chz.validate
+    def _positive(self) -> None:
+        for name in ("steps", "batch_size", "log_every", "evaluate_every", "accumulate", "stop_after_skipped"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"accumulate={self.accumulate} must divide batch_size={self.batch_size}")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise ValueError(f"ema={self.ema} must lie between 0 and 1")
+
+
+def train(experiment: "Experiment") -> Path | None:
+    """Run an experiment to its end, from where its run directory stands, and return the path of its summary (None but in the lead process).
+
+    Raises UserError for what the user can mend, Preempted after a SIGTERM was answered with a checkpoint, and Diverged where
+    too many steps in a row were not finite.
+    """
+    mesh = experiment.mesh.build()
+    with jax.set_mesh(mesh):
+        with contextlib.ExitStack() as stack:
+            run = Run(experiment, choose_rules(experiment.rules, mesh), stack)
+            return run.finish(run.loop())
+
+
+class Run:
+    """A training in progress: what the loop's parts share."""
+
+    def __init__(self, experiment: "Experiment", rules: Rules, stack: contextlib.ExitStack):
+        from mmjax import config
+
+        self.experiment, self.rules, self.lead = experiment, rules, is_lead()
+        self.run_dir = Path(experiment.run_dir).expanduser()
+        self.preempted = stack.enter_context(_heed_sigterm())
+        self.sharding = NamedSharding(jax.sharding.get_mesh(), rules.spec("batch"))
+        size = experiment.train.batch_size
+        rows = rows_of(self.sharding, size)
+        rows_of(self.sharding, size // experiment.train.accumulate)
+        if self.lead:
+            config.claim(experiment, self.run_dir)
+        barrier("claimed")
+
+        self.data: Data = experiment.data.bind(experiment.data_dir, self.run_dir)
+        if self.lead:
+            self.data.save(self.run_dir)
+        self.loader = Loader(self.data, experiment.data_dir, "train", size, seed=experiment.seed, rows=rows)
+        self.evaluator = Evaluator(self.data, experiment.data_dir, size, sharding=self.sharding, rules=rules)
+        self.tally = Tally(experiment.data.max_bad_share)
+
+        self.checkpoints = stack.enter_context(
+            contextlib.closing(Checkpoints(self.run_dir, experiment.checkpoint, warn=self._say))
+        )
+        self.key, state, extra = self._start()
+        self.digest: str = extra.get("examples_digest", "")
+        self.start = int(state.step)
+        self.log = stack.enter_context(contextlib.closing(MetricsLog(self.run_dir, self.start, writer=self.lead)))
+        self.data_errors = DataErrorsLog(self.run_dir, self.start, writer=self.lead)
+        self.progress = Progress(experiment.train.steps, self.start, examples_per_step=size, enabled=self.lead)
+        stack.callback(self.progress.close)
+        self.state, self.waited = state, 0.0
+
+    def _say(self, line: str) -> None:
+        if self.lead:
+            print(line, file=sys.stderr, flush=True)
+
+    def _start(self) -> tuple[jax.Array, TrainState, dict[str, Any]]:
+        """The run's key, and the newest checkpoint's state or a fresh one. Builds the optimizer on the way."""
+        train, seed = self.experiment.train, self.experiment.seed
+        draw_key, key = jax.random.split(jax.random.key(seed))
+        build = functools.partial(
+            build_model, model=self.experiment.model, features=self.data.features, rules=self.rules
+        )
+        abstract_model = jax.eval_shape(build, draw_key)
+        self.optimizer = self.experiment.optimizer.build(train.steps, abstract_model)
+        begin = functools.partial(init_state, optimizer=self.optimizer, ema=train.ema is not None)
+        abstract = jax.eval_shape(begin, abstract_model)
+        restored = self.checkpoints.restore(abstract)
+        if restored is not None:
+            state, extra, step = restored
+            self._say(f"resuming {self.run_dir} at step {step}")
+            return key, state, extra
+        if train.initialize is None:
+            return key, jax.jit(lambda key: begin(build(key)))(draw_key), {}
+        model = initialize(jax.jit(build)(draw_key), train.initialize, say=self._say)
+        return key, jax.jit(begin)(model), {}
+
+    def loop(self) -> dict[str, float]:
+        """All steps that are left. Returns the final metrics."""
+        train = self.experiment.train
+        step_function = jax.jit(
+            functools.partial(
+                train_step,
+                optimizer=self.optimizer,
+                rules=self.rules,
+                accumulate=train.accumulate,
+                ema=train.ema,
+            ),
+            donate_argnums=0,
+        )
+        pending: list[Metrics] = []
+        evaluated: dict[str, float] = {}
+        with Feed(self.loader, self.sharding, self.start, train.steps) as feed:
+            for step in range(self.start, train.steps):
+                if step > self.start:
+                    evaluated = self._between_steps(step, evaluated)
+                placed = self._next(feed, pending)
+                if step == self.start:
+                    self._measure_work(placed)
+                self.state, metrics = step_function(self.state, placed.batch, self.key)
+                self._account(step, placed)
+                pending.append(metrics)
+                done = step + 1
+                if done % train.log_every == 0 or done in (self.start + 1, train.steps):
+                    self._log(done, pending)
+                    pending = []
+                    self._stop_if_asked(done)
+                elif jax.process_count() == 1:
+                    self._stop_if_asked(done)
+        return self._evaluate(train.steps, ("validation", "test"))
+
+    def _next(self, feed: Feed, pending: list[Metrics]) -> Placed:
+        """The next batch. At most two steps are on their way; the wait counts if the devices had run out of work by its end."""
+        if len(pending) > 1:
+            jax.block_until_ready(pending[-2])
+        placed = next(feed)
+        if pending and pending[-1]["loss"].total.is_ready():
+            self.waited += feed.last_wait
+        return placed
+
+    def _between_steps(self, step: int, evaluated: dict[str, float]) -> dict[str, float]:
+        """What is due after `step` steps: an evaluation, then a checkpoint. Returns the newest evaluation."""
+        if step % self.experiment.train.evaluate_every == 0:
+            evaluated = self._evaluate(step, ("validation",))
+        if step % self.experiment.checkpoint.every == 0:
+            self._save(step, evaluated)
+        return evaluated
+
+    def _account(self, step: int, placed: Placed) -> None:
+        """Remembers whose turn the step was, and what of it could not be read."""
+        self.digest = chain(self.digest, placed.host.ids)
+        if placed.host.errors:
+            self.data_errors.add(step, "train", placed.host.errors)
+        self.tally.add(placed.host)
+
+    def _log(self, step: int, pending: list[Metrics]) -> None:
+        """Writes the averages since the last line. Waits for the devices, once."""
+        fetched = jax.device_get(pending)
+        total = functools.reduce(lambda a, b: jax.tree.map(np.add, a, b), fetched)
+        values = {f"train/{name}": float(average.value()) for name, average in total.items()}
+        values["train/skipped"] = float(fetched[-1]["skipped"].value())
+        del values["train/skipped_in_a_row"]
+        rates = self.progress.update(step, values["train/loss"])
+        values["train/learning_rate"] = float(self.experiment.optimizer.rate(self.experiment.train.steps)(step - 1))
+        values["train/waited_seconds"] = self.waited
+        if rates is not None:
+            values |= rates.metrics()
+        self.log.write(step, values)
+        self.data_errors.flush()
+        self._stop_if_diverged(step, fetched)
+
+    def _measure_work(self, placed: Placed) -> None:
+        """Counts the model's FLOPs in a step, three forward passes' worth, and what the devices could do."""
+        forward = count_flops(lambda model, batch: model.loss(batch)[0], self.state.model, placed.batch)
+        self.progress.model_flops = 3 * forward
+        self.progress.peak = peak_flops(self.experiment.model.dtype)[0] * jax.device_count()
+
+    def _stop_if_diverged(self, step: int, fetched: list[Metrics]) -> None:
+        rows = [float(metrics["skipped_in_a_row"].value()) for metrics in fetched]
+        if max(rows) >= self.experiment.train.stop_after_skipped:
+            raise Diverged(
+                f"the loss or the gradients of {max(rows):.0f} steps in a row up to step {step} were not finite; lower "
+                f"optimizer.learning_rate, or look at train/gradient_norm in {self.run_dir / 'metrics.jsonl'}"
+            )
+
+    def _stop_if_asked(self, step: int) -> None:
+        """Answers a SIGTERM to any process with a checkpoint."""
+        if step < self.experiment.train.steps and any_process(self.preempted()):
+            self._save(step, {})
+            self.checkpoints.wait()
+            raise Preempted(f"stopped after step {step} with a checkpoint; the same command resumes")
+
+    def _evaluate(self, step: int, splits: tuple[str, ...]) -> dict[str, float]:
+        metrics: dict[str, float] = {}
+        with self.progress.pause():
+            for split in splits:
+                if split in self.data.source.splits:
+                    metrics |= self.evaluator.evaluate(self._averaged(), split)
+            self.log.write(step, metrics)
+        return metrics
+
+    def _averaged(self) -> Multimodal:
+        """The model that is judged: the moving average where there is one."""
+        return self.state.model if self.state.ema is None else self.state.ema
+
+    def _save(self, step: int, metrics: dict[str, float]) -> None:
+        with self.progress.pause():
+            extra = {"examples_digest": self.digest, "seconds": self.log.seconds}
+            self.checkpoints.save(step, self.state, extra, metrics)
+
+    def finish(self, metrics: dict[str, float]) -> Path | None:
+        """Saves the last checkpoint and writes summary and report."""
+        from mmjax import config
+
+        steps = self.experiment.train.steps
+        if self.start < steps:
+            self._save(steps, metrics)
+        self.checkpoints.wait()
+        digest = parameters_digest(self.state.model)
+        host, predictions = self.evaluator.first(self._averaged(), self.data.source.splits[-1])
+        if not self.lead:
+            return None
+        path = write_summary(
+            self.run_dir,
+            fingerprint=config.fingerprint(self.experiment),
+            step=steps,
+            seconds=self.log.seconds,
+            metrics=metrics,
+            parameters_digest=digest,
+            examples_digest=self.digest,
+        )
+        count = sum(leaf.size for leaf in jax.tree.leaves(self.state.model))
+        write_report(
+            self.run_dir,
+            json.loads((self.run_dir / config.FILE).read_text()),
+            self.log.history(),
+            json.loads(path.read_text()),
+            show_examples(self.data, host, predictions),
+            facts={"parameters": f"{count:,}", "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}"},
+        )
+        return path
+
+
+@contextlib.contextmanager
+def _heed_sigterm() -> Iterator[Callable[[], bool]]:
+    """While inside, SIGTERM does not kill: the function given tells whether it came."""
+    came: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: came.append(number))
+    try:
+        yield lambda: bool(came)
+    finally:
+        signal.signal(signal.SIGTERM, before)

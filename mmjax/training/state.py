@@ -1,0 +1,46 @@
+"""Everything a step reads and writes."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array, Int
+
+from mmjax.model import Model, Multimodal
+from mmjax.sharding.rules import Rules
+from mmjax.types import Feature
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """The whole state of a training. Random keys come from the seed and the step, so they are not state.
+
+    `ema` is an exponential moving average of the model, `skipped` counts steps whose loss or gradients were not finite, and
+    `skipped_in_a_row` those since the last good one. `critics` are adversaries, trained beside the model.
+    """
+
+    step: Int[Array, ""]
+    model: Multimodal
+    opt_state: optax.OptState
+    ema: Multimodal | None
+    skipped: Int[Array, ""]
+    skipped_in_a_row: Int[Array, ""]
+    critics: Any = None
+    critic_opt_state: Any = None
+
+
+def build_model(key: jax.Array, model: Model, features: dict[str, Feature], rules: Rules) -> Multimodal:
+    """A freshly drawn model; call it under `jit` on the mesh and it is born sharded."""
+    return model.build(features, rules=rules, rngs=nnx.Rngs(key))
+
+
+def init_state(model: Multimodal, optimizer: optax.GradientTransformation, ema: bool) -> TrainState:
+    """The state before the first step, for a model just drawn or loaded."""
+    zero = jnp.zeros((), jnp.int32)
+    # The average starts as a copy: the model's own buffers are given away at every step.
+    average = jax.tree.map(jnp.copy, model) if ema else None
+    return TrainState(zero, model, optimizer.init(model), average, zero, zero)

@@ -1,0 +1,115 @@
+"""What passes between the rooms: a batch, tokens, fused tokens, averages; and the static description of a feature."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """Global batch of B examples: plain arrays by feature (modality or target) name.
+
+    `values[name]` is one of
+      an image     Float[B H W C] in [0, 1]
+      a text       Int[B N]          token ids
+      a spectrum   Float[B T M]      log-mel frames
+      a label      Int[B S]          S answers from the same classes
+      a quantity   Float[B S Q]      S vectors of Q numbers
+    `mask[name]` says which of the N, T or S places are real (every feature but images has one) and `present[name]` whether the
+    example has the feature at all. Values where `present` is false mean nothing and must not reach any output.
+    """
+
+    values: dict[str, Array]
+    mask: dict[str, Bool[Array, "B N"]]
+    present: dict[str, Bool[Array, "B"]]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Tokens:
+    """A sequence of feature vectors: values, which of them are real, and when (seconds) each lies on the example's clock."""
+
+    values: Float[Array, "B N D"]
+    mask: Bool[Array, "B N"]
+    time: Float[Array, "B N"] | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Fused:
+    """What outputs read: the fused tokens, their summary, and every modality's own tokens from before the fusion."""
+
+    tokens: Tokens
+    pooled: Float[Array, "B D"]
+    unimodal: dict[str, Tokens]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Average:
+    """A weighted mean kept as its two sums, so that averages of parts add up to the average of the whole."""
+
+    total: Float[Array, ""]
+    weight: Float[Array, ""]
+
+    @classmethod
+    def of(cls, values: Float[Array, "..."], weights: Any) -> "Average":
+        """The average of `values` under `weights` (booleans or floats that broadcast to them); weight 0 silences NaN."""
+        weights = jnp.broadcast_to(jnp.asarray(weights, jnp.float32), values.shape)
+        return cls(jnp.sum(jnp.where(weights != 0, values.astype(jnp.float32), 0) * weights), jnp.sum(weights))
+
+    def value(self) -> Float[Array, ""]:
+        """total / weight; 0 where nothing was weighed."""
+        return self.total / jnp.where(self.weight == 0, 1, self.weight)
+
+
+Metrics = dict[str, Average]
+
+
+@dataclasses.dataclass(frozen=True)
+class Image:
+    """Pictures of height x width pixels and C channels, as Float[B H W C] in [0, 1]."""
+
+    height: int
+    width: int
+    channels: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """Token ids Int[B N] below `vocabulary`, at most `length` of them. Id 0 is padding."""
+
+    length: int
+    vocabulary: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Spectrum:
+    """Log-mel frames Float[B T M]: at most `frames` of `bands` bands, one every `seconds`."""
+
+    frames: int
+    bands: int
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Label:
+    """`slots` answers, each one of `names`, as Int[B S]."""
+
+    names: tuple[str, ...]
+    slots: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Quantity:
+    """`slots` vectors of `size` numbers as Float[B S Q]."""
+
+    size: int
+    slots: int = 1
+
+
+Feature = Image | Text | Spectrum | Label | Quantity

@@ -1,0 +1,292 @@
+"""Every kind of raw field to arrays, and every kind of damage to a reason."""
+
+import io
+
+import cv2
+import numpy as np
+import pytest
+import soundfile
+
+from mmjax.data import TABLE
+from mmjax.data.inputs import BadInput, Input, Labels, Picture, Quantities, Sentence, Speech
+from mmjax.data.sources.base import Recording
+from mmjax.errors import UserError
+from mmjax.types import Image, Label, Quantity, Spectrum, Text
+
+RED, BLUE = (255, 0, 0), (0, 0, 255)
+
+
+def picture(size=16, left=RED, right=BLUE) -> np.ndarray:
+    pixels = np.empty((size, size, 3), np.uint8)
+    pixels[:, : size // 2], pixels[:, size // 2 :] = left, right
+    return pixels
+
+
+def encode(pixels: np.ndarray, kind: str) -> bytes:
+    code = {3: cv2.COLOR_RGB2BGR, 4: cv2.COLOR_RGBA2BGRA}
+    if pixels.ndim == 3 and pixels.shape[2] > 1:
+        pixels = cv2.cvtColor(pixels, code[pixels.shape[2]])
+    return cv2.imencode(kind, pixels)[1].tobytes()
+
+
+def samples(seconds=0.5, rate=8000, seed=0) -> np.ndarray:
+    return (0.1 * np.random.default_rng(seed).standard_normal(int(seconds * rate))).astype(np.float32)
+
+
+def wav(values: np.ndarray, rate=8000, subtype="FLOAT") -> bytes:
+    file = io.BytesIO()
+    soundfile.write(file, values, rate, format="WAV", subtype=subtype)
+    return file.getvalue()
+
+
+def damaged(*cases):
+    """Runs a test for pairs of a raw value and the reason why it is refused."""
+    return pytest.mark.parametrize(("raw", "reason"), cases, ids=[reason for _, reason in cases])
+
+
+def test_the_table_has_every_input():
+    assert set(TABLE.values()) == set(Input.__subclasses__())
+
+
+def test_pictures_are_rgb_in_unit_range():
+    read = Picture(size=16).read
+    for raw in (picture(), encode(picture(), ".png")):
+        values, mask = read(raw, None)
+        assert mask is None
+        assert values.dtype == np.float32
+        np.testing.assert_allclose(values, picture() / 255.0, atol=1e-6)
+    sides = [*range(6), *range(10, 16)]  # a JPEG blurs the colours of the edge between
+    found = read(encode(picture(), ".jpg"), None)[0]
+    np.testing.assert_allclose(found[:, sides], picture()[:, sides] / 255.0, atol=0.05)
+
+
+def test_grey_and_colour():
+    grey, _ = Picture(size=16, channels=1).read(picture(), None)
+    assert grey.shape == (16, 16, 1)
+    np.testing.assert_allclose(grey[0, [0, -1], 0], [0.299, 0.114], atol=2e-3)  # luma of red and blue, ITU-R BT.601
+    flat = np.full((16, 16), 51, np.uint8)
+    for raw in (flat, flat[:, :, None], encode(flat, ".png")):
+        np.testing.assert_allclose(Picture(size=16).read(raw, None)[0], np.full((16, 16, 3), 0.2), atol=1e-6)
+
+
+def test_transparency_is_laid_on_white():
+    pixels = np.dstack([picture(), np.full((16, 16), 255, np.uint8)])
+    pixels[8:, :, 3] = 0
+    pixels[:, -1, 3] = 51
+    values, _ = Picture(size=16).read(encode(pixels, ".png"), None)
+    np.testing.assert_allclose(values[0, 0], (1, 0, 0), atol=1e-6)
+    np.testing.assert_allclose(values[-1, 0], (1, 1, 1), atol=1e-6)
+    np.testing.assert_allclose(values[0, -1], (0.8, 0.8, 1), atol=1e-2)
+
+
+def test_sixteen_bits():
+    values, _ = Picture(size=4, channels=1).read(encode(np.full((4, 4), 0x8000, np.uint16), ".png"), None)
+    np.testing.assert_allclose(values, 128 / 255, atol=1e-6)
+
+
+def test_shrinking_averages_and_growing_interpolates():
+    checks = np.indices((32, 32)).sum(0).astype(np.uint8) % 2 * 255
+    small, _ = Picture(size=8, channels=1).read(checks, None)
+    np.testing.assert_allclose(small, 0.5, atol=5e-3)
+    large, _ = Picture(size=40, channels=3).read(picture(), None)
+    assert large.shape == (40, 40, 3)
+    np.testing.assert_allclose(large.mean((0, 1)), (0.5, 0, 0.5), atol=1e-2)
+
+
+@damaged(
+    (b"", "no bytes"),
+    (b"this is no picture", "no picture"),
+    (encode(picture(), ".png")[:-30], "PNG ends early"),
+    (encode(picture(), ".jpg")[:-30], "JPEG ends early"),
+    (b"\x89PNG\r\n\x1a\n" + bytes(40) + b"IEND\xaeB`\x82", "no picture"),
+    ("picture.png", "not str"),
+    (np.zeros((4, 4), np.float32), "float32"),
+    (np.zeros((0, 4, 3), np.uint8), "shape"),
+    (np.zeros((4, 4, 2), np.uint8), "shape"),
+)
+def test_bad_pictures(raw, reason):
+    with pytest.raises(BadInput, match=reason):
+        Picture(size=8).read(raw, None)
+
+
+def test_sentences():
+    sentence = Sentence(length=8)
+    values, mask = sentence.read("  Hi é ", None)
+    assert values.tolist() == [72 + 2, 105 + 2, 32 + 2, 0xC3 + 2, 0xA9 + 2, 1, 0, 0]
+    assert mask.tolist() == [True] * 6 + [False] * 2
+    assert sentence.decode(values) == "Hi é"
+    values, mask = sentence.read("a long sentence", None)
+    assert values[-1] == 1
+    assert mask.all()
+    assert sentence.decode(values) == "a long "
+    assert np.array_equal(sentence.read(b"bytes", None)[0], sentence.read("bytes", None)[0])
+
+
+@damaged(("", "empty"), (" \n", "empty"), (b"\xff\xfe", "Unicode"), ("\ud800", "Unicode"), (7, "not int"))
+def test_bad_texts(raw, reason):
+    with pytest.raises(BadInput, match=reason):
+        Sentence(length=8).read(raw, None)
+
+
+def test_speech_is_normalised_over_its_real_frames():
+    speech = Speech(seconds=1.0)
+    values, mask = speech.read(Recording(samples(0.5), 8000), None)
+    assert values.shape == (100, 40)
+    assert mask.tolist() == [True] * 50 + [False] * 50
+    assert values[:50].mean() == pytest.approx(0, abs=1e-4)
+    assert values[:50].std() == pytest.approx(1, abs=5e-3)
+    assert not values[50:].any()
+
+
+def test_speech_forgets_loudness():
+    quiet, loud = (Speech().read(Recording(gain * samples(), 8000), None)[0] for gain in (1.0, 8.0))
+    np.testing.assert_allclose(quiet, loud, atol=1e-2)
+
+
+def test_speech_is_cut():
+    long = samples(2.0)
+    values, mask = Speech(seconds=1.0).read(Recording(long, 8000), None)
+    assert mask.all()
+    np.testing.assert_array_equal(values, Speech(seconds=1.0).read(Recording(long[:8000], 8000), None)[0])
+
+
+def test_the_same_recording_in_every_form():
+    integers = (samples() * 32768).astype(np.int16)
+    expected, _ = Speech().read(Recording(integers, 8000), None)
+    floats = integers.astype(np.float32) / 32768
+    forms = [
+        Recording(floats, 8000),
+        wav(floats),
+        wav(floats, subtype="PCM_16"),
+        wav(np.stack([floats, floats], 1)),  # stereo
+        wav(np.stack([1.5 * floats, 0.5 * floats], 1)),  # whose mean is the same
+        wav(floats)[:4] + b"\xff\xff\xff\xff" + wav(floats)[8:],  # streamed: the size is not known
+    ]
+    for raw in forms:
+        np.testing.assert_allclose(Speech().read(raw, None)[0], expected, atol=1e-3)
+
+
+def test_speech_of_another_rate_is_resampled():
+    time = np.arange(16000) / 16000
+    chirp = 0.1 * np.sin(2 * np.pi * (300 + 1000 * time) * time).astype(np.float32)
+    expected, _ = Speech().read(Recording(chirp[::2].copy(), 8000), None)
+    values, mask = Speech().read(Recording(chirp, 16000), None)
+    assert mask.all()
+    assert np.corrcoef(values.ravel(), expected.ravel())[0, 1] > 0.99
+
+
+def test_real_recordings(shared_data):
+    """Digits of the Free Spoken Digit Dataset: what soundfile reads is what the input reads."""
+    for path in sorted((shared_data / "fsdd" / "recordings").glob("*_theo_1.wav")):
+        integers, rate = soundfile.read(path, dtype="int16")
+        found, mask = Speech().read(path.read_bytes(), None)
+        np.testing.assert_allclose(found, Speech().read(Recording(integers, rate), None)[0], atol=1e-4)
+        assert mask.sum() == min(100, -(-len(integers) // 80))
+        with pytest.raises(BadInput, match="truncated"):
+            Speech().read(path.read_bytes()[:-1000], None)
+
+
+NAN, HUGE = samples(), samples()
+NAN[100] = np.nan
+HUGE[100] = 1e30
+
+
+@damaged(
+    (wav(samples())[:-1], "truncated"),
+    (wav(samples())[:30], "truncated"),
+    (wav(np.zeros(0, np.float32)), "empty"),
+    (b"RIFF", "no recording"),
+    (b"", "no recording"),
+    (Recording(np.zeros(0, np.int16), 8000), "empty"),
+    (Recording(NAN, 8000), "1 of 4000 samples"),
+    (wav(NAN), "1 of 4000 samples"),
+    (Recording(HUGE, 8000), "full scale"),
+    (Recording(samples(), 0), "0 samples a second"),
+    (Recording(np.zeros(10, np.int64), 8000), "int64"),
+    (samples(), "float32"),
+)
+def test_bad_recordings(raw, reason):
+    with pytest.raises(BadInput, match=reason):
+        Speech().read(raw, None)
+
+
+def test_silence_is_no_error():
+    values, mask = Speech().read(Recording(np.zeros(8000, np.int16), 8000), None)
+    assert mask.all()
+    assert np.abs(values).max() < 1e-2
+
+
+def test_labels():
+    one = Labels(names=("a", "b", "c"))
+    for raw in (2, np.int64(2), [2], np.array([2])):
+        values, mask = one.read(raw, None)
+        assert (values.tolist(), mask.tolist()) == ([2], [True])
+    values, mask = Labels(names=("a", "b", "c"), slots=3).read([1, 0], None)
+    assert (values.tolist(), mask.tolist()) == ([1, 0, 0], [True, True, False])
+
+
+@damaged(
+    (3, "label 3 is out of range"),
+    (-1, "label -1"),
+    ([0, 1, 2], "3 labels"),
+    ([], "integers|labels"),
+    (1.0, "integers"),
+    ("a", "integers"),
+)
+def test_bad_labels(raw, reason):
+    with pytest.raises(BadInput, match=reason):
+        Labels(names=("a", "b", "c"), slots=2).read(raw, None)
+
+
+def test_quantities():
+    values, mask = Quantities(size=2, slots=3).read([[1, 2], [3, 4]], None)
+    assert values.tolist() == [[1, 2], [3, 4], [0, 0]]
+    assert mask.tolist() == [True, True, False]
+    assert Quantities(size=2).read(np.array([5.0, 6.0]), None)[0].tolist() == [[5, 6]]
+
+
+@damaged(
+    ([[1.0, np.nan]], "not finite"),
+    ([[np.inf, 1.0]], "not finite"),
+    ([[1.0]], "shape"),
+    ([[1.0, 2.0]] * 4, "shape"),
+    ("x", "numbers"),
+)
+def test_bad_quantities(raw, reason):
+    with pytest.raises(BadInput, match=reason):
+        Quantities(size=2, slots=3).read(raw, None)
+
+
+def test_features_tell_the_shapes():
+    speech = Speech(rate=16000, seconds=1.234, hop=0.02, window=0.04, bands=32)
+    cases = [
+        (Picture(size=8), picture(), Image(8, 8, 3)),
+        (Sentence(length=5), "hello", Text(5, 258)),
+        (speech, Recording(samples(), 8000), Spectrum(62, 32, 0.02)),
+        (Labels(names=("a", "b"), slots=2), 1, Label(("a", "b"), 2)),
+        (Quantities(size=3, slots=2), [1, 2, 3], Quantity(3, 2)),
+    ]
+    for node, raw, feature in cases:
+        assert node.feature == feature
+        values, mask = node.read(raw, None)
+        shape = {Image: (8, 8, 3), Text: (5,), Spectrum: (62, 32), Label: (2,), Quantity: (2, 3)}[type(feature)]
+        assert values.shape == shape
+        assert mask is None or (mask.shape == shape[:1] and mask.dtype == bool)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Picture(size=0),
+        lambda: Picture(size=8, channels=2),
+        lambda: Sentence(length=1),
+        lambda: Speech(bands=400),
+        lambda: Speech(high=5000.0),
+        lambda: Speech(hop=0.0),
+        lambda: Labels(names=()),
+        lambda: Quantities(size=0),
+    ],
+)
+def test_settings_that_make_no_sense(make):
+    with pytest.raises(UserError):
+        make()

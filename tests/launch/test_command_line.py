@@ -1,0 +1,246 @@
+"""The frame of commands: exit codes, the one line of an error, help, and the experiments there are."""
+
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import chz
+import pytest
+
+from launch import command_line
+from launch.command_line import Subjects, main
+from mmjax.errors import Diverged, Preempted, UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@chz.chz
+class Layer:
+    """A layer of something."""
+
+    depth: int = chz.field(default=2, doc="how many in a row")
+
+
+@chz.chz
+class Wide(Layer):
+    """A layer that is wider.
+
+    Much wider.
+    """
+
+    shape: tuple[int, ...] = (8, 8)
+
+
+@chz.chz
+class Tree:
+    layers: Mapping[str, Layer | None]
+    last: Layer = chz.field(default=Wide(), doc="what comes last")
+    rate: float = 1e-3
+    """How fast
+    it goes."""
+    mode: Literal["fast", "exact"] = chz.field(default="fast", doc="speed or care")
+    name: str = "tree"
+    folder: str = chz.field(
+        default=None, x_type=str | None, converter=chz.mungers.if_none(lambda tree: f"runs/{tree.name}")
+    )
+
+
+TREES = {
+    "small": Tree(layers={"a": Layer(depth=5), "b": None}, rate=0.1),
+    "large": Tree(layers={}, last=Layer()),
+}
+SUBJECTS = Subjects("tree", lambda: {"small": "A small one.", "large": ""}, TREES.__getitem__)
+
+
+def answer(*words: str, command: Callable[[Any], Any] = lambda tree: Path(tree.folder)) -> int:
+    return main(command, "Grows a tree.", words, SUBJECTS)
+
+
+def test_the_path_of_the_result_is_the_last_line(capsys: pytest.CaptureFixture[str]):
+    def grow(tree: Tree) -> Path:
+        print("growing")
+        return Path(tree.folder, str(tree.rate))
+
+    assert answer("small", "name=oak", "rate=2e-3", command=grow) == 0
+    assert capsys.readouterr() == ("growing\nruns/oak/0.002\n", "")
+
+
+@pytest.mark.parametrize(("result", "code"), [(None, 0), (75, 75), (1, 1)])
+def test_a_command_may_return_its_exit_code(result: int | None, code: int, capsys: pytest.CaptureFixture[str]):
+    assert answer("small", command=lambda tree: result) == code
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["smal"], "unknown tree smal; the nearest is small; there are small, large"),
+        (["../small"], "unknown tree ../small; the nearest is small; there are small, large"),
+        (["rate=1", "small"], "the first word must be the name of the tree, not rate=1"),
+        (["--rate", "small"], "the first word must be the name of the tree, not --rate"),
+        (
+            ["small", "depth=1"],
+            "unknown key depth; the nearest is last.depth; the top level has layers, last, rate, mode, name, folder",
+        ),
+        (["small", "rate=a\nb"], "rate=a b: expected float"),
+        (["small", "rate=a", "--help"], "rate=a: expected float"),
+    ],
+)
+def test_a_wrong_request_is_one_line_and_2(words: list[str], line: str, capsys: pytest.CaptureFixture[str]):
+    assert answer(*words, command=lambda tree: pytest.fail("ran")) == 2
+    assert capsys.readouterr() == ("", f"error: {line}\n")
+
+
+def test_exit_codes_of_what_a_command_raises(capsys: pytest.CaptureFixture[str]):
+    def raising(error: BaseException) -> Callable[[Any], Any]:
+        def command(tree: Tree) -> None:
+            raise error
+
+        return command
+
+    assert answer("small", command=raising(UserError("two\nlines"))) == 2
+    assert capsys.readouterr() == ("", "error: two lines\n")
+    assert answer("small", command=raising(Diverged("not finite"))) == 1
+    assert capsys.readouterr() == ("", "error: not finite\n")
+    assert answer("small", command=raising(Preempted("stopped after step 7"))) == 75
+    assert capsys.readouterr() == ("", "stopped after step 7\n")
+    assert answer("small", command=raising(KeyboardInterrupt())) == 75
+    assert capsys.readouterr() == ("", "interrupted; the same command resumes\n")
+    with pytest.raises(ZeroDivisionError):
+        answer("small", command=raising(ZeroDivisionError()))
+
+
+def test_help_lists_every_key_with_its_value_and_where_that_is_from(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(sys, "argv", ["/somewhere/launch/grow.py"])
+    assert answer("small", "--help", "last.depth=7", "layers.c=Wide", command=lambda tree: pytest.fail("ran")) == 0
+    assert capsys.readouterr().out == textwrap.dedent("""\
+        usage: python -m launch.grow small key=value ...
+
+        Grows a tree.
+
+        KEY             VALUE      FROM          TYPE
+        layers          a,b,c      tree small    entries of Layer | Wide | None
+        layers.a        Layer      tree small    Layer | Wide | None  # A layer of something.
+        layers.a.depth  5          tree small    int  # how many in a row
+        layers.b        None       tree small    Layer | Wide | None
+        layers.c        Wide       command line  Layer | Wide | None  # A layer that is wider.
+        layers.c.depth  2          default       int  # how many in a row
+        layers.c.shape  8,8        default       int,...
+        last            Wide       default       Layer | Wide  # what comes last
+        last.depth      7          command line  int  # how many in a row
+        last.shape      8,8        default       int,...
+        rate            0.1        tree small    float  # How fast it goes.
+        mode            fast       default       fast | exact  # speed or care
+        name            tree       default       text
+        folder          runs/tree  default       text | None
+        """)
+
+
+def test_without_a_subject_they_are_listed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "argv", ["/somewhere/launch/grow.py"])
+    listing = textwrap.dedent("""\
+        usage: python -m launch.grow TREE key=value ...
+
+        Grows a tree.
+
+        trees:
+          small  A small one.
+          large
+
+        python -m launch.grow TREE --help lists the keys of one.
+        """)
+    assert answer("--help") == 0
+    assert capsys.readouterr() == (listing, "")
+    assert answer() == 2
+    assert capsys.readouterr() == (listing, "error: no tree is named; the first word must be one\n")
+
+
+def test_a_command_without_a_subject(capsys: pytest.CaptureFixture[str]):
+    seen: list[Wide] = []
+    assert main(seen.append, "Makes a layer.", ["depth=3"], Wide) == 0
+    assert seen == [Wide(depth=3)]
+    assert main(seen.append, "Makes a layer.", ["--help", "depth=3"], Wide) == 0
+    assert "depth  3      command line  int  # how many in a row" in capsys.readouterr().out
+    assert main(seen.append, "Makes a layer.", ["width=3"], Wide) == 2
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+import chz
+from launch import command_line
+@chz.chz
+class Tree:
+    rate: float = 1.0
+def grow(tree):
+    if tree.rate > 2:
+        raise RuntimeError("too fast")
+    print("x" * 100_000)
+    return Path("result")
+code = command_line.main(grow, "Grows.", None, Tree)
+assert "jax" not in sys.modules
+sys.exit(code)
+"""
+
+
+def process(words: list[str], **options: Any) -> subprocess.Popen[str]:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", SCRIPT, *words]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment, **options)
+
+
+def test_exit_codes_of_processes():
+    wrong, failed, done = process(["rte=1"]), process(["rate=3"]), process(["rate=2"])
+    out, err = wrong.communicate(timeout=60)
+    assert (wrong.returncode, out, err.count("\n")) == (2, "", 1)
+    assert err == "error: unknown key rte; the nearest is rate; the top level has rate\n"
+    out, err = failed.communicate(timeout=60)
+    assert failed.returncode == 1
+    assert err.startswith("Traceback")
+    assert err.endswith("RuntimeError: too fast\n")
+    out, err = done.communicate(timeout=60)
+    assert (done.returncode, out.splitlines()[-1], err) == (0, "result", "")
+
+
+def test_help_into_a_closed_pipe_is_no_failure():
+    asked = process(["--help"])
+    assert asked.stdout is not None
+    assert asked.stderr is not None
+    asked.stdout.close()
+    assert asked.wait(timeout=60) == 0
+    assert asked.stderr.read() == ""
+    asked.stderr.close()
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder in the place of `experiments`."""
+    monkeypatch.setattr(command_line, "EXPERIMENTS_FOLDER", tmp_path)
+    return tmp_path
+
+
+def test_experiments_are_files_with_a_function_of_their_name(folder: Path):
+    (folder / "one.py").write_text('"""Of the file."""\ndef one():\n    """Learns one thing.\n\n    More.\n    """\n')
+    (folder / "two.py").write_text('"""Of the file."""\nraise SystemError\ndef two(): ...\n')
+    (folder / "helper.py").write_text("def other(): ...\n")
+    (folder / "__init__.py").write_text("")
+    (folder / "broken.py").write_text("def broken(:\n")
+    names = command_line.experiment_names()
+    assert list(names) == ["broken", "one", "two"]
+    assert (names["one"], names["two"]) == ("Learns one thing.", "Of the file.")
+    assert names["broken"].startswith("(no valid Python: ")
+
+
+@pytest.mark.parametrize("name", ["twos", "../one", "one.py", "one/", ".one", "os", "helper", ""])
+def test_no_other_file_can_be_named(name: str, folder: Path):
+    (folder / "one.py").write_text("def one(): ...\n")
+    (folder / "helper.py").write_text("raise SystemError\n")
+    with pytest.raises(UserError, match=r"^unknown experiment .*; the nearest is one; there are one$"):
+        command_line.load_experiment(name)

@@ -1,0 +1,95 @@
+"""`launch.prepare`: what it asks sources to build, what it prints, and how it refuses."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from launch import prepare
+from mmjax.data.sources.av_digits import AvDigits
+from mmjax.data.sources.scenes import Scenes
+from mmjax.errors import UserError
+
+
+@pytest.fixture
+def asked(monkeypatch) -> list:
+    """Sources record that they are to be prepared, and do not do it."""
+    asked = []
+
+    def record(self, data_dir: str, manual_dir: str | None = None) -> Path:
+        asked.append((self, data_dir, manual_dir))
+        return Path(data_dir, "av_digits", f"{self.pairing}_{self.noise}")
+
+    monkeypatch.setattr(AvDigits, "prepare", record)
+    return asked
+
+
+def test_choices_that_are_not_made_are_all_built(asked, capsys):
+    assert prepare.main(["av_digits", "manual_dir=../raw", "data_dir=/somewhere"]) == 0
+    assert capsys.readouterr().out == "/somewhere/av_digits\n"
+    assert {(source.pairing, source.noise) for source, _, _ in asked} == {
+        (pairing, noise) for pairing in ("recording_disjoint", "speaker_disjoint") for noise in ("noisy", "clean")
+    }
+    assert {rest for _, *rest in map(tuple, asked) for rest in [tuple(rest)]} == {("/somewhere", "../raw")}
+
+
+def test_choices_that_are_made_are_kept(asked, capsys):
+    assert prepare.main(["av_digits", "noise=clean", "pairing=speaker_disjoint", "data_dir=/somewhere"]) == 0
+    assert asked == [(AvDigits(pairing="speaker_disjoint", noise="clean"), "/somewhere", None)]
+    assert capsys.readouterr().out == "/somewhere/av_digits/speaker_disjoint_clean\n"
+
+
+def test_numbers_reach_the_source(monkeypatch, tmp_path, capsys):
+    seen = []
+    monkeypatch.setattr(Scenes, "prepare", lambda self, data_dir, manual_dir=None: seen.append(self) or Path(data_dir))
+    assert prepare.main(["scenes", "seed=7", "train=20", "speech=false", f"data_dir={tmp_path}"]) == 0
+    assert seen == [Scenes(seed=7, train=20, speech=False)]
+    assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "av_digits, scenes|no source is named"),
+        (["av_digit"], "av_digit.*av_digits"),
+        (["av_digits", "nose=noisy"], "nose.*noise.*pairing"),
+        (["av_digits", "noise=nosy"], "noise=nosy.*noisy.*clean"),
+        (["scenes", "train=many"], "train=many.*int"),
+        (["scenes", "train=0"], "at least 1 example"),
+        (["scenes", "manual_dir=x"], "leave manual_dir out"),
+    ],
+)
+def test_wrong_requests_are_one_line_and_2(words, said, capsys, tmp_path):
+    assert prepare.main([*words, f"data_dir={tmp_path}"] if words else words) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 1
+    assert re.search(said, errors[0])
+    assert not list(tmp_path.iterdir())
+
+
+def test_interrupted(monkeypatch, capsys):
+    def interrupt(self, data_dir, manual_dir=None):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(AvDigits, "prepare", interrupt)
+    assert prepare.main(["av_digits"]) == 75
+
+
+def test_help_names_sources_and_keys(capsys):
+    assert prepare.main(["--help"]) == 0
+    out = capsys.readouterr().out
+    assert "av_digits" in out
+    assert "scenes" in out
+    assert prepare.main(["av_digits", "--help"]) == 0
+    out = capsys.readouterr().out
+    for word in ("manual_dir", "data_dir", "~/.cache/mmjax", "recording_disjoint", "clean"):
+        assert word in out
+
+
+def test_user_errors_are_not_tracebacks(monkeypatch, capsys):
+    def refuse(self, data_dir, manual_dir=None):
+        raise UserError("the disk is full: delete something")
+
+    monkeypatch.setattr(AvDigits, "prepare", refuse)
+    assert prepare.main(["av_digits"]) == 2
+    assert "the disk is full" in capsys.readouterr().err

@@ -1,0 +1,63 @@
+"""House rules that a machine can check: who imports whom, what of Flax is used, and what importing mmjax costs."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from importlinter.cli import lint_imports
+
+ROOT = Path(__file__).parents[1]
+FILES = sorted(path for room in ("mmjax", "launch", "experiments") for path in (ROOT / room).rglob("*.py"))
+# A model is a pytree and everything that computes is a pure function, so nothing else of NNX has a use.
+NNX = {"Module", "Param", "Rngs", "List", "Dict", "split", "merge", "state"}
+BANNED = {"pickle", "dill", "cloudpickle", "tensorflow", "torch", "haiku"}
+# Imported by the functions that need them, so that starting, asking for help and reading results are quick.
+HEAVY = (
+    *("tensorflow_datasets", "tensorflow", "orbax", "grain", "array_record", "tensorboardX", "matplotlib", "scipy"),
+    *("cv2", "soundfile", "espeakng_loader", "tokenizers", "jinja2", "sklearn"),
+)
+
+
+def parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+def imported(tree: ast.AST) -> set[str]:
+    """The modules that a file imports anywhere."""
+    names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def test_rooms_import_one_way(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.syspath_prepend(str(ROOT))
+    assert lint_imports(config_filename=str(ROOT / "pyproject.toml"), no_cache=True) == 0
+
+
+def test_files_keep_the_rules():
+    broken = []
+    for path in FILES:
+        tree = parse(path)
+        modules = imported(tree)
+        banned = {name for name in modules if name.split(".")[0] in BANNED or name.startswith("flax.linen")}
+        used = {
+            f"nnx.{node.attr}"
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "nnx"
+        }
+        banned |= used - {f"nnx.{name}" for name in NNX}
+        broken += [f"{path.relative_to(ROOT)} uses {name}" for name in sorted(banned)]
+    assert FILES
+    assert not broken, "\n".join(broken)
+
+
+@pytest.mark.parametrize("module", ["mmjax", "mmjax.config", "launch.train"])
+def test_heavy_libraries_wait_until_they_are_needed(module):
+    script = f"import sys, {module}; print(*(name for name in {HEAVY} if name in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, text=True, capture_output=True, timeout=60)
+    assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
