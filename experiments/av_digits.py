@@ -35,6 +35,7 @@ def av_digits() -> Experiment:
             outputs={"label": Classify(target="label", smoothing=0.1)},
             dropout=0.1,
             modality_dropout=0.1,
+            unroll=True,
         ),
         optimizer=AdamW(learning_rate=1e-3, weight_decay=0.05, schedule=Cosine(warmup=200)),
         train=Train(steps=2600, batch_size=128, evaluate_every=430),

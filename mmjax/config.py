@@ -10,6 +10,7 @@ import chz
 from mmjax import drafts, files
 from mmjax.data.loader import Data
 from mmjax.errors import UserError
+from mmjax.fields import OPERATIONAL
 from mmjax.model import Model
 from mmjax.sharding.mesh import MeshShape
 from mmjax.sharding.rules import PRESETS
@@ -19,9 +20,6 @@ from mmjax.training.optimizer import Optimizer
 
 FILE = "experiment.json"
 FORMAT = 1
-
-OPERATIONAL = {"operational": True}
-"""Metadata of a field that says how a run is carried out, not what comes of it: it stays out of the fingerprint."""
 
 
 @chz.chz

@@ -104,9 +104,9 @@ class Node(Draft):
 
     def _refusal(self, reason: str) -> str:
         """A validator's reason with the key it is about: the field it begins with or that chz names, else the node."""
-        words = [word.strip(".,:;'\"") for word in reason.replace("=", " ").split()]
-        named = [word.removeprefix("X_") for i, word in enumerate(words) if i == 0 or word.startswith("X_")]
-        named = [name for name in named if name in self.fields]
+        words = [word.strip(".,:;'\"") for word in reason.replace("=", " ").split()] or [""]
+        subjects = [words[0].removeprefix(f"{self.key}."), *(word for word in words if word.startswith("X_"))]
+        named = [name for word in subjects if (name := word.removeprefix("X_")) in self.fields]
         reason = " ".join(word.removeprefix("X_") for word in reason.split())
         if named:
             return f"{join(self.key, named[0])}={self.fields[named[0]].shown()}: {reason}"

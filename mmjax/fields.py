@@ -20,6 +20,9 @@ import chz
 MISSING = object()
 """A value that nobody has given."""
 
+OPERATIONAL = {"operational": True}
+"""Metadata of a field that says how a run is carried out, not what comes of it: it stays out of the fingerprint."""
+
 
 def arms(annotation: Any) -> tuple[Any, ...]:
     """The alternatives of an annotation: `int | None` -> (int, NoneType)."""

@@ -27,7 +27,9 @@ class Model:
     outputs: Mapping[str, Output | None] = chz.field(doc="heads by name; None leaves one out")
     fusion: Fusion = chz.field(default=CrossAttention(), doc="how the modalities meet")
     width: int = chz.field(default=128, doc="width D of the tokens")
-    dtype: Literal["float32", "bfloat16"] = chz.field(default="bfloat16", doc="of the computation; parameters are float32")
+    dtype: Literal["float32", "bfloat16"] = chz.field(
+        default="bfloat16", doc="of the computation; parameters are float32"
+    )
     dropout: float = chz.field(default=0.0, doc="share of residual branches' entries dropped in training")
     modality_dropout: float = chz.field(default=0.0, doc="chance in training that the fusion misses a modality")
     remat: Remat = chz.field(default="none", doc="what the backward pass recomputes")
@@ -53,7 +55,9 @@ class Model:
         outputs = {name: output for name, output in sorted(self.outputs.items()) if output is not None}
         for name in encoders:
             if name not in features:
-                raise UserError(f"model.encoders.{name} has no data.inputs.{name} to read; there are {', '.join(features)}")
+                raise UserError(
+                    f"model.encoders.{name} has no data.inputs.{name} to read; there are {', '.join(features)}"
+                )
         if not encoders or not outputs:
             raise UserError("a model needs at least one of model.encoders and one of model.outputs")
         return Multimodal(self, encoders, outputs, features, settings, rngs)
@@ -71,15 +75,19 @@ class Multimodal(nnx.Module):
         settings: Settings,
         rngs: nnx.Rngs,
     ):
-        readable = {name: feature for name, feature in features.items() if name in encoders or name not in config.encoders}
-        self.encoders = nnx.Dict({name: encoder.build(features[name], settings, rngs) for name, encoder in encoders.items()})
+        readable = {
+            name: feature for name, feature in features.items() if name in encoders or name not in config.encoders
+        }
+        self.encoders = nnx.Dict(
+            {name: encoder.build(features[name], settings, rngs) for name, encoder in encoders.items()}
+        )
         self.fusion = config.fusion.build(tuple(encoders), settings, rngs)
         self.outputs = nnx.Dict({name: output.build(readable, settings, rngs) for name, output in outputs.items()})
         self.weights = {name: output.weight for name, output in outputs.items()}
         self.modality_dropout = config.modality_dropout
 
     def encode(self, batch: Batch, key: jax.Array | None) -> tuple[dict[str, Tokens], dict[str, Any]]:
-        """Every modality's tokens. What an absent modality holds is replaced by zeros before anything is computed from it."""
+        """Every modality's tokens. What an absent modality holds is replaced by zeros before anything reads it."""
         streams, intermediates = {}, {}
         keys = _split(key, len(self.encoders))
         for (name, encoder), encoder_key in zip(self.encoders.items(), keys, strict=True):
@@ -107,11 +115,13 @@ class Multimodal(nnx.Module):
     ) -> tuple[Float[Array, ""], Metrics]:
         """The weighted sum of the outputs' losses, and all their averages as "output/metric".
 
-        `weights` are those of the whole batch where this is a part of it (gradient accumulation): parts' losses then add up.
+        `weights` are those of the whole batch where this is a part of it (gradient accumulation), so that the losses
+        of parts add up.
         """
         forward_key, output_key = _split(key, 2)
         fused, _ = self(batch, forward_key)
-        total, metrics = jnp.zeros((), jnp.float32), {}
+        total = jnp.zeros((), jnp.float32)
+        metrics: Metrics = {}
         for (name, output), loss_key in zip(self.outputs.items(), _split(output_key, len(self.outputs)), strict=True):
             loss, details = output.loss(fused, batch, loss_key)
             whole = loss.weight if weights is None else weights[name]

@@ -19,19 +19,21 @@ class Batch:
       a spectrum   Float[B T M]      log-mel frames
       a label      Int[B S]          S answers from the same classes
       a quantity   Float[B S Q]      S vectors of Q numbers
-    `mask[name]` says which of the N, T or S places are real (every feature but images has one) and `present[name]` whether the
-    example has the feature at all. Values where `present` is false mean nothing and must not reach any output.
+    `mask[name]` says which of the N, T or S places are real (every feature but images has one) and `present[name]`
+    whether the example has the feature at all. Values where `present` is false mean nothing and must not reach any
+    output.
     """
 
-    values: dict[str, Array]
-    mask: dict[str, Bool[Array, "B N"]]
-    present: dict[str, Bool[Array, "B"]]
+    # Arrays on devices or on the host, or, where a tree of that shape is meant, whatever stands for them.
+    values: dict[str, Any]
+    mask: dict[str, Any]
+    present: dict[str, Any]
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Tokens:
-    """A sequence of feature vectors: values, which of them are real, and when (seconds) each lies on the example's clock."""
+    """A sequence of feature vectors: values, which are real, and when each is (seconds on its example's clock)."""
 
     values: Float[Array, "B N D"]
     mask: Bool[Array, "B N"]
@@ -53,16 +55,17 @@ class Fused:
 class Average:
     """A weighted mean kept as its two sums, so that averages of parts add up to the average of the whole."""
 
-    total: Float[Array, ""]
-    weight: Float[Array, ""]
+    # Float[Array, ""] on the devices, NumPy's on the host.
+    total: Any
+    weight: Any
 
     @classmethod
     def of(cls, values: Float[Array, "..."], weights: Any) -> "Average":
-        """The average of `values` under `weights` (booleans or floats that broadcast to them); weight 0 silences NaN."""
+        """The average of `values` under `weights` (booleans or floats that broadcast to them); weight 0 hides NaN."""
         weights = jnp.broadcast_to(jnp.asarray(weights, jnp.float32), values.shape)
         return cls(jnp.sum(jnp.where(weights != 0, values.astype(jnp.float32), 0) * weights), jnp.sum(weights))
 
-    def value(self) -> Float[Array, ""]:
+    def value(self) -> Any:
         """total / weight; 0 where nothing was weighed."""
         return self.total / jnp.where(self.weight == 0, 1, self.weight)
 

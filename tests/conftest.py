@@ -12,6 +12,10 @@ import pytest
 jaxtyping.install_import_hook("mmjax", "beartype.beartype")
 
 
+def pytest_addoption(parser):
+    parser.addoption("--kills", type=int, default=2, help="how often the resumed run is killed")
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real data that lies beside the checkout (see its SOURCES.md)."""

@@ -4,15 +4,15 @@ import chz
 import numpy as np
 from jaxtyping import Float
 
-from mmjax.errors import UserError
+from mmjax.data.clean import opencv
 
 
 def _check(node: object, **limits: int) -> None:
-    """UserError unless 0 <= field <= limit for each."""
+    """ValueError unless 0 <= field <= limit for each."""
     for name, limit in limits.items():
         value = getattr(node, name)
         if not 0 <= value <= limit:
-            raise UserError(f"{type(node).__name__}.{name} is {value}: it must lie between 0 and {limit}")
+            raise ValueError(f"{name} must lie between 0 and {limit}")
 
 
 @chz.chz
@@ -22,14 +22,16 @@ class PictureAugment:
     Places that come from outside the picture repeat its border.
     """
 
-    flip: float = 0.0
-    """Probability of mirroring left and right."""
-    crop: float = 0.0
-    """Largest shift each way, as a share of the side: a random crop of the padded picture (He et al. 2016, 4.2)."""
-    rotate: float = 0.0
-    """Largest angle either way, degrees."""
-    scale: float = 0.0
-    """Largest relative change of size: a factor from 1 / (1 + scale) to 1 + scale, evenly in its logarithm."""
+    flip: float = chz.field(default=0.0, doc="probability of mirroring left and right")
+    crop: float = chz.field(
+        default=0.0,
+        doc="largest shift each way as a share of the side: a random crop of the padded picture (He et al. 2016)",
+    )
+    rotate: float = chz.field(default=0.0, doc="largest angle either way, degrees")
+    scale: float = chz.field(
+        default=0.0,
+        doc="largest relative change of size: a factor from 1 / (1 + scale) to 1 + scale, evenly in its logarithm",
+    )
 
     @chz.validate
     def _limits(self) -> None:
@@ -42,8 +44,7 @@ class PictureAugment:
     def __call__(self, picture: Float[np.ndarray, "H W C"], rng: np.random.Generator) -> Float[np.ndarray, "H W C"]:
         if not self.active:
             return picture
-        import cv2
-
+        cv2 = opencv()
         # All are drawn whatever is on, so that setting one does not change the others.
         mirror, across, down, turn, size = rng.uniform(-1, 1, 5)
         height, width, channels = picture.shape
@@ -64,20 +65,15 @@ class PictureAugment:
 class SpeechAugment:
     """Gain, shift and noise of the samples; masks on the spectrogram (SpecAugment, Park et al. 2019, unwarped)."""
 
-    gain: float = 0.0
-    """Largest change of loudness either way, dB."""
-    shift: float = 0.0
-    """Largest shift either way, seconds: silence goes before the recording, or its beginning goes."""
-    noise: float = 0.0
-    """Largest level of white noise, relative to the recording's RMS."""
-    time_masks: int = 0
-    """How many stretches of time are hidden."""
-    time_share: float = 0.1
-    """Longest such stretch, as a share of the recording."""
-    band_masks: int = 0
-    """How many stretches of bands are hidden."""
-    band_share: float = 0.2
-    """Widest such stretch, as a share of the bands."""
+    gain: float = chz.field(default=0.0, doc="largest change of loudness either way, dB")
+    shift: float = chz.field(
+        default=0.0, doc="largest shift either way, seconds: silence goes before the recording, or its beginning goes"
+    )
+    noise: float = chz.field(default=0.0, doc="largest level of white noise, relative to the recording's RMS")
+    time_masks: int = chz.field(default=0, doc="how many stretches of time are hidden")
+    time_share: float = chz.field(default=0.1, doc="longest such stretch, as a share of the recording")
+    band_masks: int = chz.field(default=0, doc="how many stretches of bands are hidden")
+    band_share: float = chz.field(default=0.2, doc="widest such stretch, as a share of the bands")
 
     @chz.validate
     def _limits(self) -> None:

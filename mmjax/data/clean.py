@@ -1,7 +1,9 @@
 """One raw field to one checked value of known kind, or `BadInput` with the reason."""
 
+import functools
 import io
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -21,13 +23,21 @@ _TAIL = 64  # bytes that may hold the end mark: some writers pad
 _UNKNOWN_SIZES = (0, 0xFFFFFFFF)  # what a WAV that was streamed says of its size
 
 
+@functools.cache
+def opencv() -> ModuleType:
+    """OpenCV, kept to the calling thread: its own threads spin while idle and slow the training step."""
+    import cv2
+
+    cv2.setNumThreads(0)
+    return cv2
+
+
 def clean_picture(raw: Any, channels: int) -> UInt8[np.ndarray, "H W C"]:
     """Decodes PNG, JPEG and what else OpenCV reads, or takes uint8[H W] or [H W C]; gives 1 (grey) or 3 (RGB) channels.
 
     Transparent pictures are laid on white; 16-bit ones lose their lower byte.
     """
-    import cv2
-
+    cv2 = opencv()
     pixels = _decode_picture(raw) if isinstance(raw, bytes) else raw
     if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8:
         raise BadInput(f"a picture is bytes or uint8 pixels, not {_kind(pixels)}")
@@ -47,8 +57,7 @@ def clean_picture(raw: Any, channels: int) -> UInt8[np.ndarray, "H W C"]:
 
 def _decode_picture(content: bytes) -> np.ndarray:
     """uint8[H W], RGB or RGBA, as stored."""
-    import cv2
-
+    cv2 = opencv()
     if not content:
         raise BadInput("the picture has no bytes")
     for start, (name, end) in _PICTURES.items():

@@ -21,8 +21,9 @@ from jaxtyping import Bool, Int
 from mmjax.data.clean import BadInput
 from mmjax.data.inputs import Input
 from mmjax.data.sources.base import Records, Source
-from mmjax.data.tokenize import Corpus, write_whole
+from mmjax.data.tokenize import Corpus, store
 from mmjax.errors import UserError
+from mmjax.fields import OPERATIONAL
 from mmjax.types import Batch, Feature, Image, Label, Quantity, Spectrum, Text
 
 
@@ -30,23 +31,30 @@ from mmjax.types import Batch, Feature, Image, Label, Quantity, Spectrum, Text
 class Data:
     """Where examples come from, what is made of their fields, and how they are read."""
 
-    source: Source
-    inputs: Mapping[str, Input]
-    threads: int = 1
-    """Threads that make batches ahead; 0 makes each when it is asked for."""
-    workers: int = 0
-    """Processes that make batches, each with so many threads; 0 makes them in this process."""
-    prefetch: int = 4
-    """Batches made ahead, for each process that makes them."""
-    max_bad_share: float = 0.1
-    """Ends a run when more than this share of a feature's values is unusable."""
+    source: Source = chz.field(doc="where the examples are from")
+    inputs: Mapping[str, Input] = chz.field(doc="what is made of their fields, by feature")
+    threads: int = chz.field(
+        default=1, doc="threads that make batches ahead; 0 makes each when it is asked for", metadata=OPERATIONAL
+    )
+    workers: int = chz.field(
+        default=0, doc="processes with such threads; 0 makes batches in this process", metadata=OPERATIONAL
+    )
+    prefetch: int = chz.field(
+        default=4, doc="batches made ahead, in each process that makes them", metadata=OPERATIONAL
+    )
+    max_bad_share: float = chz.field(
+        default=0.1, doc="a run ends when more of a feature's values is unusable", metadata=OPERATIONAL
+    )
 
     @chz.validate
     def _valid(self) -> None:
-        if min(self.threads, self.workers, self.prefetch) < 0 or not 0 <= self.max_bad_share <= 1:
-            raise UserError("data.threads, workers and prefetch cannot be negative; max_bad_share lies in [0, 1]")
+        for name in ("threads", "workers", "prefetch"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be 0 or more")
+        if not 0 <= self.max_bad_share <= 1:
+            raise ValueError("max_bad_share must lie between 0 and 1")
         if not self.inputs:
-            raise UserError("data.inputs is empty: a model needs at least one input")
+            raise ValueError("inputs must hold one or more")
 
     @property
     def features(self) -> dict[str, Feature]:
@@ -82,7 +90,7 @@ class Data:
         for name, input in self.inputs.items():
             stored = _stored(run_dir, name)
             if input.learned is not None and input.learned != stored:
-                write_whole(stored, input.learned.read_text())
+                store(stored, input.learned.read_text())
 
 
 def _stored(run_dir: str | Path, name: str) -> Path:

@@ -4,7 +4,6 @@ import abc
 import functools
 import hashlib
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import chz
 from mmjax.data.clean import BadInput, clean_text
 from mmjax.data.sources.base import Records
 from mmjax.errors import UserError
+from mmjax.files import explained, write_atomic
 
 PADDING, END = 0, 1
 SPECIAL = ("<pad>", "<end>")  # their places are their ids
@@ -57,7 +57,7 @@ class Tokenizer(abc.ABC):
 
     @abc.abstractmethod
     def decode(self, ids: Sequence[int]) -> str:
-        """The text up to the first end; padding is skipped, and so is a part of a character."""
+        """The text up to the first end; padding is skipped, and so is a part of a character at the end."""
 
     def bind(self, corpus: Corpus, stored: Path | None) -> "Tokenizer":
         """This tokenizer ready for use: as `stored` by a run, where such a file is, else learned from the corpus."""
@@ -88,17 +88,18 @@ class Bytes(Tokenizer):
 class Bpe(Tokenizer):
     """Byte-level byte-pair encoding (Sennrich et al. 2016; over bytes, Radford et al. 2019), so no text is unknown."""
 
-    vocabulary: int = 1024
-    """How many ids there are at most; a small corpus may give fewer, and the rest is not used."""
-    file: str | None = None
-    """A trained tokenizer in the JSON of the library `tokenizers`; by default one is trained on the training texts."""
+    vocabulary: int = chz.field(
+        default=1024, doc="how many ids there are at most; a small corpus may give fewer, and the rest is not used"
+    )
+    file: str | None = chz.field(
+        default=None,
+        doc="a trained one in the JSON of the library `tokenizers`; None trains one on the training texts",
+    )
 
     @chz.validate
     def _holds_bytes(self) -> None:
         if self.vocabulary < len(SPECIAL) + 256:
-            raise UserError(
-                f"Bpe.vocabulary is {self.vocabulary}: padding, end and all bytes need {len(SPECIAL) + 256}"
-            )
+            raise ValueError(f"vocabulary must hold padding, end and all bytes: {len(SPECIAL) + 256} or more")
 
     @property
     def size(self) -> int:
@@ -108,7 +109,7 @@ class Bpe(Tokenizer):
         return [*self._model.encode(text).ids, END]
 
     def decode(self, ids: Sequence[int]) -> str:
-        return self._model.decode(_body(ids)).replace("\ufffd", "")
+        return self._model.decode(_body(ids)).rstrip("\ufffd")
 
     @property
     def _model(self):
@@ -140,7 +141,7 @@ class Bpe(Tokenizer):
         key = f"{corpus.fingerprint}/{self.vocabulary}/{tokenizers.__version__}"
         file = corpus.folder / f"bpe-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
         if not file.is_file():
-            write_whole(file, train_bpe(corpus, self.vocabulary))
+            store(file, train_bpe(corpus, self.vocabulary))
         return file
 
 
@@ -185,12 +186,8 @@ def _body(ids: Sequence[int]) -> list[int]:
     return [id for id in ids[:end] if id != PADDING]
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file whole or not at all, also when several processes do so at once."""
-    try:
+def store(path: Path, text: str) -> None:
+    """Writes a tokenizer's file whole or not at all, and its folder where there is none."""
+    with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-            file.write(text)
-        os.replace(file.name, path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error}") from error
+    write_atomic(path, text)

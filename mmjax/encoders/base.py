@@ -1,27 +1,28 @@
 """What every encoder is: a configuration that builds a module from one modality's arrays to tokens."""
 
 import abc
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import chz
 import jax
 from flax import nnx
-from jaxtyping import Array, Bool
+from jaxtyping import Array
 
 from mmjax.errors import UserError
 from mmjax.layers.settings import Settings
 from mmjax.types import Feature, Tokens
 
 Intermediates = dict[str, Any]
+Kind = TypeVar("Kind")
+Other = TypeVar("Other")
 
 
+@runtime_checkable
 class EncoderModule(Protocol):
     """A built encoder."""
 
-    def __call__(
-        self, values: Array, mask: Bool[Array, "B N"] | None, key: jax.Array | None
-    ) -> tuple[Tokens, Intermediates]:
-        """Tokens of width D from the values and mask a `Batch` holds; a key turns dropout on."""
+    def __call__(self, values: Array, mask: Any, key: jax.Array | None) -> tuple[Tokens, Intermediates]:
+        """Tokens of width D from the values and mask (None for images) a `Batch` holds; a key turns dropout on."""
         ...
 
 
@@ -34,11 +35,12 @@ class Encoder(abc.ABC):
         """The module for a modality of that static shape. Raises UserError where it cannot read such a feature."""
 
 
-def expect(encoder: Encoder, feature: Feature, *kinds: type) -> None:
-    """Raise UserError unless the feature is of a kind the encoder reads."""
-    if not isinstance(feature, kinds):
-        able = " or ".join(kind.__name__ for kind in kinds)
-        raise UserError(f"{type(encoder).__name__} encodes {able}, not {type(feature).__name__}; choose another encoder")
+def expect(encoder: Encoder, feature: Feature, kind: type[Kind], other: type[Other] | None = None) -> Kind | Other:
+    """The feature itself. Raises UserError unless it is of a kind (or the other) that the encoder reads."""
+    if isinstance(feature, kind) or (other is not None and isinstance(feature, other)):
+        return feature
+    able = kind.__name__ if other is None else f"{kind.__name__} or {other.__name__}"
+    raise UserError(f"{type(encoder).__name__} encodes {able}, not {type(feature).__name__}; choose another encoder")
 
 
 def expect_heads(key: str, width: int, heads: int) -> None:

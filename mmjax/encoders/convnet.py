@@ -19,7 +19,10 @@ from mmjax.types import Feature, Image, Spectrum, Tokens
 
 @chz.chz
 class ConvNet(Encoder):
-    """ConvNeXt-like network over pictures or spectra (Liu et al. 2022): a strided stem, then stages that halve the resolution."""
+    """ConvNeXt-like network over pictures or spectra (Liu et al. 2022).
+
+    A strided stem, then stages that halve the resolution.
+    """
 
     stem: int = chz.field(default=4, doc="side and stride of the first convolution")
     widths: tuple[int, ...] = chz.field(default=(32, 64), doc="channels of each stage")
@@ -32,8 +35,7 @@ class ConvNet(Encoder):
             raise ValueError(f"widths={self.widths} and depths={self.depths} need one entry a stage each")
 
     def build(self, feature: Feature, settings: Settings, rngs: nnx.Rngs) -> "ConvNetEncoder":
-        expect(self, feature, Image, Spectrum)
-        return ConvNetEncoder(self, feature, settings, rngs)
+        return ConvNetEncoder(self, expect(self, feature, Image, Spectrum), settings, rngs)
 
 
 class ConvBlock(nnx.Module):
@@ -54,26 +56,24 @@ class ConvBlock(nnx.Module):
 
 
 class ConvNetEncoder(nnx.Module):
-    """Stem -> stages -> one token per place of the last grid. A spectrum is a one-channel picture, time down, bands across."""
+    """Stem -> stages -> one token per place of the last grid.
+
+    A spectrum is a one-channel picture, time down, bands across.
+    """
 
     def __init__(self, config: ConvNet, feature: Image | Spectrum, settings: Settings, rngs: nnx.Rngs):
         rules = settings.rules
         channels = feature.channels if isinstance(feature, Image) else 1
-        self.reduce, self.stages = nnx.List(), nnx.List()
+        self.reduce: nnx.List[Conv] = nnx.List()
+        self.stages: nnx.List[Stack] = nnx.List()
         for index, (width, depth) in enumerate(zip(config.widths, config.depths, strict=True)):
             side = config.stem if index == 0 else 2
             self.reduce.append(Conv(channels, width, side, stride=side, rules=rules, rngs=rngs))
-            self.stages.append(
-                Stack(
-                    lambda rngs, width=width: ConvBlock(
-                        width, config.kernel, rate=settings.dropout, rules=rules, rngs=rngs
-                    ),
-                    depth,
-                    remat=settings.remat,
-                    unroll=settings.unroll,
-                    rngs=rngs,
-                )
-            )
+
+            def make(rngs: nnx.Rngs, width: int = width) -> ConvBlock:
+                return ConvBlock(width, config.kernel, rate=settings.dropout, rules=rules, rngs=rngs)
+
+            self.stages.append(Stack(make, depth, remat=settings.remat, unroll=settings.unroll, rngs=rngs))
             channels = width
         self.norm = Norm(channels, rules=rules, rngs=rngs)
         self.project = Linear((channels, settings.width), (None, "embed"), rules=rules, rngs=rngs)

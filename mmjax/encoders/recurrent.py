@@ -27,10 +27,10 @@ class Recurrent(Encoder):
     patch: int = chz.field(default=2, doc="consecutive frames read as one step (of a spectrum)")
 
     def build(self, feature: Feature, settings: Settings, rngs: nnx.Rngs) -> "RecurrentEncoder":
-        expect(self, feature, Text, Spectrum)
+        read = expect(self, feature, Text, Spectrum)
         if settings.width % 2:
             raise UserError(f"Recurrent needs an even model.width for its two directions, not {settings.width}")
-        return RecurrentEncoder(self, feature, settings, rngs)
+        return RecurrentEncoder(self, read, settings, rngs)
 
 
 class GRUCell(nnx.Module):
@@ -56,7 +56,7 @@ class GRUCell(nnx.Module):
 
 
 class LSTMCell(nnx.Module):
-    """c' = f c + i g and h' = o tanh(c'), gates i, f, o sigmoids and g a tanh of x and h; the forget gate starts open."""
+    """c' = f c + i g and h' = o tanh(c'), gates i, f, o sigmoids, g a tanh of x and h; the forget gate starts open."""
 
     GATES = 4
 
@@ -71,7 +71,9 @@ class LSTMCell(nnx.Module):
     ) -> tuple[Float[Array, "B D"], Float[Array, "B D"]]:
         memory, hidden = state
         gates = inputs + self.recur(hidden)
-        write, forget, output = (jax.nn.sigmoid(gates[:, gate] + start) for gate, start in ((0, 0.0), (1, 1.0), (2, 0.0)))
+        write, forget, output = (
+            jax.nn.sigmoid(gates[:, gate] + start) for gate, start in ((0, 0.0), (1, 1.0), (2, 0.0))
+        )
         memory = forget * memory + write * jnp.tanh(gates[:, 3])
         return memory, output * jnp.tanh(memory)
 
@@ -79,7 +81,7 @@ class LSTMCell(nnx.Module):
         return state[1]
 
 
-CELLS = {"gru": GRUCell, "lstm": LSTMCell}
+CELLS: dict[str, type[GRUCell] | type[LSTMCell]] = {"gru": GRUCell, "lstm": LSTMCell}
 
 
 class RecurrentLayer(nnx.Module):
@@ -110,13 +112,18 @@ class RecurrentEncoder(nnx.Module):
 
     def __init__(self, config: Recurrent, feature: Text | Spectrum, settings: Settings, rngs: nnx.Rngs):
         rules, width = settings.rules, settings.width
-        self.patch, self.seconds, self.dtype = config.patch, None, settings.dtype
+        self.patch, self.dtype = config.patch, settings.dtype
+        self.seconds = feature.seconds if isinstance(feature, Spectrum) else 0.0
+        self.embed: Embedding | Linear
         if isinstance(feature, Text):
             self.embed = Embedding(feature.vocabulary, width, rules=rules, rngs=rngs)
         else:
-            self.seconds = feature.seconds
-            self.embed = Linear((config.patch * feature.bands, width), (None, "embed"), bias=True, rules=rules, rngs=rngs)
-        self.forward, self.backward, self.norms = nnx.List(), nnx.List(), nnx.List()
+            self.embed = Linear(
+                (config.patch * feature.bands, width), (None, "embed"), bias=True, rules=rules, rngs=rngs
+            )
+        self.forward: nnx.List[RecurrentLayer] = nnx.List()
+        self.backward: nnx.List[RecurrentLayer] = nnx.List()
+        self.norms: nnx.List[Norm] = nnx.List()
         for _ in range(config.depth):
             for direction, reverse in ((self.forward, False), (self.backward, True)):
                 direction.append(RecurrentLayer(width, width // 2, config.cell, reverse, rules=rules, rngs=rngs))
@@ -124,11 +131,9 @@ class RecurrentEncoder(nnx.Module):
         self.project = Linear((width, width), (None, "embed"), rules=rules, rngs=rngs)
         self.rate, self.rules = settings.dropout, rules
 
-    def __call__(
-        self, values: Array, mask: Bool[Array, "B N"], key: jax.Array | None
-    ) -> tuple[Tokens, Intermediates]:
+    def __call__(self, values: Array, mask: Bool[Array, "B N"], key: jax.Array | None) -> tuple[Tokens, Intermediates]:
         time = None
-        if self.seconds is None:
+        if isinstance(self.embed, Embedding):
             x = self.embed(values, self.dtype)
         else:
             steps = values.shape[1] // self.patch

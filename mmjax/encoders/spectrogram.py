@@ -19,20 +19,26 @@ from mmjax.types import Feature, Spectrum, Tokens
 
 @chz.chz
 class Spectrogram(Encoder):
-    """Transformer over groups of consecutive log-mel frames (after Gong et al. 2021, with patches as high as the spectrum)."""
+    """Transformer over groups of consecutive log-mel frames.
+
+    After Gong et al. 2021, with patches as high as the spectrum.
+    """
 
     patch: int = chz.field(default=4, doc="frames per token")
     depth: int = chz.field(default=4, doc="transformer blocks")
     heads: int = chz.field(default=4, doc="attention heads")
 
     def build(self, feature: Feature, settings: Settings, rngs: nnx.Rngs) -> "SpectrogramEncoder":
-        expect(self, feature, Spectrum)
+        spectrum = expect(self, feature, Spectrum)
         expect_heads("Spectrogram.heads", settings.width, self.heads)
-        return SpectrogramEncoder(self, feature, settings, rngs)
+        return SpectrogramEncoder(self, spectrum, settings, rngs)
 
 
 class SpectrogramEncoder(nnx.Module):
-    """Frame patches -> two-layer embedding, learned position -> transformer -> norm. A token is real where any frame of it is."""
+    """Frame patches -> two-layer embedding, learned position -> transformer -> norm.
+
+    A token is real where any frame of it is.
+    """
 
     def __init__(self, config: Spectrogram, feature: Spectrum, settings: Settings, rngs: nnx.Rngs):
         rules, width = settings.rules, settings.width

@@ -23,9 +23,9 @@ class TextTransformer(Encoder):
     heads: int = chz.field(default=4, doc="attention heads")
 
     def build(self, feature: Feature, settings: Settings, rngs: nnx.Rngs) -> "TextEncoder":
-        expect(self, feature, Text)
+        text = expect(self, feature, Text)
         expect_heads("TextTransformer.heads", settings.width, self.heads)
-        return TextEncoder(self, feature, settings, rngs)
+        return TextEncoder(self, text, settings, rngs)
 
 
 class TextEncoder(nnx.Module):

@@ -28,13 +28,13 @@ class ViT(Encoder):
     heads: int = chz.field(default=4, doc="attention heads")
 
     def build(self, feature: Feature, settings: Settings, rngs: nnx.Rngs) -> "ViTEncoder":
-        expect(self, feature, Image)
+        image = expect(self, feature, Image)
         expect_heads("ViT.heads", settings.width, self.heads)
-        if feature.height % self.patch or feature.width % self.patch:
+        if image.height % self.patch or image.width % self.patch:
             raise UserError(
-                f"ViT.patch={self.patch} does not divide pictures of {feature.height} x {feature.width}; choose a divisor"
+                f"ViT.patch={self.patch} does not divide pictures of {image.height} x {image.width}; choose a divisor"
             )
-        return ViTEncoder(self, feature, settings, rngs)
+        return ViTEncoder(self, image, settings, rngs)
 
 
 class ViTEncoder(nnx.Module):

@@ -1,12 +1,12 @@
-"""What every fusion is: a configuration that builds a module from all modalities' tokens to fused tokens and a summary."""
+"""What every fusion is: a configuration of a module from all modalities' tokens to fused tokens and a summary."""
 
 import abc
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import chz
 import jax
-from jaxtyping import Array, Float
 from flax import nnx
+from jaxtyping import Array, Float
 
 from mmjax.layers.settings import Settings
 from mmjax.types import Tokens
@@ -14,6 +14,7 @@ from mmjax.types import Tokens
 Intermediates = dict[str, Any]
 
 
+@runtime_checkable
 class FusionModule(Protocol):
     """A built fusion."""
 

@@ -34,9 +34,7 @@ class ConcatFusion(nnx.Module):
         rules, width = settings.rules, settings.width
         shape = (len(modalities), width)
         self.missing = make_parameter(jax.nn.initializers.normal(0.02), shape, (None, None), rules=rules, rngs=rngs)
-        self.up = Linear(
-            (*shape, config.hidden), (None, "embed", "mlp"), inputs=2, bias=True, rules=rules, rngs=rngs
-        )
+        self.up = Linear((*shape, config.hidden), (None, "embed", "mlp"), inputs=2, bias=True, rules=rules, rngs=rngs)
         self.down = Linear((config.hidden, width), ("mlp", "embed"), bias=True, rules=rules, rngs=rngs)
         self.norm = Norm(width, rules=rules, rngs=rngs)
         self.modalities, self.rate = modalities, settings.dropout

@@ -22,10 +22,11 @@ Streams = dict[str, Float[Array, "B N D"]]
 
 @chz.chz
 class CrossAttention(Fusion):
-    """Co-attention: in every block each modality's stream attends to all the others', then to itself (Lu et al. 2019, ViLBERT).
+    """Co-attention (Lu et al. 2019, ViLBERT).
 
-    Streams carry a learned embedding of their modality and, where tokens have a time, sines of the seconds on the example's clock.
-    The summary is pooled by attention from the tokens of all streams.
+    In every block each modality's stream attends to all the others', then to itself. Streams carry a learned embedding
+    of their modality and, where tokens have a time, sines of the seconds on the example's clock. The summary is pooled
+    by attention from the tokens of all streams.
     """
 
     depth: int = chz.field(default=2, doc="blocks of exchange")
@@ -60,7 +61,9 @@ class Exchange(nnx.Module):
 class ExchangeBlock(nnx.Module):
     """All streams' `Exchange`, each reading the others as they were before the block."""
 
-    def __init__(self, modalities: tuple[str, ...], width: int, heads: int, *, rate: float, rules: Rules, rngs: nnx.Rngs):
+    def __init__(
+        self, modalities: tuple[str, ...], width: int, heads: int, *, rate: float, rules: Rules, rngs: nnx.Rngs
+    ):
         self.streams = nnx.Dict(
             {name: Exchange(width, heads, rate=rate, rules=rules, rngs=rngs) for name in modalities}
         )

@@ -1,4 +1,4 @@
-"""Fused tokens -> classes, quantities, alignments, with their losses. One file a head; a new one adds its line to the table."""
+"""Fused tokens -> classes, quantities, alignments, with their losses. One file a head; new ones join the table."""
 
 from mmjax.heads.base import Output
 from mmjax.heads.classify import Classify

@@ -1,7 +1,7 @@
 """What every output is: a configuration that builds a module with a loss and a prediction."""
 
 import abc
-from typing import Protocol
+from typing import Protocol, TypeVar, runtime_checkable
 
 import chz
 import jax
@@ -12,12 +12,18 @@ from mmjax.errors import UserError
 from mmjax.layers.settings import Settings
 from mmjax.types import Average, Batch, Feature, Fused, Metrics
 
+Kind = TypeVar("Kind")
 
+
+@runtime_checkable
 class OutputModule(Protocol):
     """A built output."""
 
     def weight(self, batch: Batch) -> Float[Array, ""]:
-        """How much the examples of the batch weigh in the loss together: the `weight` its loss will have. Needs no forward pass."""
+        """How much the examples of the batch weigh in the loss together: the `weight` its loss will have.
+
+        Needs no forward pass.
+        """
         ...
 
     def loss(self, fused: Fused, batch: Batch, key: jax.Array | None) -> tuple[Average, Metrics]:
@@ -40,9 +46,9 @@ class Output(abc.ABC):
         """The module. Raises UserError where the features lack what it needs."""
 
 
-def find_feature(key: str, name: str, features: dict[str, Feature], kind: type | None = None) -> Feature:
-    """The feature of that name. Raises UserError naming the ones that would do."""
-    able = [other for other, feature in features.items() if kind is None or isinstance(feature, kind)]
+def find_feature(key: str, name: str, features: dict[str, Feature], *kinds: type[Kind]) -> Kind:
+    """The feature of that name. Raises UserError naming the ones that would do where it is not one of the kinds."""
+    able = {other: feature for other, feature in features.items() if isinstance(feature, kinds)}
     if name not in able:
         raise UserError(f"{key}={name} is not among the features it can be: {', '.join(able) or 'none'}")
-    return features[name]
+    return able[name]

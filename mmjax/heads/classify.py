@@ -16,7 +16,7 @@ from mmjax.types import Average, Batch, Feature, Fused, Label, Metrics
 
 @chz.chz
 class Classify(Output):
-    """Softmax regression on the pooled features, for every slot of a label (with label smoothing, Szegedy et al. 2016)."""
+    """Softmax regression on the pooled features, for every slot of a label; smoothing as in Szegedy et al. 2016."""
 
     target: str = chz.field(doc="name of the label")
     smoothing: float = chz.field(default=0.0, doc="share of the target spread evenly over the classes")
@@ -31,12 +31,17 @@ class Classify(Output):
         label = find_feature("Classify.target", self.target, features, Label)
         weights = self.class_weights
         if weights is not None and (len(weights) != len(label.names) or min(weights) < 0):
-            raise UserError(f"Classify.class_weights needs {len(label.names)} non-negative numbers, one a class of {self.target}")
+            raise UserError(
+                f"Classify.class_weights needs {len(label.names)} non-negative numbers, one a class of {self.target}"
+            )
         return ClassifyHead(self, label, settings, rngs)
 
 
 class ClassifyHead(nnx.Module):
-    """Pooled features -> logits Float[B S K] of S slots and K classes; cross-entropy in float32, averaged over weights."""
+    """Pooled features -> logits Float[B S K] of S slots and K classes.
+
+    The loss is the cross-entropy in float32, averaged over weights.
+    """
 
     def __init__(self, config: Classify, label: Label, settings: Settings, rngs: nnx.Rngs):
         self.classes = len(label.names)

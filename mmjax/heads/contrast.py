@@ -9,11 +9,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
+from mmjax.errors import UserError
 from mmjax.heads.base import Output, find_feature
 from mmjax.layers.attention import AttentionPool
 from mmjax.layers.linear import Linear, make_parameter
 from mmjax.layers.settings import Settings
-from mmjax.types import Average, Batch, Feature, Fused, Metrics, Tokens
+from mmjax.types import Average, Batch, Feature, Fused, Image, Metrics, Spectrum, Text, Tokens
 
 
 @chz.chz
@@ -32,7 +33,11 @@ class Contrast(Output):
 
     def build(self, features: dict[str, Feature], settings: Settings, rngs: nnx.Rngs) -> "ContrastHead":
         for key, name in (("Contrast.first", self.first), ("Contrast.second", self.second)):
-            find_feature(key, name, features)
+            find_feature(key, name, features, Image, Text, Spectrum)
+        if self.heads < 1 or settings.width % self.heads:
+            raise UserError(
+                f"Contrast.heads={self.heads} does not divide model.width={settings.width}; choose a divisor of it"
+            )
         return ContrastHead(self, settings, rngs)
 
 
@@ -70,7 +75,7 @@ class ContrastHead(nnx.Module):
         columns = jax.sharding.reshard(there, self.rules.spec(None))
         same = jax.nn.one_hot(jnp.arange(there.shape[0]), there.shape[0], dtype=bool)
         same = jax.sharding.reshard(same, self.rules.spec("batch", None))
-        if self.kind == "siglip":
+        if self.bias is not None:
             losses = self._siglip(scale * logits + self.bias[...], same, columns)
         else:
             losses = self._infonce(scale * logits, same, columns)

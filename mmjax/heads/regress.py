@@ -14,7 +14,7 @@ from mmjax.types import Average, Batch, Feature, Fused, Metrics, Quantity
 
 @chz.chz
 class Regress(Output):
-    """Predicts quantities with their spread: a Gaussian's mean and deviation, by its likelihood (Nix & Weigend 1994)."""
+    """Predicts quantities with their spread: a Gaussian's mean and deviation (Nix & Weigend 1994)."""
 
     target: str = chz.field(doc="name of the quantity")
 
@@ -23,7 +23,10 @@ class Regress(Output):
 
 
 class RegressHead(nnx.Module):
-    """Pooled features -> mean and deviation Float[B S Q]; loss -log N(truth; mean, deviation^2) in float32, per number."""
+    """Pooled features -> mean and deviation Float[B S Q].
+
+    The loss is -log N(truth; mean, deviation^2) in float32, per number.
+    """
 
     def __init__(self, config: Regress, quantity: Quantity, settings: Settings, rngs: nnx.Rngs):
         shape = (settings.width, quantity.slots, quantity.size, 2)
@@ -44,9 +47,11 @@ class RegressHead(nnx.Module):
 
     def loss(self, fused: Fused, batch: Batch, key: jax.Array | None) -> tuple[Average, Metrics]:
         mean, deviation = self._distribution(fused)
-        error = batch.values[self.target].astype(jnp.float32) - mean
-        losses = jnp.square(error / deviation) / 2 + jnp.log(deviation) + jnp.log(2 * jnp.pi) / 2
         weights = self._weights(batch)
+        # What is absent is replaced before it is computed with: a gradient of zero times NaN would be NaN.
+        truth = jnp.where(weights > 0, batch.values[self.target].astype(jnp.float32), 0)
+        error = truth - mean
+        losses = jnp.square(error / deviation) / 2 + jnp.log(deviation) + jnp.log(2 * jnp.pi) / 2
         loss = Average.of(losses, weights)
         within = (jnp.abs(error) < 1.96 * deviation).astype(jnp.float32)
         metrics = {"absolute_error": Average.of(jnp.abs(error), weights), "coverage_95": Average.of(within, weights)}

@@ -14,7 +14,7 @@ from mmjax.sharding.rules import Rules
 
 
 class Attention(nnx.Module):
-    """Multi-head attention of x on a context (x itself by default), softmax in float32 (Vaswani et al. 2017, section 3.2).
+    """Multi-head attention of x on a context (default: x), softmax in float32 (Vaswani et al. 2017, section 3.2).
 
     Context tokens with a false mask are not seen; where a whole context is masked the result is zero.
     """
@@ -45,7 +45,9 @@ class Attention(nnx.Module):
 class Block(nnx.Module):
     """Pre-norm transformer block: self-attention, then a perceptron, each on a residual branch (Xiong et al. 2020)."""
 
-    def __init__(self, width: int, heads: int, *, hidden: int | None = None, rate: float = 0.0, rules: Rules, rngs: nnx.Rngs):
+    def __init__(
+        self, width: int, heads: int, *, hidden: int | None = None, rate: float = 0.0, rules: Rules, rngs: nnx.Rngs
+    ):
         self.attention_norm = Norm(width, rules=rules, rngs=rngs)
         self.attention = Attention(width, heads, rules=rules, rngs=rngs)
         self.mlp_norm = Norm(width, rules=rules, rngs=rngs)
@@ -61,7 +63,7 @@ class Block(nnx.Module):
 
 
 class AttentionPool(nnx.Module):
-    """One vector per example: a learned query attends to the tokens (the attention pooling head of Zhai et al. 2022)."""
+    """One vector per example: a learned query attends to the tokens (the attention pooling of Zhai et al. 2022)."""
 
     def __init__(self, width: int, heads: int, *, rules: Rules, rngs: nnx.Rngs):
         self.probe = make_parameter(jax.nn.initializers.normal(1.0), (1, width), (None, None), rules=rules, rngs=rngs)

@@ -29,9 +29,10 @@ class Conv(nnx.Module):
 
 
 class DepthwiseConv(nnx.Module):
-    """2-D convolution of every channel by its own kernel (stride 1, same padding), written as a sum of shifted products.
+    """2-D convolution of every channel by its own kernel (stride 1, same padding), as a sum of shifted products.
 
-    XLA fuses the sum into few passes, while its own grouped convolution is several times slower forward and backward on a CPU.
+    XLA fuses the sum into few passes, while its own grouped convolution is several times slower forward and backward
+    on a CPU.
     """
 
     def __init__(self, channels: int, kernel: int, *, rules: Rules, rngs: nnx.Rngs):

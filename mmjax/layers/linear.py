@@ -1,20 +1,41 @@
-"""Dense maps and embeddings: parameters in float32, born sharded by their logical axes, used in the dtype of the input."""
+"""Dense maps and embeddings: parameters in float32, born sharded by their logical axes, used in the input's dtype."""
 
+import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
+from mmjax.errors import UserError
 from mmjax.sharding.rules import Rules
 
 Axes = tuple[str | None, ...]
 
 
 def make_parameter(init: Callable, shape: tuple[int, ...], axes: Axes, *, rules: Rules, rngs: nnx.Rngs) -> nnx.Param:
-    """A float32 parameter drawn by `init(key, shape, dtype)` straight into the sharding its axes have in the rules."""
-    return nnx.Param(init(rngs.params(), shape, jnp.float32, out_sharding=rules.spec(*axes)))
+    """A float32 parameter drawn by `init(key, shape, dtype)` straight into the sharding its axes have in the rules.
+
+    Raises UserError where the mesh does not divide one of its dimensions.
+    """
+    spec = rules.spec(*axes)
+    _check_divides(shape, axes, spec)
+    return nnx.Param(init(rngs.params(), shape, jnp.float32, out_sharding=spec))
+
+
+def _check_divides(shape: tuple[int, ...], axes: Axes, spec: PartitionSpec) -> None:
+    """JAX's own error would name neither the logical dimension nor the mesh axis."""
+    parts = jax.sharding.get_abstract_mesh().shape
+    for size, name, split in zip(shape, axes, spec, strict=True):
+        for axis in (split,) if isinstance(split, str) else split or ():
+            if size % parts.get(axis, 1):
+                raise UserError(
+                    f"mesh.{axis}={parts[axis]} does not divide dimension {name}={size} of a parameter of shape"
+                    f" {shape}; choose a mesh.{axis} that divides it, or other rules"
+                )
+            size //= parts.get(axis, 1)
 
 
 def use(parameter: nnx.Param, axes: Axes, dtype: jnp.dtype, rules: Rules) -> Array:
@@ -25,7 +46,8 @@ def use(parameter: nnx.Param, axes: Axes, dtype: jnp.dtype, rules: Rules) -> Arr
 class Linear(nnx.Module):
     """y = x W + b over the last `inputs` dimensions of x.
 
-    `shape` and `axes` name the kernel's input then output dimensions. Initialised with variance 1 / fan-in (truncated normal).
+    `shape` and `axes` name the kernel's input then output dimensions. Initialised with variance `scale` / fan-in
+    (truncated normal).
     """
 
     def __init__(
@@ -53,15 +75,18 @@ class Linear(nnx.Module):
         self.axes, self.inputs, self.rules = axes, inputs, rules
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
-        leading = x.ndim - self.inputs
-        contracted = (tuple(range(leading, x.ndim)), tuple(range(self.inputs)))
+        leading, read = x.shape[: x.ndim - self.inputs], self.axes[: self.inputs]
         outputs = tuple(None if name == "embed" else name for name in self.axes[self.inputs :])
-        spec = self.rules.spec("batch", *[None] * (leading - 1), *outputs)
         kernel = use(self.kernel, self.axes, x.dtype, self.rules)
-        y = jax.lax.dot_general(x, kernel, (contracted, ((), ())), out_sharding=spec)
-        if self.bias is None:
-            return y
-        return y + jax.sharding.reshard(self.bias[...].astype(x.dtype), self.rules.spec(*outputs))
+        # All rows in one dimension: XLA's CPU backend takes a third longer over the same product with two, gradients included.
+        spec = self.rules.in_use("batch", *read)
+        rows = jax.lax.reshape(x, (math.prod(leading), *x.shape[len(leading) :]), out_sharding=spec)
+        contracted = (tuple(range(1, x.ndim - len(leading) + 1)), tuple(range(self.inputs)))
+        y = jax.lax.dot_general(rows, kernel, (contracted, ((), ())), out_sharding=self.rules.spec("batch", *outputs))
+        if self.bias is not None:
+            y = y + jax.sharding.reshard(self.bias[...].astype(x.dtype), self.rules.spec(*outputs))
+        spec = self.rules.spec("batch", *[None] * (len(leading) - 1), *outputs)
+        return jax.lax.reshape(y, (*leading, *y.shape[1:]), out_sharding=spec)
 
 
 class Embedding(nnx.Module):

@@ -10,7 +10,7 @@ from mmjax.sharding.rules import Rules
 
 
 class Norm(nnx.Module):
-    """Root-mean-square norm x / RMS(x) * gain over the last dimension, its statistic in float32 (Zhang & Sennrich 2019)."""
+    """Root-mean-square norm x / RMS(x) * gain over the last dimension, RMS in float32 (Zhang & Sennrich 2019)."""
 
     def __init__(self, width: int, *, rules: Rules, rngs: nnx.Rngs):
         self.gain = make_parameter(jax.nn.initializers.ones, (width,), (None,), rules=rules, rngs=rngs)
@@ -22,7 +22,10 @@ class Norm(nnx.Module):
 
 
 def dropout(x: Float[Array, "..."], rate: float, key: jax.Array | None) -> Float[Array, "..."]:
-    """x with a share `rate` of its entries set to zero and the rest scaled up (Srivastava et al. 2014); x itself without a key."""
+    """x with a share `rate` of its entries set to zero and the rest scaled up (Srivastava et al. 2014).
+
+    x itself without a key.
+    """
     if key is None or rate == 0:
         return x
     keep = jax.random.bernoulli(key, 1 - rate, x.shape, out_sharding=jax.typeof(x).sharding)

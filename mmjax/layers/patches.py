@@ -7,7 +7,7 @@ from mmjax.sharding.rules import Rules
 
 
 def reshape(x: Array, *shape: int, rules: Rules) -> Array:
-    """x[B ...] as [B *shape]; says that the batch stays split, which a reshape next to a split dimension must be told."""
+    """x[B ...] as [B *shape]; says that the batch stays split, as a reshape next to a split dimension must be told."""
     return jax.lax.reshape(x, (x.shape[0], *shape), out_sharding=rules.spec("batch", *[None] * len(shape)))
 
 

@@ -20,8 +20,9 @@ POLICIES: dict[str, Any] = {
 class Stack(nnx.Module):
     """`depth` blocks in a row whose parameters lie stacked along a leading layer dimension.
 
-    `remat` says what the backward pass keeps of a block: "none" recomputes nothing, "full" everything, "dots" keeps the results of
-    all matrix products, "dots_no_batch" of those without batch dimensions (the projections, not the attention matrix).
+    `remat` says what the backward pass keeps of a block: "none" recomputes nothing, "full" everything, "dots" keeps the
+    results of all matrix products, "dots_no_batch" of those without batch dimensions (the projections, not the
+    attention matrix).
     `unroll` compiles the blocks one by one instead of as a loop: faster on a CPU, longer to compile.
     """
 

@@ -40,12 +40,14 @@ class MeshShape:
         return " ".join(f"mesh.{axis}={size}" for axis, size in pairs if size != 1) or "one device"
 
     def build(self, devices: Sequence[jax.Device] | None = None) -> Mesh:
-        """An explicit-mode mesh over `devices` (all of them by default). Raises UserError where the sizes cannot be had."""
+        """An explicit-mode mesh over `devices` (default: all). Raises UserError where the sizes cannot be had."""
         devices = list(devices) if devices is not None else jax.devices()
         sizes = self._resolve(len(devices))
         count = math.prod(sizes)
         if count < len(devices) and jax.process_count() > 1:
-            raise UserError(f"{self.text} uses {count} of {len(devices)} devices; with several processes set one axis to -1")
+            raise UserError(
+                f"{self.text} uses {count} of {len(devices)} devices; with several processes set one axis to -1"
+            )
         devices = devices[:count]
         slices = len({getattr(device, "slice_index", 0) for device in devices})
         if slices > 1:
@@ -75,7 +77,10 @@ class MeshShape:
 
 
 def choose_rules(name: str, mesh: Mesh) -> Rules:
-    """The preset of that name. Raises UserError where it is unknown or leaves a mesh axis of several devices without work."""
+    """The preset of that name.
+
+    Raises UserError where it is unknown or leaves a mesh axis of several devices without work.
+    """
     if name not in PRESETS:
         raise UserError(f"rules={name} is no preset; choose one of {', '.join(PRESETS)}")
     rules = PRESETS[name]
@@ -93,4 +98,6 @@ def check_divides(rules: Rules, mesh: Mesh, **sizes: tuple[str, int]) -> None:
         axes = rules.spec(name)[0] or ()
         parts = math.prod(mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes))
         if size % parts:
-            raise UserError(f"{key.replace('__', '.')}={size} is not divided by the {parts} parts the mesh splits it into")
+            raise UserError(
+                f"{key.replace('__', '.')}={size} is not divided by the {parts} parts the mesh splits it into"
+            )

@@ -11,9 +11,9 @@ MESH_AXES = ("replica", "data", "fsdp", "seq", "tensor")
 class Rules:
     """One mesh axis tuple per logical dimension name; () keeps the dimension whole.
 
-    `embed` is how parameters are *stored* along the residual width (fully sharded data parallelism, Rajbhandari et al. 2020). They are
-    gathered over it where they are used, so activations are whole along their width; `heads`, `mlp` and `vocab` stay split in use
-    (tensor parallelism, Shoeybi et al. 2019).
+    `embed` is how parameters are *stored* along the residual width (fully sharded data parallelism, Rajbhandari et al.
+    2020). They are gathered over it where they are used, so activations are whole along their width; `heads`, `mlp` and
+    `vocab` stay split in use (tensor parallelism, Shoeybi et al. 2019).
     """
 
     batch: tuple[str, ...] = ("replica", "data", "fsdp")

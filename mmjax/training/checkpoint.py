@@ -1,23 +1,18 @@
 """Checkpoints of a run: saved in the background by Orbax, sealed with digests, restored onto any mesh.
 
-A run directory holds `checkpoints/STEP/`, one folder per checkpoint: `state/` (arrays by path name, Orbax), `extra/` (JSON) and
-`digests.json`, the size and SHA-256 of every file. The digests are written before Orbax renames the folder to its final name, so a
-folder of that name without them, or with other contents, is damaged. Orbax itself would restore flipped bytes of array data without
-a word. Nothing in a checkpoint is ever executed.
+A run directory holds `checkpoints/STEP/`, one folder per checkpoint: `state/` (arrays by path name, Orbax), `extra/`
+(JSON) and the seal of `mmjax.training.seal`. The seal is written before Orbax renames the folder to its final name, so
+a folder of that name without it, or with other contents, is damaged. Nothing in a checkpoint is ever executed.
 """
 
-import concurrent.futures
 import contextlib
-import errno
-import hashlib
 import json
 import logging
 import math
-import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import chz
 import jax
@@ -26,38 +21,18 @@ from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 from mmjax.errors import UserError
 from mmjax.layers.tree import named_leaves
 from mmjax.sharding.distributed import barrier, gather_lines, is_lead
-
-if TYPE_CHECKING:
-    import orbax.checkpoint
-
-DIGESTS = "digests.json"
-# Orbax writes the time of the commit into this file after the digests are taken. Nothing here reads it.
-UNSEALED = "_CHECKPOINT_METADATA"
-OPERATIONAL = {"operational": True}
-
-DISK_PROBLEMS = {
-    errno.ENOSPC: "the disk is full; make room there",
-    errno.EDQUOT: "the disk quota is used up; make room there",
-    errno.EFBIG: "a file would be larger than allowed there; raise the limit",
-    errno.EROFS: "that file system is read-only; set run_dir to another place",
-    errno.EACCES: "writing there is not permitted; set run_dir to another place",
-    errno.EPERM: "writing there is not permitted; set run_dir to another place",
-}
+from mmjax.training.seal import disk_problem, find_damage, seal
 
 
 @chz.chz
 class Checkpoint:
     """When checkpoints are saved and which are kept: the newest ones and, with a metric, the best ones."""
 
-    every: int = chz.field(default=500, doc="steps between checkpoints", metadata=OPERATIONAL)
-    keep: int = chz.field(default=3, doc="how many of the newest are kept", metadata=OPERATIONAL)
-    best_metric: str | None = chz.field(
-        default=None, doc='keep the best by this metric too, e.g. "validation/label/accuracy"', metadata=OPERATIONAL
-    )
-    best_mode: Literal["max", "min"] = chz.field(
-        default="max", doc="whether more or less of it is better", metadata=OPERATIONAL
-    )
-    keep_best: int = chz.field(default=1, doc="how many of the best are kept", metadata=OPERATIONAL)
+    every: int = chz.field(default=500, doc="steps between checkpoints")
+    keep: int = chz.field(default=3, doc="how many of the newest are kept")
+    best_metric: str | None = chz.field(default=None, doc="keep the best by this too, as validation/label/accuracy")
+    best_mode: Literal["max", "min"] = chz.field(default="max", doc="whether more or less of it is better")
+    keep_best: int = chz.field(default=1, doc="how many of the best are kept")
 
     @chz.validate
     def _counts(self) -> None:
@@ -90,13 +65,18 @@ class Checkpoints:
     def __init__(
         self, run_dir: str | Path, config: Checkpoint, *, warn: Callable[[str], None] = print, read_only: bool = False
     ):
-        import orbax.checkpoint as ocp
-
         self._folder = Path(run_dir).expanduser().absolute() / "checkpoints"
         self._warn, self._read_only = warn, read_only
+        self._keep = _Keep(config, self._folder)
         self._saving: int | None = None
+        self._whole: set[int] = set()
         self._damaged: set[int] = set()
         logging.getLogger("absl").addFilter(_is_not_orbax)
+        self._open()
+
+    def _open(self) -> None:
+        import orbax.checkpoint as ocp
+
         # Weights do not compress; doing without takes a fifth of the time.
         self._handler = ocp.PyTreeCheckpointHandler(use_compression=False)
         extra = ocp.JsonCheckpointHandler(filename="extra.json")
@@ -106,16 +86,19 @@ class Checkpoints:
         registry.add("extra", ocp.args.JsonSave, extra)
         registry.add("extra", ocp.args.JsonRestore, extra)
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=_Keep(config, self._folder),
-            cleanup_tmp_directories=not read_only,
-            read_only=read_only,
-            # Every file of a step is read only after it was verified.
+            preservation_policy=self._keep,
+            cleanup_tmp_directories=not self._read_only,
+            read_only=self._read_only,
+            # No file of a step is read before it was verified.
             lightweight_initialize=True,
-            async_options=ocp.options.AsyncOptions(post_finalization_callback=None if read_only else self._seal),
+            async_options=ocp.options.AsyncOptions(
+                # Made in the background, a folder that cannot be made leaves threads waiting for it for minutes.
+                create_directories_asynchronously=False,
+                post_finalization_callback=None if self._read_only else self._seal,
+            ),
         )
         with self._one_line():
             self._manager = ocp.CheckpointManager(self._folder, options=options, handler_registry=registry)
-        self._keep: _Keep = options.preservation_policy
 
     def steps(self) -> list[int]:
         """The steps that have a checkpoint, or whose checkpoint is being written, oldest first."""
@@ -124,8 +107,8 @@ class Checkpoints:
     def save(self, step: int, state: Any, extra: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
         """Begins to save `state` (a pytree of arrays), and returns when its arrays may be given away (donated).
 
-        A step that has a checkpoint already is left as it is. A save still in progress is waited for first, and errors of it
-        are raised here.
+        A step that has a checkpoint already is left as it is. A save still in progress is waited for first, and errors
+        of it are raised here.
 
         Args:
             step: number of steps done.
@@ -133,7 +116,7 @@ class Checkpoints:
             metrics: what `best_metric` is looked up in; a checkpoint without it, or with NaN, is never among the best.
 
         Raises:
-            UserError: the disk is full, cannot be written, or `best_metric` is not among `metrics` where there are some.
+            UserError: the disk is full or cannot be written; `best_metric` is not among `metrics` where there are some.
         """
         import orbax.checkpoint as ocp
 
@@ -141,10 +124,11 @@ class Checkpoints:
         if step in self.steps():
             return
         self._keep.note(step, metrics)
+        self._whole.discard(step)
         self._saving = step
         arguments = ocp.args.Composite(
             state=ocp.args.PyTreeSave(dict(named_leaves(state))),
-            extra=ocp.args.JsonSave({"extra": dict(extra), "metrics": dict(metrics)}),
+            extra=ocp.args.JsonSave({"extra": dict(extra), "metrics": {key: float(metrics[key]) for key in metrics}}),
         )
         with self._one_line():
             self._manager.save(step, args=arguments, force=True)
@@ -155,31 +139,37 @@ class Checkpoints:
         A damaged checkpoint is reported, put aside as `checkpoints/damaged-STEP`, and the one before it is tried.
 
         Args:
-            abstract: the tree to restore, of arrays or ShapeDtypeStructs. Their shardings are those of `jax.eval_shape` under
-                `jax.set_mesh` of the mesh to restore to, which need not be that of the save.
+            abstract: the tree to restore, of arrays or ShapeDtypeStructs. Their shardings are those of `jax.eval_shape`
+                under `jax.set_mesh` of the mesh to restore to, which need not be that of the save.
             step: this step and no other.
             partial: what the checkpoint has beyond `abstract` is left alone, as in {"model": model}.
 
         Raises:
             UserError: the checkpoint is of something else, `step` has none or a damaged one, or all are damaged.
         """
+        found = self.find(step)
+        return None if found is None else self._read(found, abstract, partial)
+
+    def find(self, step: int | None = None) -> int | None:
+        """The newest step whose checkpoint is whole, or `step` if it is; errors and warnings as of `restore`."""
         self.wait()
         while (candidate := self._candidate(step)) is not None:
-            problem = self._verify(candidate)
-            if problem is None:
-                return self._read(candidate, abstract, partial)
-            self._put_aside(candidate, problem)
+            damage = None if candidate in self._whole else self._find_damage(candidate)
+            if damage is None:
+                self._whole.add(candidate)
+                return candidate
+            self._put_aside(candidate, damage)
         damaged = sorted(path.name for path in self._folder.glob("damaged-*")) + sorted(map(str, self._damaged))
         if damaged:
             raise UserError(
-                f"no whole checkpoint is left in {self._folder}, only damaged ones ({', '.join(damaged)}): mend one and give "
-                "it its number as name, or remove them to start from the beginning"
+                f"no whole checkpoint is left in {self._folder}, only damaged ones ({', '.join(damaged)}): mend one "
+                "and rename it to its number, or remove them to start from the beginning"
             )
         return None
 
     def contents(self, step: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Shape and dtype of every array in the checkpoint of `step`, by path name."""
-        saved = self._handler.metadata(_epath(self._folder / str(step) / "state")).tree
+        saved = self._handler.metadata(self._manager.directory / str(step) / "state").tree
         return {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in saved.items()}
 
     def wait(self) -> None:
@@ -189,40 +179,18 @@ class Checkpoints:
         self._saving = None
 
     def close(self) -> None:
-        """Waits, and ends the threads."""
-        try:
-            self.wait()
-        finally:
+        """Waits as `wait` does, and ends the threads."""
+        with self._one_line():
             self._manager.close()
 
-    # Integrity
-
     def _seal(self) -> None:
-        """Writes the digests. Orbax calls it on the lead's background thread when all files of a step are there."""
-        temporary = next(self._folder.glob(f"{self._saving}.orbax-checkpoint-tmp*"))
-        names = sorted(str(path.relative_to(temporary)) for path in temporary.rglob("*") if path.is_file())
-        names = [name for name in names if name != UNSEALED]
-        with concurrent.futures.ThreadPoolExecutor() as pool:
-            digests = list(pool.map(lambda name: _digest(temporary / name), names))
-        (temporary / DIGESTS).write_text(json.dumps(dict(zip(names, digests, strict=True)), indent=1))
+        """Orbax calls it on the lead's background thread when all files of a step are there and not yet committed."""
+        seal(next(self._folder.glob(f"{self._saving}.orbax-checkpoint-tmp*")))
 
-    def _verify(self, step: int) -> str | None:
+    def _find_damage(self, step: int) -> str | None:
         """What is wrong with the files of a step, if anything. Processes share the reading and all get the answer."""
-        folder = self._folder / str(step)
-        try:
-            wanted = json.loads((folder / DIGESTS).read_text())
-            names = sorted(wanted)[jax.process_index() :: jax.process_count()]
-            with concurrent.futures.ThreadPoolExecutor() as pool:
-                found = pool.map(lambda name: _digest(folder / name), names)
-                problems = [
-                    f"{name} was changed" for name, got in zip(names, found, strict=True) if got != wanted[name]
-                ]
-        except OSError as error:
-            name = Path(error.filename).relative_to(folder) if error.filename else "a file"
-            problems = [f"{name} is missing" if isinstance(error, FileNotFoundError) else f"{name}: {error.strerror}"]
-        except (ValueError, TypeError):
-            problems = [f"{DIGESTS} was changed"]
-        return next(iter(gather_lines(problems[:1])), None)
+        damage = find_damage(self._folder / str(step), part=jax.process_index(), parts=jax.process_count())
+        return next(iter(gather_lines([damage] if damage else [])), None)
 
     def _candidate(self, step: int | None) -> int | None:
         """The step to restore next; the lead decides, because others may see an older state of a shared file system."""
@@ -234,22 +202,22 @@ class Checkpoints:
             raise UserError(f"there is no whole checkpoint of step {step} in {self._folder}; those there: {there}")
         return step
 
-    def _put_aside(self, step: int, problem: str) -> None:
+    def _put_aside(self, step: int, damage: str) -> None:
         """Reports a damaged checkpoint and takes it out of the way."""
         if self._read_only:
             self._damaged.add(step)
-            return self._warn(f"checkpoint {step} in {self._folder} is damaged ({problem}) and passed over")
+            return self._warn(f"checkpoint {step} in {self._folder} is damaged ({damage}) and passed over")
         names = [f"damaged-{step}"] + [f"damaged-{step}-{number}" for number in range(2, 100)]
         target = next(self._folder / name for name in names if not (self._folder / name).exists())
-        self._warn(f"checkpoint {step} in {self._folder} is damaged ({problem}); put aside as {target.name}")
+        self._warn(f"checkpoint {step} in {self._folder} is damaged ({damage}); put aside as {target.name}")
         barrier("damaged")
         if is_lead():
             with self._one_line():
                 (self._folder / str(step)).rename(target)
         barrier("put aside")
-        self._manager.reload()
-
-    # Reading
+        # Not `reload`: it reads files of the other steps that nobody has verified.
+        self._manager.close()
+        self._open()
 
     def _read(self, step: int, abstract: Any, partial: bool) -> Restored:
         import orbax.checkpoint as ocp
@@ -283,8 +251,8 @@ class Checkpoints:
         if differences:
             more = f", and {len(differences) - 3} more" if len(differences) > 3 else ""
             raise UserError(
-                f"checkpoint {step} in {self._folder} is of another model or optimizer: {'; '.join(differences[:3])}{more}; "
-                "use the settings it was made with, or another run_dir"
+                f"checkpoint {step} in {self._folder} is of another model or optimizer: {'; '.join(differences[:3])}"
+                f"{more}; use the settings it was made with, or another run_dir"
             )
 
     @contextlib.contextmanager
@@ -293,7 +261,7 @@ class Checkpoints:
         try:
             yield
         except (OSError, ValueError, RuntimeError) as error:
-            problem = _disk_problem(error)
+            problem = disk_problem(error)
             if problem is None:
                 raise
             what = f"checkpoint {self._saving}" if self._saving is not None else "a checkpoint"
@@ -342,15 +310,8 @@ class _Keep:
             return {}
 
 
-def _digest(path: Path) -> list[Any]:
-    """Size in bytes and SHA-256 of a file."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return [file.tell(), digest]
-
-
 def _concrete(leaf: Any) -> jax.ShapeDtypeStruct:
-    """The leaf's shape, dtype and sharding on real devices: `jax.eval_shape` gives a sharding on an abstract mesh, or none."""
+    """The leaf with its sharding on real devices: `jax.eval_shape` gives one on an abstract mesh, or none."""
     mesh = jax.sharding.get_mesh()
     if mesh.empty:
         sharding = leaf.sharding or SingleDeviceSharding(jax.local_devices()[0])
@@ -363,24 +324,6 @@ def _concrete(leaf: Any) -> jax.ShapeDtypeStruct:
 
 def _shape(leaf: Any) -> str:
     return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
-
-
-def _disk_problem(error: BaseException | None) -> str | None:
-    """What the disk had to say, if it was the disk. TensorStore's errors carry the number in their text only."""
-    while error is not None:
-        number = error.errno if isinstance(error, OSError) else None
-        if number is None and (found := re.search(r"os_error_code='(\d+)'", str(error))):
-            number = int(found[1])
-        if number in DISK_PROBLEMS:
-            return DISK_PROBLEMS[number]
-        error = error.__cause__ or error.__context__
-    return None
-
-
-def _epath(path: Path) -> Any:
-    from etils import epath
-
-    return epath.Path(path)
 
 
 def _is_not_orbax(record: logging.LogRecord) -> bool:

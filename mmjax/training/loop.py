@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
+from mmjax.compilation import jit_once
 from mmjax.data.loader import Data, Loader, Tally, chain
 from mmjax.data.place import Feed, Placed, rows_of
 from mmjax.errors import Diverged, Preempted
@@ -132,9 +133,9 @@ class Run:
             self._say(f"resuming {self.run_dir} at step {step}")
             return key, state, extra
         if train.initialize is None:
-            return key, jax.jit(lambda key: begin(build(key)))(draw_key), {}
-        model = initialize(jax.jit(build)(draw_key), train.initialize, say=self._say)
-        return key, jax.jit(begin)(model), {}
+            return key, jit_once(lambda key: begin(build(key)))(draw_key), {}
+        model = initialize(jit_once(build)(draw_key), train.initialize, say=self._say)
+        return key, jit_once(begin)(model), {}
 
     def loop(self) -> dict[str, float]:
         """All steps that are left. Returns the final metrics."""

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jaxtyping import Array, Int
 
 from mmjax.model import Model, Multimodal
 from mmjax.sharding.rules import Rules
@@ -19,16 +18,17 @@ from mmjax.types import Feature
 class TrainState:
     """The whole state of a training. Random keys come from the seed and the step, so they are not state.
 
-    `ema` is an exponential moving average of the model, `skipped` counts steps whose loss or gradients were not finite, and
-    `skipped_in_a_row` those since the last good one. `critics` are adversaries, trained beside the model.
+    `ema` is an exponential moving average of the model, `skipped` counts steps whose loss or gradients were not finite,
+    and `skipped_in_a_row` those since the last good one. `critics` are adversaries, trained beside the model.
     """
 
-    step: Int[Array, ""]
-    model: Multimodal
-    opt_state: optax.OptState
-    ema: Multimodal | None
-    skipped: Int[Array, ""]
-    skipped_in_a_row: Int[Array, ""]
+    # Int[Array, ""], Multimodal, ...: or, where only the tree matters, whatever JAX puts in the place of arrays.
+    step: Any
+    model: Any
+    opt_state: Any
+    ema: Any
+    skipped: Any
+    skipped_in_a_row: Any
     critics: Any = None
     critic_opt_state: Any = None
 

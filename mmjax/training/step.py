@@ -27,12 +27,12 @@ def train_step(
 ) -> tuple[TrainState, Metrics]:
     """One gradient step on a global batch: (state, batch, the run's key) -> (state, averages to watch).
 
-    The batch is worked through in `accumulate` parts whose gradients add up to those of the whole. Where the loss or the
-    gradients are not finite, parameters and optimizer stay as they were and the step counts as skipped.
+    The batch is worked through in `accumulate` parts whose gradients add up to those of the whole. Where the loss or
+    the gradients are not finite, parameters and optimizer stay as they were and the step counts as skipped.
     """
     key = jax.random.fold_in(key, state.step)
     loss, metrics, grads = compute_gradients(state.model, batch, key, rules=rules, parts=accumulate)
-    norm = optax.global_norm(grads)
+    norm = optax.tree.norm(grads)
     good = jnp.isfinite(loss) & jnp.isfinite(norm)
 
     updates, opt_state = optimizer.update(grads, state.opt_state, state.model)

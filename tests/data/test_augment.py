@@ -6,7 +6,6 @@ import pytest
 from mmjax.data.augment import PictureAugment, SpeechAugment
 from mmjax.data.inputs import Picture, Speech
 from mmjax.data.sources.base import Recording
-from mmjax.errors import UserError
 
 
 def rng(seed=0):
@@ -136,5 +135,5 @@ def test_settings_that_make_no_sense():
         lambda: PictureAugment(rotate=-3),
         lambda: SpeechAugment(time_share=2.0),
     ):
-        with pytest.raises(UserError, match="must lie between"):
+        with pytest.raises(ValueError, match="must lie between"):
             make()

@@ -334,9 +334,11 @@ def test_a_tokenizer_is_bound_and_kept_with_the_run(tmp_path):
 
 
 def test_requests_that_make_no_sense():
-    for request in (lambda: data(threads=-1), lambda: data(max_bad_share=2.0), lambda: loader(batch_size=0)):
-        with pytest.raises(UserError):
-            request()
+    for setting in ({"threads": -1}, {"max_bad_share": 2.0}):
+        with pytest.raises(ValueError, match=f"{next(iter(setting))} must"):
+            data(**setting)
+    with pytest.raises(UserError, match="at least one"):
+        loader(batch_size=0)
     with pytest.raises(UserError, match="no split 'validation': the source has train, test"):
         Loader(data(), "", "validation", 8).ids(0)
     with pytest.raises(UserError, match="no examples"):

@@ -138,5 +138,11 @@ def test_files_that_are_no_tokenizer(tmp_path):
     for reason, (file, vocabulary) in cases.items():
         with pytest.raises(UserError, match=reason):
             Bpe(vocabulary=vocabulary, file=str(file)).bind(corpus(tmp_path), None)
-    with pytest.raises(UserError, match="258"):
+    with pytest.raises(ValueError, match="258"):
         Bpe(vocabulary=100)
+
+
+def test_a_place_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot write"):
+        Bpe(vocabulary=300).bind(corpus(tmp_path / "file"), None)

@@ -38,6 +38,10 @@ class CrossAttention(Fusion):
     def _heads(self) -> None:
         if self.width % self.heads:
             raise ValueError(f"heads={self.heads} must divide the width {self.width}")
+        if self.depth < 1:
+            raise ValueError(f"fusion.depth must be at least 1, not {self.depth}")
+        if self.depth > 9:
+            raise ValueError("so much depth cannot be afforded")
 
 
 @chz.chz
@@ -252,6 +256,8 @@ def test_an_unknown_key_is_named_with_the_nearest_and_the_choices(pairs: list[st
         ),
         (["train.steps=-1"], "train.steps=-1: Expected steps to be greater than 0, got -1"),
         (["fusion.heads=7"], "fusion.heads=7: heads=7 must divide the width 64"),
+        (["fusion.depth=0"], "fusion.depth=0: fusion.depth must be at least 1, not 0"),
+        (["fusion.depth=10"], "fusion: so much depth cannot be afforded"),
         (["rules.2=Rule"], "rules.2.pattern is not given: set rules.2.pattern=text"),
         (["train.steps=3", "train.steps=3"], "train.steps is given twice: 3 and 3; give it once"),
         (["train.steps"], "'train.steps' is no key=value; write for example seed=1"),

@@ -1,0 +1,78 @@
+"""Whether a checkpoint's files are what was written: a seal of digests; and what a disk's refusals mean.
+
+Orbax notices missing and truncated files of arrays, but restores flipped bytes of array data (its chunks have no
+checksum) and flipped letters of JSON without a word.
+"""
+
+import concurrent.futures
+import errno
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+SEAL = "digests.json"
+# Orbax writes the time of the commit into this file after the folder is sealed. Nothing of ours reads it.
+UNSEALED = "_CHECKPOINT_METADATA"
+
+DISK_PROBLEMS = {
+    errno.ENOSPC: "the disk is full; make room there",
+    errno.EDQUOT: "the disk quota is used up; make room there",
+    errno.EFBIG: "a file would be larger than allowed there; raise the limit",
+    errno.EROFS: "that file system is read-only; set run_dir to another place",
+    errno.EACCES: "writing there is not permitted; set run_dir to another place",
+    errno.EPERM: "writing there is not permitted; set run_dir to another place",
+}
+
+
+def seal(folder: Path) -> None:
+    """Writes `digests.json` into a folder: size in bytes and SHA-256 of every file below it, by relative path."""
+    names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    names = [name for name in names if name != UNSEALED]
+    (folder / SEAL).write_text(json.dumps(dict(zip(names, _digests(folder, names), strict=True)), indent=1))
+
+
+def find_damage(folder: Path, *, part: int = 0, parts: int = 1) -> str | None:
+    """The first file of a sealed folder that is not as it was sealed, and how so; None where all are.
+
+    Only every `parts`-th file is read, from the `part`-th on, so that processes can share the work.
+    """
+    try:
+        wanted = json.loads((folder / SEAL).read_text())
+        names = sorted(wanted)[part::parts]
+        found = _digests(folder, names)
+        return next(
+            (f"{name} was changed" for name, got in zip(names, found, strict=True) if got != wanted[name]), None
+        )
+    except FileNotFoundError as error:
+        return f"{os.path.relpath(error.filename, folder)} is missing"
+    except OSError as error:
+        return f"a file cannot be read: {error.strerror}"
+    except (ValueError, TypeError):
+        return f"{SEAL} was changed"
+
+
+def _digests(folder: Path, names: list[str]) -> list[list[Any]]:
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        return list(pool.map(lambda name: _digest(folder / name), names))
+
+
+def _digest(path: Path) -> list[Any]:
+    """Size in bytes and SHA-256 of a file."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return [file.tell(), digest]
+
+
+def disk_problem(error: BaseException | None) -> str | None:
+    """What the disk had to say, if it was the disk. TensorStore's errors carry the number in their text only."""
+    while error is not None:
+        number = error.errno if isinstance(error, OSError) else None
+        if number is None and (found := re.search(r"os_error_code='(\d+)'", str(error))):
+            number = int(found[1])
+        if number in DISK_PROBLEMS:
+            return DISK_PROBLEMS[number]
+        error = error.__cause__ or error.__context__
+    return None

@@ -1,0 +1,65 @@
+"""Whole runs, made small: a tiny model on a few scenes, in this process or in others."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# No speech: what is tested here does not depend on the modality, and two encoders compile faster than three.
+TINY = (
+    *("data.source.train=96", "data.source.validation=9", "data.source.test=7", "data.source.speech=false"),
+    *("data.inputs.speech=None", "model.encoders.speech=None", "model.outputs.speech_text=None"),
+    *("model.width=32", "model.encoders.image.depth=1", "model.encoders.text.depth=1", "model.unroll=false"),
+    *("model.outputs.image_text.size=16", "model.outputs.position=None", "train.batch_size=16"),
+    *("train.log_every=1", "train.evaluate_every=1000", "checkpoint.every=4"),
+)
+
+
+def environment(devices: int) -> dict[str, str]:
+    """A fresh process's surroundings: the CPU with so many simulated devices."""
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    return os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
+
+
+def command(name: str, *words: object) -> list[str]:
+    return [sys.executable, "-m", f"launch.{name}", *map(str, words)]
+
+
+def start(name: str, *words: object, devices: int = 1) -> subprocess.Popen[str]:
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        command(name, *words), cwd=ROOT, env=environment(devices), stdout=pipe, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def finish(name: str, *words: object, devices: int = 1, code: int = 0) -> str:
+    """Run a command to its end and return what it printed; its exit code is `code`."""
+    process = start(name, *words, devices=devices)
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == code, output
+    return output
+
+
+def interrupt(run_dir: Path, seconds: float, number: signal.Signals, *words: object, devices: int = 1) -> int:
+    """Start a run, send it a signal so many seconds after it began to log, and return its exit code."""
+    metrics = run_dir / "metrics.jsonl"
+    before = metrics.stat().st_mtime_ns if metrics.exists() else 0
+    process = start("train", *words, devices=devices)
+    while process.poll() is None and not (metrics.exists() and metrics.stat().st_mtime_ns > before):
+        time.sleep(0.01)
+    time.sleep(seconds)
+    process.send_signal(number)
+    process.communicate(timeout=600)
+    return process.returncode
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory) -> Path:
+    """One for all, so that compiled programs are shared."""
+    return tmp_path_factory.mktemp("data")

@@ -1,0 +1,90 @@
+"""The same training on one device and on meshes of eight: the same losses, and the collectives that the rules ask for."""
+
+import functools
+import re
+from collections import Counter
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+
+from launch.command_line import load_experiment, resolve
+from mmjax.data.loader import Loader
+from mmjax.data.place import place, rows_of
+from mmjax.sharding.mesh import choose_rules
+from mmjax.training.state import build_model, init_state
+from mmjax.training.step import train_step
+from tests.system.conftest import TINY
+
+STEPS = 20
+ONE = ("mesh.data=1", "rules=data")
+MESHES = {
+    "data": ("mesh.data=8", "rules=data"),
+    "fsdp": ("mesh.fsdp=8", "rules=fsdp"),
+    "tensor": ("mesh.data=2", "mesh.tensor=4", "rules=tensor"),
+    "fsdp_tensor": ("mesh.data=2", "mesh.fsdp=2", "mesh.tensor=2", "rules=fsdp_tensor"),
+}
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def run(words: tuple[str, ...], data_dir: Path, steps: int) -> tuple[list[float], str]:
+    """Losses of the first steps, and the compiled step."""
+    experiment = resolve(load_experiment("scenes"), [*TINY, "model.dtype=float32", *words])
+    with jax.set_mesh(experiment.mesh.build()):
+        rules = choose_rules(experiment.rules, jax.sharding.get_mesh())
+        sharding = NamedSharding(jax.sharding.get_mesh(), rules.spec("batch"))
+        data = experiment.data.bind(str(data_dir))
+        size = experiment.train.batch_size
+        loader = Loader(data, str(data_dir), "train", size, seed=0, rows=rows_of(sharding, size))
+        build = functools.partial(build_model, model=experiment.model, features=data.features, rules=rules)
+        optimizer = experiment.optimizer.build(steps, jax.eval_shape(build, jax.random.key(0)))
+        begin = jax.jit(lambda key: init_state(build(key), optimizer, ema=False))
+        state = begin(jax.random.key(0))
+        step = jax.jit(functools.partial(train_step, optimizer=optimizer, rules=rules), donate_argnums=0)
+        key = jax.random.key(1)
+        compiled = step.lower(state, place(loader.batch(0), sharding), key).compile()
+        losses = []
+        for index in range(steps):
+            state, metrics = compiled(state, place(loader.batch(index), sharding), key)
+            losses.append(float(metrics["loss"].value()))
+        return losses, compiled.as_text()
+
+
+@pytest.fixture(scope="module")
+def one_device(data_dir) -> list[float]:
+    return run(ONE, data_dir, STEPS)[0]
+
+
+@pytest.mark.parametrize("name", MESHES)
+def test_meshes_train_alike(name, data_dir, one_device, request):
+    losses, program = run(MESHES[name], data_dir, STEPS)
+    np.testing.assert_allclose(losses, one_device, rtol=1e-4)
+    assert losses[-1] < losses[0]
+    check_golden(f"collectives_{name}_jax{'.'.join(jax.__version__.split('.')[:2])}.txt", collectives(program))
+
+
+def collectives(program: str) -> str:
+    """How many collectives of each kind there are, by the number of devices that talk to each other."""
+    pattern = re.compile(r" (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(.*")
+    counts: Counter[str] = Counter()
+    for match in pattern.finditer(program):
+        groups = re.search(r"replica_groups=(\{\{[\d,]+\}|\[\d+,\d+\])", match.group(0))
+        size = "all" if groups is None else group_size(groups.group(1))
+        counts[f"{match.group(1)} among {size}"] += 1
+    return "".join(f"{kind}: {count}\n" for kind, count in sorted(counts.items()))
+
+
+def group_size(groups: str) -> int:
+    numbers = re.findall(r"\d+", groups)
+    return len(numbers) if groups.startswith("{") else int(numbers[1])
+
+
+def check_golden(name: str, content: str) -> None:
+    """Compare with the file; a version of JAX that has none yet gets one, and the test fails once to say so."""
+    path = GOLDEN / name
+    if not path.exists():
+        path.write_text(content)
+        pytest.fail(f"{path.name} was not there and has been written; look at it and commit it")
+    assert content == path.read_text()

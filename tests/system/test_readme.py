@@ -1,0 +1,96 @@
+"""What the README shows is true: its commands run, its error is that error, its encoder is an encoder."""
+
+import re
+import shlex
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+from mmjax import encoders
+from mmjax.layers.settings import Settings
+from mmjax.sharding.rules import PRESETS
+from mmjax.types import Text
+from tests.system.conftest import ROOT, TINY, finish
+
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
+LINES = [line for _, block in BLOCKS for line in block.splitlines()]
+COMMANDS = [line.partition(" #")[0].split("&& ")[-1].strip() for line in LINES if "python -m launch" in line]
+COMMANDS = [line for line in COMMANDS if not line.startswith("$")]
+
+
+def words_of(line: str) -> tuple[str, list[str]]:
+    words = shlex.split(line)
+    assert words[:2] == ["python", "-m"], line
+    return words[2].removeprefix("launch."), words[3:]
+
+
+@pytest.mark.parametrize("line", [line for line in COMMANDS if "launch.train" in line])
+def test_train_commands_resolve(line):
+    name, words = words_of(line)
+    output = finish(name, *words, "--help")
+    assert "train.steps" in output
+    for key, value in (word.split("=") for word in words if "=" in word):
+        assert re.search(rf"^{re.escape(key)} +{re.escape(value)} +command line", output, re.MULTILINE), key
+
+
+def test_first_command_trains(tmp_path, data_dir):
+    assert COMMANDS[0] == "python -m launch.train scenes"
+    name, words = words_of(COMMANDS[0])
+    # As it stands, with its speech, but smaller and shorter.
+    sizes = ("data.source.train=64", "data.source.validation=8", "data.source.test=8", "model.width=32")
+    run = tmp_path / "run"
+    short = ("model.unroll=false", "train.steps=3", "train.batch_size=8", f"data_dir={data_dir}", f"run_dir={run}")
+    output = finish(name, *words, *sizes, *short)
+    assert output.splitlines()[-1] == str(run / "summary.json")
+    for _, _, row in re.findall(r"(^\| a run.*?\n\|---\|---\|\n)((\|.*\n)+)", README, re.MULTILINE):
+        assert row
+    for stands in ("experiment.json", "metrics.jsonl", "tensorboard", "summary.json", "report.html", "checkpoints/3"):
+        assert (run / stands).exists(), stands
+
+
+def test_local_and_cluster_commands(tmp_path, data_dir):
+    (local,) = [line for line in COMMANDS if "launch.local" in line]
+    name, words = words_of(local)
+    finish(name, *words, *TINY, "train.steps=2", f"data_dir={data_dir}", f"run_dir={tmp_path / 'run'}")
+    (cluster,) = [line for line in COMMANDS if "launch.cluster" in line]
+    name, words = words_of(cluster)
+    words = [f"out={tmp_path / 'job.sh'}" if word.startswith("out=") else word for word in words]
+    finish(name, *words)
+    assert (tmp_path / "job.sh").read_text().startswith("#!")
+
+
+def test_prepare_command_reads():
+    (prepare,) = [line for line in COMMANDS if "launch.prepare" in line]
+    name, words = words_of(prepare)
+    assert "manual_dir" in finish(name, *words, "--help")
+
+
+def test_error_is_that_error():
+    (asked,) = [line for line in LINES if line.startswith("$ ")]
+    name, words = words_of(asked.removeprefix("$ "))
+    answer = LINES[LINES.index(asked) + 1]
+    assert finish(name, *words, code=2).splitlines() == [answer]
+
+
+def test_the_encoder_is_one():
+    (code,) = [block for language, block in BLOCKS if language == "python"]
+    scope = vars(__import__("mmjax.encoders.text", fromlist=["text"])) | {"__name__": "mmjax.encoders.bag"}
+    exec(code, scope)
+    bag = scope["Bag"]()
+    assert isinstance(bag, encoders.Encoder)
+    with jax.set_mesh(jax.make_mesh((1,) * 5, ("replica", "data", "fsdp", "seq", "tensor"))):
+        module = bag.build(Text(4, 10), Settings(8, PRESETS["data"]), nnx.Rngs(0))
+        tokens, _ = module(jnp.ones((2, 4), jnp.int32), jnp.ones((2, 4), bool), None)
+    assert tokens.values.shape == (2, 4, 8)
+
+
+def test_names_in_the_readme_exist():
+    for folder in re.findall(r"`(mmjax/[\w/.]+)`", README):
+        assert (ROOT / folder.replace("NAME", "text")).exists(), folder
+    for encoder in encoders.TABLE:
+        assert f"`{encoder}`" in README
+    assert Path(ROOT / "launch" / "train.py").exists()
