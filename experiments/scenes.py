@@ -37,7 +37,7 @@ def scenes() -> Experiment:
         model=Model(
             width=128,
             dtype="float32",
-            encoders={"image": ViT(patch=16, depth=3), "text": TextTransformer(depth=2), "speech": Spectrogram(patch=8, depth=3)},
+            encoders={"image": ViT(patch=16, depth=3), "text": TextTransformer(depth=2), "speech": Spectrogram(patch=8, depth=2)},
             fusion=CrossAttention(depth=1),
             outputs={
                 "shape": Classify(target="shape"),
@@ -52,6 +52,6 @@ def scenes() -> Experiment:
             unroll=True,
         ),
         optimizer=AdamW(learning_rate=1e-3, weight_decay=0.05, schedule=Cosine(warmup=100)),
-        train=Train(steps=1000, batch_size=64, evaluate_every=250),
+        train=Train(steps=750, batch_size=64, evaluate_every=250),
         checkpoint=Checkpoint(every=250),
     )

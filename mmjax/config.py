@@ -89,17 +89,22 @@ def write(experiment: Experiment, run_dir: str | Path) -> Path:
     return files.write_atomic(path, json.dumps(whole, indent=2, allow_nan=False) + "\n")
 
 
-def claim(experiment: Experiment, run_dir: str | Path) -> Path:
-    """Write `experiment.json` into a new run directory or one of the same experiment, and return its path.
-
-    Raises UserError, and touches nothing, where the directory belongs to another experiment.
-    """
+def check_owner(experiment: Experiment, run_dir: str | Path) -> None:
+    """Raise UserError where a run directory belongs to another experiment."""
     if (Path(run_dir).expanduser() / FILE).exists():
         other = read(run_dir)
         if fingerprint(other) != fingerprint(experiment):
             lines = difference(other, experiment)
             shown = "; ".join(lines[:4]) + (f"; and {len(lines) - 4} more" if len(lines) > 4 else "")
             raise UserError(f"{run_dir} belongs to another experiment ({shown}); set another run_dir")
+
+
+def claim(experiment: Experiment, run_dir: str | Path) -> Path:
+    """Write `experiment.json` into a new run directory or one of the same experiment, and return its path.
+
+    Raises UserError, and touches nothing, where the directory belongs to another experiment.
+    """
+    check_owner(experiment, run_dir)
     return write(experiment, run_dir)
 
 

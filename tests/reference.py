@@ -59,7 +59,9 @@ def attention(layer: Any, x: np.ndarray, context: np.ndarray | None = None, mask
     for b in range(len(x)):
         seen = context[b] if mask is None else context[b][mask[b]]
         if len(seen):
-            query, key, value = (linear(part, rows) for part, rows in zip(_projections(layer), (x[b], seen, seen)))
+            query, key, value = (
+                linear(part, rows) for part, rows in zip(_projections(layer), (x[b], seen, seen), strict=True)
+            )
             mixed = np.zeros(query.shape)
             for head in range(query.shape[1]):
                 weights = softmax(query[:, head] @ key[:, head].T / np.sqrt(query.shape[2]))
@@ -87,7 +89,9 @@ def pool(layer: Any, x: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def masked_mean(x: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    return np.stack([rows[real].mean(0) if real.any() else np.zeros(x.shape[2]) for rows, real in zip(x, mask)])
+    return np.stack(
+        [rows[real].mean(0) if real.any() else np.zeros(x.shape[2]) for rows, real in zip(x, mask, strict=True)]
+    )
 
 
 def time_embedding(time: np.ndarray, width: int) -> np.ndarray:
@@ -101,7 +105,7 @@ def convolve(x: np.ndarray, kernel: np.ndarray, stride: int) -> np.ndarray:
     """Cross-correlation [B H W C] x [k k C D], padded to ceil(size / stride) places, the smaller half of it before."""
     side = kernel.shape[0]
     places = [-(-size // stride) for size in x.shape[1:3]]
-    missing = [max((n - 1) * stride + side - size, 0) for n, size in zip(places, x.shape[1:3])]
+    missing = [max((n - 1) * stride + side - size, 0) for n, size in zip(places, x.shape[1:3], strict=True)]
     x = np.pad(x, ((0, 0), *((m // 2, m - m // 2) for m in missing), (0, 0)))
     y = np.zeros((len(x), *places, kernel.shape[3]))
     for row in range(places[0]):

@@ -84,7 +84,10 @@ class ConvNetEncoder(nnx.Module):
     def __call__(
         self, values: Array, mask: Bool[Array, "B N"] | None, key: jax.Array | None
     ) -> tuple[Tokens, Intermediates]:
-        x = (values - 0.5 if self.seconds is None else values[..., None]).astype(self.dtype)
+        # Filled up at the end, so that a place of the last grid stands for `stride` whole frames and knows its time.
+        missing = -values.shape[1] % self.stride
+        x = values - 0.5 if self.seconds is None else jnp.pad(values, ((0, 0), (0, missing), (0, 0)))[..., None]
+        x = x.astype(self.dtype)
         keys = [None] * len(self.stages) if key is None else jax.random.split(key, len(self.stages))
         layers = {}
         for index, (shrink, stage, stage_key) in enumerate(zip(self.reduce, self.stages, keys, strict=True)):
@@ -93,7 +96,7 @@ class ConvNetEncoder(nnx.Module):
         x = self.project(self.norm(reshape(x, rows * columns, x.shape[3], rules=self.rules)))
         if mask is None or self.seconds is None:
             return Tokens(x, jnp.ones_like(x[..., 0], dtype=bool)), layers
-        frames = jnp.pad(mask, ((0, 0), (0, rows * self.stride - mask.shape[1])))
+        frames = jnp.pad(mask, ((0, 0), (0, missing)))
         real = cut_sequence(frames, self.stride, rules=self.rules).any(2)
         time = (jnp.arange(rows) + 0.5) * self.stride * self.seconds
         time = jnp.repeat(time, columns) + jnp.zeros_like(x[..., 0], dtype=jnp.float32)

@@ -1,7 +1,7 @@
 """A model's figures on a held-out split: exact on any number of devices."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -21,7 +21,7 @@ Predictions = dict[str, dict[str, Array]]
 
 
 def evaluate_step(model: Multimodal, batch: Batch, *, rules: Rules) -> tuple[Metrics, Predictions, dict[str, Array]]:
-    """Averages over a batch, every output's predictions, and which features are present, the last two whole on every device."""
+    """Averages over a batch, all predictions, and which features are present; the last two whole on every device."""
     _, metrics = model.loss(batch)
     gather = functools.partial(
         jax.tree.map, lambda array: jax.sharding.reshard(array, rules.spec(*[None] * array.ndim))
@@ -40,15 +40,20 @@ class Evaluator:
         self._step = jax.jit(functools.partial(evaluate_step, rules=rules))
         self._loaders: dict[str, Loader] = {}
 
-    def evaluate(self, model: Multimodal, split: str) -> dict[str, float]:
+    def evaluate(
+        self, model: Multimodal, split: str, on_batch: Callable[[HostBatch], None] | None = None
+    ) -> dict[str, float]:
         """Metrics over a whole split, each example counted once, as "split/output/metric".
 
         Outputs that align two modalities are also judged by retrieval over the whole split as the gallery.
+        `on_batch` is told of every batch: what could not be read of it, for one.
         """
         total: Metrics | None = None
         aligned = {name: output for name, output in model.outputs.items() if isinstance(output, ContrastHead)}
         embeddings: dict[str, list[tuple[np.ndarray, ...]]] = {name: [] for name in aligned}
-        for _, metrics, predictions, present in self._predict(model, split):
+        for host, metrics, predictions, present in self._predict(model, split):
+            if on_batch is not None:
+                on_batch(host)
             total = metrics if total is None else jax.tree.map(np.add, total, metrics)
             for name, output in aligned.items():
                 sides = [predictions[name][side] for side in output.names]

@@ -44,7 +44,7 @@ def _judge(
     if output not in data.inputs or not host.batch.present[output][place]:
         return []
     feature, truths = data.inputs[output].feature, host.batch.values[output][place]
-    slots = np.flatnonzero(host.batch.mask[output][place]) if output in host.batch.mask else []
+    slots = np.flatnonzero(host.batch.mask[output][place]) if output in host.batch.mask else np.zeros(0, int)
     result = []
     for slot in slots:
         title = output if len(slots) == 1 else f"{output} {slot + 1}"

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import chz
 import jax
@@ -39,8 +40,11 @@ class MeshShape:
         pairs = zip(MESH_AXES, self.sizes, strict=True)
         return " ".join(f"mesh.{axis}={size}" for axis, size in pairs if size != 1) or "one device"
 
-    def build(self, devices: Sequence[jax.Device] | None = None) -> Mesh:
-        """An explicit-mode mesh over `devices` (default: all). Raises UserError where the sizes cannot be had."""
+    def build(self, devices: Sequence[Any] | None = None) -> Mesh:
+        """An explicit-mode mesh over `devices`, or descriptions of them (default: all there are).
+
+        Raises UserError where the sizes cannot be had.
+        """
         devices = list(devices) if devices is not None else jax.devices()
         sizes = self._resolve(len(devices))
         count = math.prod(sizes)
@@ -62,7 +66,7 @@ class MeshShape:
             raise UserError(f"{self.text} does not divide the {available} devices; choose sizes whose product does")
         return tuple(available // fixed if size == -1 else size for size in self.sizes)
 
-    def _hybrid(self, sizes: tuple[int, ...], devices: list[jax.Device], slices: int) -> Mesh:
+    def _hybrid(self, sizes: tuple[int, ...], devices: list[Any], slices: int) -> Mesh:
         """A mesh over several slices, whose replica axis (else its data axis) crosses the slow network between them."""
         from jax.experimental import mesh_utils
 

@@ -71,12 +71,13 @@ class Checkpoints:
         self._saving: int | None = None
         self._whole: set[int] = set()
         self._damaged: set[int] = set()
-        logging.getLogger("absl").addFilter(_is_not_orbax)
         self._open()
 
     def _open(self) -> None:
+        import absl.logging
         import orbax.checkpoint as ocp
 
+        absl.logging.get_absl_logger().addFilter(_is_not_orbax)
         # Weights do not compress; doing without takes a fifth of the time.
         self._handler = ocp.PyTreeCheckpointHandler(use_compression=False)
         extra = ocp.JsonCheckpointHandler(filename="extra.json")

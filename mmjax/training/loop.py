@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from mmjax.compilation import jit_once
-from mmjax.data.loader import Data, Loader, Tally, chain
+from mmjax.data.loader import Data, HostBatch, Loader, Tally, chain
 from mmjax.data.place import Feed, Placed, rows_of
 from mmjax.errors import Diverged, Preempted
 from mmjax.evaluation.evaluator import Evaluator
@@ -48,7 +48,9 @@ class Train:
     log_every: int = chz.field(default=20, doc="steps between logged figures", metadata={"operational": True})
     evaluate_every: int = chz.field(default=500, doc="steps between evaluations", metadata={"operational": True})
     accumulate: int = chz.field(default=1, doc="parts a batch is worked through in, to save memory")
-    ema: float | None = chz.field(default=None, doc="decay of a moving average of the parameters, which is then evaluated")
+    ema: float | None = chz.field(
+        default=None, doc="decay of a moving average of the parameters, which is then evaluated"
+    )
     stop_after_skipped: int = chz.field(default=10, doc="skipped steps in a row that end the run")
     initialize: Initialize | None = chz.field(default=None, doc="start from another run's parameters")
 
@@ -64,16 +66,20 @@ class Train:
 
 
 def train(experiment: "Experiment") -> Path | None:
-    """Run an experiment to its end, from where its run directory stands, and return the path of its summary (None but in the lead process).
+    """Run an experiment to its end, from where its run directory stands.
 
-    Raises UserError for what the user can mend, Preempted after a SIGTERM was answered with a checkpoint, and Diverged where
-    too many steps in a row were not finite.
+    Returns the path of its summary, or None in a process that is not the lead. Raises UserError for what the user can
+    mend, Preempted after a SIGTERM was answered with a checkpoint, and Diverged, when the report is written, where too
+    many steps in a row were not finite.
     """
     mesh = experiment.mesh.build()
-    with jax.set_mesh(mesh):
-        with contextlib.ExitStack() as stack:
-            run = Run(experiment, choose_rules(experiment.rules, mesh), stack)
+    with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
+        run = Run(experiment, choose_rules(experiment.rules, mesh), stack)
+        try:
             return run.finish(run.loop())
+        except Diverged as error:
+            run.report_failure(str(error))
+            raise
 
 
 class Run:
@@ -90,24 +96,30 @@ class Run:
         rows = rows_of(self.sharding, size)
         rows_of(self.sharding, size // experiment.train.accumulate)
         if self.lead:
-            config.claim(experiment, self.run_dir)
-        barrier("claimed")
-
+            config.check_owner(experiment, self.run_dir)
         self.data: Data = experiment.data.bind(experiment.data_dir, self.run_dir)
-        if self.lead:
-            self.data.save(self.run_dir)
+        for split in self.data.source.splits:
+            self.data.open(experiment.data_dir, split)  # what is missing shows before anything is compiled
         self.loader = Loader(self.data, experiment.data_dir, "train", size, seed=experiment.seed, rows=rows)
         self.evaluator = Evaluator(self.data, experiment.data_dir, size, sharding=self.sharding, rules=rules)
         self.tally = Tally(experiment.data.max_bad_share)
+        self._plan()
 
+        # Nothing is written for a request that is wrong: it must not claim the directory from the one that is right.
+        if self.lead:
+            config.claim(experiment, self.run_dir)
+            self.data.save(self.run_dir)
+        barrier("claimed")
         self.checkpoints = stack.enter_context(
             contextlib.closing(Checkpoints(self.run_dir, experiment.checkpoint, warn=self._say))
         )
-        self.key, state, extra = self._start()
+        state, extra = self._start()
         self.digest: str = extra.get("examples_digest", "")
         self.start = int(state.step)
         self.log = stack.enter_context(contextlib.closing(MetricsLog(self.run_dir, self.start, writer=self.lead)))
-        self.data_errors = DataErrorsLog(self.run_dir, self.start, writer=self.lead)
+        self.data_errors = stack.enter_context(
+            contextlib.closing(DataErrorsLog(self.run_dir, self.start, writer=self.lead))
+        )
         self.progress = Progress(experiment.train.steps, self.start, examples_per_step=size, enabled=self.lead)
         stack.callback(self.progress.close)
         self.state, self.waited = state, 0.0
@@ -116,26 +128,28 @@ class Run:
         if self.lead:
             print(line, file=sys.stderr, flush=True)
 
-    def _start(self) -> tuple[jax.Array, TrainState, dict[str, Any]]:
-        """The run's key, and the newest checkpoint's state or a fresh one. Builds the optimizer on the way."""
-        train, seed = self.experiment.train, self.experiment.seed
-        draw_key, key = jax.random.split(jax.random.key(seed))
-        build = functools.partial(
-            build_model, model=self.experiment.model, features=self.data.features, rules=self.rules
-        )
-        abstract_model = jax.eval_shape(build, draw_key)
+    def _plan(self) -> None:
+        """The run's keys, how its state is made, and the shapes of that: what does not fit the mesh shows here."""
+        train, model = self.experiment.train, self.experiment.model
+        self.draw_key, self.key = jax.random.split(jax.random.key(self.experiment.seed))
+        self.build = functools.partial(build_model, model=model, features=self.data.features, rules=self.rules)
+        abstract_model = jax.eval_shape(self.build, self.draw_key)
         self.optimizer = self.experiment.optimizer.build(train.steps, abstract_model)
-        begin = functools.partial(init_state, optimizer=self.optimizer, ema=train.ema is not None)
-        abstract = jax.eval_shape(begin, abstract_model)
-        restored = self.checkpoints.restore(abstract)
+        self.begin = functools.partial(init_state, optimizer=self.optimizer, ema=train.ema is not None)
+        self.abstract = jax.eval_shape(self.begin, abstract_model)
+
+    def _start(self) -> tuple[TrainState, dict[str, Any]]:
+        """The newest checkpoint's state and what was saved with it, or a fresh state."""
+        restored = self.checkpoints.restore(self.abstract)
         if restored is not None:
             state, extra, step = restored
             self._say(f"resuming {self.run_dir} at step {step}")
-            return key, state, extra
-        if train.initialize is None:
-            return key, jit_once(lambda key: begin(build(key)))(draw_key), {}
-        model = initialize(jit_once(build)(draw_key), train.initialize, say=self._say)
-        return key, jit_once(begin)(model), {}
+            return state, extra
+        origin = self.experiment.train.initialize
+        if origin is None:
+            return jit_once(lambda key: self.begin(self.build(key)))(self.draw_key), {}
+        model = initialize(jit_once(self.build)(self.draw_key), origin, say=self._say)
+        return jit_once(self.begin)(model), {}
 
     def loop(self) -> dict[str, float]:
         """All steps that are left. Returns the final metrics."""
@@ -172,7 +186,10 @@ class Run:
         return self._evaluate(train.steps, ("validation", "test"))
 
     def _next(self, feed: Feed, pending: list[Metrics]) -> Placed:
-        """The next batch. At most two steps are on their way; the wait counts if the devices had run out of work by its end."""
+        """The next batch. At most two steps are on their way.
+
+        The wait for it counts if the devices had run out of work by its end.
+        """
         if len(pending) > 1:
             jax.block_until_ready(pending[-2])
         placed = next(feed)
@@ -191,9 +208,11 @@ class Run:
     def _account(self, step: int, placed: Placed) -> None:
         """Remembers whose turn the step was, and what of it could not be read."""
         self.digest = chain(self.digest, placed.host.ids)
-        if placed.host.errors:
-            self.data_errors.add(step, "train", placed.host.errors)
-        self.tally.add(placed.host)
+        self._note_errors(step, "train", self.tally, placed.host)
+
+    def _note_errors(self, step: int, split: str, tally: Tally, host: HostBatch) -> None:
+        self.data_errors.add(step, split, host.errors)
+        tally.add(host)
 
     def _log(self, step: int, pending: list[Metrics]) -> None:
         """Writes the averages since the last line. Waits for the devices, once."""
@@ -218,11 +237,13 @@ class Run:
         self.progress.peak = peak_flops(self.experiment.model.dtype)[0] * jax.device_count()
 
     def _stop_if_diverged(self, step: int, fetched: list[Metrics]) -> None:
-        rows = [float(metrics["skipped_in_a_row"].value()) for metrics in fetched]
-        if max(rows) >= self.experiment.train.stop_after_skipped:
+        counts = [int(metrics["skipped_in_a_row"].value()) for metrics in fetched]
+        most = max(counts)
+        if most >= self.experiment.train.stop_after_skipped:
+            last = step - len(counts) + 1 + counts.index(most)
             raise Diverged(
-                f"the loss or the gradients of {max(rows):.0f} steps in a row up to step {step} were not finite; lower "
-                f"optimizer.learning_rate, or look at train/gradient_norm in {self.run_dir / 'metrics.jsonl'}"
+                f"the loss or the gradients of steps {last - most + 1} to {last} were not finite; lower "
+                f"optimizer.learning_rate, or look at the curves in {self.run_dir / 'report.html'}"
             )
 
     def _stop_if_asked(self, step: int) -> None:
@@ -237,8 +258,10 @@ class Run:
         with self.progress.pause():
             for split in splits:
                 if split in self.data.source.splits:
-                    metrics |= self.evaluator.evaluate(self._averaged(), split)
+                    look = functools.partial(self._note_errors, step, split, Tally(self.data.max_bad_share))
+                    metrics |= self.evaluator.evaluate(self._averaged(), split, look)
             self.log.write(step, metrics)
+            self.data_errors.flush()
         return metrics
 
     def _averaged(self) -> Multimodal:
@@ -246,41 +269,56 @@ class Run:
         return self.state.model if self.state.ema is None else self.state.ema
 
     def _save(self, step: int, metrics: dict[str, float]) -> None:
+        self.data_errors.flush()  # a run that resumes here does not meet them again
         with self.progress.pause():
             extra = {"examples_digest": self.digest, "seconds": self.log.seconds}
             self.checkpoints.save(step, self.state, extra, metrics)
 
     def finish(self, metrics: dict[str, float]) -> Path | None:
         """Saves the last checkpoint and writes summary and report."""
-        from mmjax import config
-
         steps = self.experiment.train.steps
         if self.start < steps:
             self._save(steps, metrics)
         self.checkpoints.wait()
-        digest = parameters_digest(self.state.model)
+        outcome = self._outcome(metrics)
+        path = write_summary(self.run_dir, **outcome) if self.lead else None
+        self._write_report(outcome, {})
+        return path
+
+    def report_failure(self, reason: str) -> None:
+        """Writes the report of a run that cannot go on."""
+        self._write_report(self._outcome({}), {"stopped": reason})
+
+    def _outcome(self, metrics: dict[str, float]) -> dict[str, Any]:
+        """What the summary holds. All processes must call it."""
+        from mmjax import config
+
+        return {
+            "fingerprint": config.fingerprint(self.experiment),
+            "step": int(self.state.step),
+            "seconds": self.log.seconds,
+            "metrics": metrics,
+            "parameters_digest": parameters_digest(self.state.model),
+            "examples_digest": self.digest,
+        }
+
+    def _write_report(self, outcome: dict[str, Any], facts: dict[str, str]) -> None:
+        """Writes the report, with examples of the last split. All processes must call it."""
+        from mmjax import config
+
         host, predictions = self.evaluator.first(self._averaged(), self.data.source.splits[-1])
         if not self.lead:
-            return None
-        path = write_summary(
-            self.run_dir,
-            fingerprint=config.fingerprint(self.experiment),
-            step=steps,
-            seconds=self.log.seconds,
-            metrics=metrics,
-            parameters_digest=digest,
-            examples_digest=self.digest,
-        )
+            return
         count = sum(leaf.size for leaf in jax.tree.leaves(self.state.model))
+        devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
         write_report(
             self.run_dir,
             json.loads((self.run_dir / config.FILE).read_text()),
             self.log.history(),
-            json.loads(path.read_text()),
+            outcome,
             show_examples(self.data, host, predictions),
-            facts={"parameters": f"{count:,}", "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}"},
+            facts={"parameters": f"{count:,}", "devices": devices, **facts},
         )
-        return path
 
 
 @contextlib.contextmanager

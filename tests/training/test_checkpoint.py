@@ -201,8 +201,8 @@ def test_any_damage_to_any_file_is_noticed(run):
     kept = run.folder.parent / "kept"
     shutil.copytree(whole, kept)
     files = [path.relative_to(whole) for path in sorted(whole.rglob("*")) if path.is_file()]
-    largest = max(files, key=lambda name: (whole / name).stat().st_size)
-    assert (whole / largest).stat().st_size >= 80_000
+    # The array's bytes lie in one file or in a few, as Orbax's threads happen to meet.
+    assert max((whole / name).stat().st_size for name in files) >= 20_000
     assert Path("extra/extra.json") in files
     for name in files:
         for kind, damage in DAMAGE.items():
@@ -230,6 +230,8 @@ def test_any_damage_to_any_file_is_noticed(run):
 def test_a_damaged_step_is_put_aside_and_can_be_saved_again(run):
     checkpoints = run()
     save_small(checkpoints, 1, 2)
+    # Orbax keeps times in this file, which nobody needs; it is the one that is not sealed.
+    (run.folder / "1" / UNSEALED).write_text('{"init_timestamp_nsecs": "x", "commit_timestamp_nsecs": "x"}')
     for again in ("damaged-2", "damaged-2-2"):
         (run.folder / "2" / "extra" / "extra.json").write_text("{")
         is_small(run().restore(small(0)), 1)

@@ -1,0 +1,114 @@
+"""A stack runs its blocks in order, however it is compiled and whatever it keeps for the backward pass."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from mmjax.layers.attention import Block
+from mmjax.layers.linear import Linear
+from mmjax.layers.stack import Stack
+from mmjax.sharding.mesh import MeshShape
+from mmjax.sharding.rules import PRESETS
+from tests.reference import QUICK, draw, layers
+
+WIDTH, DEPTH = 8, 3
+RULES = PRESETS["data"]
+WAYS = [
+    {"remat": "none"},
+    {"remat": "none", "unroll": True},
+    {"remat": "full"},
+    {"remat": "dots", "unroll": True},
+    {"remat": "dots_no_batch"},
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def mesh():
+    with jax.set_mesh(MeshShape(data=1).build()) as mesh:
+        yield mesh
+
+
+def make(**way):
+    return draw(
+        lambda rngs: Stack(
+            lambda rngs: Block(WIDTH, 2, hidden=8, rate=0.2, rules=RULES, rngs=rngs), DEPTH, rngs=rngs, **way
+        )
+    )
+
+
+INPUT = np.random.default_rng(0).normal(size=(2, 3, WIDTH)).astype(np.float32)
+MASK = np.asarray([[True, True, False], [False, True, True]])
+KEY = 3
+
+
+def split(array):
+    return jax.device_put(array, RULES.spec("batch"))
+
+
+def run(stack, x):
+    return stack(x, split(MASK), key=jax.random.key(KEY))
+
+
+def loss(stack, x):
+    y, between = run(stack, x)
+    return jnp.sum(jnp.sin(y)), (y, between)
+
+
+@functools.cache
+def one_by_one():
+    """Values and gradients of the same blocks called in a Python loop."""
+    stack = make()
+
+    def loop(stack, x):
+        between = []
+        for block, key in zip(layers(stack), jax.random.split(jax.random.key(KEY), DEPTH), strict=True):
+            x = block(x, split(MASK), key)
+            between.append(x)
+        return jnp.sum(jnp.sin(x)), (x, jnp.stack(between))
+
+    gradient = jax.jit(jax.value_and_grad(loop, argnums=(0, 1), has_aux=True), compiler_options=QUICK)
+    return gradient(stack, split(INPUT))
+
+
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_every_way_computes_the_same(way):
+    gradient = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True), compiler_options=QUICK)
+    actual, expected = gradient(make(**way), split(INPUT)), one_by_one()
+    leaves = zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True)
+    for ours, theirs in leaves:
+        assert np.abs(np.asarray(theirs)).max() > 0
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def products(**way) -> int:
+    """Matrix products in the gradient of a stack, each counted once."""
+    gradient = jax.grad(lambda stack, x: loss(stack, x)[0])
+    return str(jax.make_jaxpr(gradient)(make(**way), split(INPUT))).count("dot_general[")
+
+
+def test_policies_recompute_what_they_say():
+    # 8 products forward (query, key, value, out, up, down and two of attention), two more for each of them backward.
+    assert products(remat="none") == 3 * 8
+    assert products(remat="dots") == products(remat="none")
+    # The two products of attention have batch dimensions.
+    assert products(remat="none") < products(remat="dots_no_batch") < products(remat="full")
+
+
+def test_a_loop_is_compiled_once_and_an_unrolled_stack_block_by_block():
+    def text(**way):
+        lowered = jax.jit(lambda stack, x: stack(x, None)[0]).lower(make(**way), split(INPUT))
+        return lowered.compile(compiler_options=QUICK).as_text()
+
+    assert "while(" in text()
+    assert "while(" not in text(unroll=True)
+
+
+def test_layers_start_differently():
+    stack = Stack(lambda rngs: Linear((4, 8), (None, None), rules=RULES, rngs=rngs), DEPTH, rngs=nnx.Rngs(0))
+    kernel = np.asarray(stack.blocks.kernel[...])
+    assert kernel.shape == (DEPTH, 4, 8)
+    assert len({array.tobytes() for array in kernel}) == DEPTH
