@@ -37,7 +37,11 @@ def scenes() -> Experiment:
         model=Model(
             width=128,
             dtype="float32",
-            encoders={"image": ViT(patch=16, depth=3), "text": TextTransformer(depth=2), "speech": Spectrogram(patch=8, depth=2)},
+            encoders={
+                "image": ViT(patch=16, depth=3),
+                "text": TextTransformer(depth=2),
+                "speech": Spectrogram(patch=8, depth=2),
+            },
             fusion=CrossAttention(depth=1),
             outputs={
                 "shape": Classify(target="shape"),

@@ -2,7 +2,7 @@
 
 
 class UserError(Exception):
-    """A mistake in a command, a configuration, a data file or a checkpoint; its text is one sentence that says how to mend it."""
+    """A mistake in a command, a configuration, a data file or a checkpoint; its text is one sentence with the mend."""
 
 
 class Preempted(Exception):

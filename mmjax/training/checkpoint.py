@@ -21,7 +21,7 @@ from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 from mmjax.errors import UserError
 from mmjax.layers.tree import named_leaves
 from mmjax.sharding.distributed import barrier, gather_lines, is_lead
-from mmjax.training.seal import disk_problem, find_damage, seal
+from mmjax.training.seal import disk_problem, find_damage, mute_refusals, seal
 
 
 @chz.chz
@@ -78,6 +78,7 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         absl.logging.get_absl_logger().addFilter(_is_not_orbax)
+        mute_refusals()
         # Weights do not compress; doing without takes a fifth of the time.
         self._handler = ocp.PyTreeCheckpointHandler(use_compression=False)
         extra = ocp.JsonCheckpointHandler(filename="extra.json")

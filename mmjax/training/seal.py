@@ -8,8 +8,12 @@ import concurrent.futures
 import errno
 import hashlib
 import json
+import logging
 import os
 import re
+import sys
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -76,3 +80,30 @@ def disk_problem(error: BaseException | None) -> str | None:
             return DISK_PROBLEMS[number]
         error = error.__cause__ or error.__context__
     return None
+
+
+def mute_refusals() -> None:
+    """Keeps the traces of refused writes off standard error: of the many there are at once Orbax raises one.
+
+    The others reach nobody: futures that nobody asks, answers to an event loop that has closed since, writes that were
+    never begun. Every other such message is let through.
+    """
+    logging.getLogger("asyncio").addFilter(_is_no_refusal)
+    warnings.filterwarnings("ignore", "coroutine 'async_serialize_from_host", RuntimeWarning)
+    if not isinstance(sys.unraisablehook, _Unraisable):
+        sys.unraisablehook = _Unraisable(sys.unraisablehook)
+
+
+def _is_no_refusal(record: logging.LogRecord) -> bool:
+    return record.exc_info is None or disk_problem(record.exc_info[1]) is None
+
+
+class _Unraisable:
+    """Passes on what could not be raised, except that an event loop was closed."""
+
+    def __init__(self, following: Callable[[Any], Any]):
+        self._following = following
+
+    def __call__(self, unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            self._following(unraisable)

@@ -1,6 +1,8 @@
 """Bad data is counted, named and absent; a wrong request is one line, and nothing that was there changes."""
 
+import contextlib
 import errno
+import gc
 import io
 import json
 import os
@@ -87,6 +89,7 @@ def go(run_dir, *words) -> int:
 
 def error_line(capsys) -> str:
     """The one line that says what was wrong."""
+    gc.collect()  # what nobody asked after is told of when it goes
     lines = capsys.readouterr().err.splitlines()
     assert [line for line in lines if line.startswith("error:")] == lines[-1:], lines
     assert not any("Traceback" in line for line in lines)
@@ -319,10 +322,9 @@ class Disk:
         self.path = path
 
     def fill(self):
-        with (self.path / "filler").open("wb", buffering=0) as file:
-            with pytest.raises(OSError, match="No space left"):
-                while True:
-                    file.write(bytes(4096))
+        with contextlib.suppress(OSError), (self.path / "filler").open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
 
     def free(self):
         (self.path / "filler").unlink()
@@ -332,25 +334,20 @@ class Disk:
 
 
 class PretendDisk(Disk):
-    """One for who may not mount: our own writing and Orbax's sealing are refused as such a disk would refuse them."""
+    """One for who may not mount: all but Orbax's writing of arrays is refused as such a disk would refuse it."""
 
     refusal: int | None = None
 
     def __init__(self, path: Path, monkeypatch):
         super().__init__(path)
-        opened, sync = Path.open, os.fsync
-
-        def refuse(*_):
-            if self.refusal is not None:
-                raise OSError(self.refusal, os.strerror(self.refusal))
+        opened = Path.open
 
         def open_file(file, mode="r", *args, **options):
-            if mode[0] != "r" and path in file.parents:
-                refuse()
+            if self.refusal is not None and mode[0] != "r" and path in file.parents:
+                raise OSError(self.refusal, os.strerror(self.refusal))
             return opened(file, mode, *args, **options)
 
         monkeypatch.setattr(Path, "open", open_file)
-        monkeypatch.setattr(os, "fsync", lambda number: (refuse(), sync(number)))
 
     def fill(self):
         self.refusal = errno.ENOSPC

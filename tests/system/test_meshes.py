@@ -1,4 +1,4 @@
-"""The same training on one device and on meshes of eight: the same losses, and the collectives that the rules ask for."""
+"""Training on one device and on meshes of eight: the same losses, and the collectives that the rules ask for."""
 
 import functools
 import re

@@ -1,0 +1,303 @@
+"""One step: the same on every mesh, in parts and as a whole, and harmless where the loss is not finite."""
+
+import dataclasses
+import functools
+
+import chz
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from jax.sharding import PartitionSpec as P
+
+from mmjax.encoders import ConvNet, Recurrent, Spectrogram, TextTransformer, ViT
+from mmjax.errors import UserError
+from mmjax.fusion import Concat, CrossAttention
+from mmjax.heads import Classify, Contrast, Regress
+from mmjax.layers.tree import named_leaves
+from mmjax.model import Model
+from mmjax.sharding.mesh import MeshShape
+from mmjax.sharding.rules import PRESETS, Rules
+from mmjax.training.state import TrainState, build_model, init_state
+from mmjax.training.step import compute_gradients, train_step
+from tests.reference import QUICK, draw
+from tests.small import FEATURES, make_batch, put
+
+ALL = Model(
+    width=16,
+    encoders={
+        "image": ViT(patch=4, depth=2, heads=2),
+        "text": Recurrent(cell="lstm"),
+        "speech": Spectrogram(depth=1, heads=2),
+        "song": ConvNet(stem=2, widths=(8, 16), depths=(1, 1), kernel=3),
+    },
+    fusion=CrossAttention(depth=2, heads=2),
+    outputs={
+        "label": Classify(target="label"),
+        "place": Regress(target="place"),
+        "siglip": Contrast(first="image", second="text", size=8, heads=2),
+        "infonce": Contrast(first="speech", second="song", kind="infonce", size=8, heads=2),
+    },
+    dropout=0.1,
+    modality_dropout=0.2,
+    remat="full",
+)
+SPREAD = Model(
+    width=16,
+    dtype="float32",
+    encoders={
+        "image": ConvNet(stem=4, widths=(8,), depths=(1,), kernel=3),
+        "text": TextTransformer(depth=2, heads=2),
+    },
+    fusion=CrossAttention(depth=1, heads=2),
+    outputs={"label": Classify(target="label"), "align": Contrast(first="image", second="text", size=8, heads=2)},
+)
+TINY = Model(
+    width=8,
+    dtype="float32",
+    encoders={"image": ConvNet(stem=4, widths=(4,), depths=(1,), kernel=3), "speech": Recurrent()},
+    fusion=Concat(hidden=8),
+    outputs={
+        "label": Classify(target="label", class_weights=(1.0, 2.0, 0.5)),
+        "place": Regress(target="place", weight=0.3),
+    },
+)
+MESHES = {
+    "data": (MeshShape(data=8), PRESETS["data"]),
+    "fsdp": (MeshShape(data=1, fsdp=8), PRESETS["fsdp"]),
+    "tensor": (MeshShape(data=4, tensor=2), PRESETS["tensor"]),
+    "fsdp_tensor": (MeshShape(data=2, fsdp=2, tensor=2), PRESETS["fsdp_tensor"]),
+}
+ONE = (MeshShape(data=1), PRESETS["data"])
+KEY = 7
+
+
+@functools.cache
+def first_step(name: str):
+    """The state before the first step, the state after it, its gradients and its metrics, on the mesh of that name."""
+    shape, rules = MESHES.get(name, ONE)
+    # With a decay of 0 the trace is the gradient itself.
+    optimizer = optax.chain(optax.trace(0.0), optax.adam(1e-3))
+    with jax.set_mesh(shape.build()):
+        model = draw(lambda rngs: SPREAD.build(FEATURES, rules=rules, rngs=rngs), scale=0.2)
+        before = init_state(model, optimizer, ema=False)
+        batch = put(make_batch(presence=0.8), rules)
+        step = jax.jit(functools.partial(train_step, optimizer=optimizer, rules=rules), compiler_options=QUICK)
+        after, metrics = step(before, batch, jax.random.key(KEY))
+    return before, after, after.opt_state[0].trace, metrics
+
+
+def vector(tree) -> np.ndarray:
+    return np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(tree)])
+
+
+@pytest.mark.parametrize("name", MESHES)
+def test_every_mesh_computes_the_same_gradients(name):
+    _, expected, reference, expected_metrics = first_step("one")
+    _, after, gradients, metrics = first_step(name)
+    difference = vector(gradients) - vector(reference)
+    assert np.linalg.norm(vector(reference)) > 0
+    assert np.linalg.norm(difference) < 1e-5 * np.linalg.norm(vector(reference))
+    assert float(metrics["loss"].value()) == pytest.approx(float(expected_metrics["loss"].value()), rel=1e-5)
+    for metric, average in expected_metrics.items():
+        np.testing.assert_allclose(metrics[metric].value(), average.value(), rtol=1e-4, atol=1e-6, err_msg=metric)
+    assert int(after.step) == int(expected.step) == 1
+
+
+@pytest.mark.parametrize("name", MESHES)
+def test_a_step_returns_the_types_it_was_given(name):
+    """Else the second step would be compiled again."""
+    before, after, _, _ = first_step(name)
+    for (leaf, old), (_, new) in zip(named_leaves(before), named_leaves(after), strict=True):
+        assert jax.typeof(new) == jax.typeof(old), leaf
+
+
+@pytest.mark.parametrize(
+    ("name", "query", "down", "table", "conv"),
+    [
+        ("data", (None, None, None), (None, None), (None, None), None),
+        ("fsdp", ("fsdp", None, None), (None, "fsdp"), (None, "fsdp"), "fsdp"),
+        ("tensor", (None, "tensor", None), ("tensor", None), ("tensor", None), None),
+        ("fsdp_tensor", ("fsdp", "tensor", None), ("tensor", "fsdp"), ("tensor", "fsdp"), "fsdp"),
+    ],
+)
+def test_parameters_and_moments_lie_as_the_rules_say(name, query, down, table, conv):
+    _, after, _, _ = first_step(name)
+    expected = {
+        "encoders/text/stack/blocks/attention/query/kernel": P(None, *query),
+        "fusion/stack/blocks/streams/image/block/mlp/down/kernel": P(None, *down),
+        "encoders/text/embed/table": P(*table),
+        "encoders/image/reduce/0/kernel": P(None, None, None, conv),
+        "encoders/text/norm/gain": P(None),
+    }
+    adam = after.opt_state[1][0]
+    for tree in (after.model, adam.mu, adam.nu):
+        leaves = dict(named_leaves(tree))
+        assert {path: jax.typeof(leaves[path]).sharding.spec for path in expected} == expected
+    kernel = after.model.encoders["text"].stack.blocks.attention.query.kernel[...]
+    parts = int(np.prod([jax.typeof(kernel).sharding.mesh.shape[axis] for axis in query if axis]))
+    assert {shard.data.size for shard in kernel.addressable_shards} == {kernel.size // parts}
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("name", ["data", "fsdp_tensor"])
+def test_everything_fits_every_mesh(name, accumulate):
+    """All kinds of encoders and heads, dropout, bfloat16 and remat: tracing checks their shardings, as types."""
+    shape, rules = MESHES[name]
+    optimizer = optax.adam(1e-3)
+
+    def two_steps(key, batch):
+        state = init_state(build_model(key, ALL, FEATURES, rules), optimizer, ema=True)
+        for _ in range(2):
+            state, metrics = train_step(
+                state, batch, key, optimizer=optimizer, rules=rules, accumulate=accumulate, ema=0.9
+            )
+        return state, metrics
+
+    with jax.set_mesh(shape.build()):
+        jax.eval_shape(two_steps, jax.random.key(0), put(make_batch(size=16), rules))
+
+
+def test_heads_that_the_mesh_does_not_divide():
+    config = chz.replace(
+        SPREAD, encoders={"text": TextTransformer(depth=1, heads=2)}, outputs={"label": Classify(target="label")}
+    )
+    with jax.set_mesh(MeshShape(data=2, tensor=4).build()), pytest.raises(UserError) as error:
+        jax.eval_shape(lambda key: build_model(key, config, FEATURES, PRESETS["tensor"]), jax.random.key(0))
+    assert "mesh.tensor=4 does not divide dimension heads=2" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.fixture(scope="module")
+def two_devices():
+    with jax.set_mesh(MeshShape(data=2).build()):
+        yield PRESETS["data"]
+
+
+def tiny(rules: Rules):
+    return draw(lambda rngs: TINY.build(FEATURES, rules=rules, rngs=rngs))
+
+
+def gradients(batch, parts, rules):
+    compute = jax.jit(functools.partial(compute_gradients, rules=rules, parts=parts), compiler_options=QUICK)
+    return compute(tiny(rules), put(batch, rules), jax.random.key(KEY))
+
+
+def test_parts_add_up_to_the_whole(two_devices):
+    """Also where labels are missing unevenly: parts weigh what they hold, and one of them holds no place at all."""
+    batch = make_batch(presence=0.6)
+    batch.present["place"][[0, 4]] = False
+    batch.present["label"][:] = [True, True, False, False, True, False, True, False]
+    loss, metrics, whole = gradients(batch, 1, two_devices)
+    assert float(metrics["label/loss"].weight) > 0
+    for parts in (4,):
+        part_loss, part_metrics, summed = gradients(batch, parts, two_devices)
+        assert float(part_loss) == pytest.approx(float(loss), rel=1e-5)
+        assert np.linalg.norm(vector(summed) - vector(whole)) < 1e-5 * np.linalg.norm(vector(whole))
+        for name, average in metrics.items():
+            np.testing.assert_allclose(part_metrics[name].total, average.total, rtol=1e-4, atol=1e-6, err_msg=name)
+            np.testing.assert_allclose(part_metrics[name].weight, average.weight, rtol=1e-6, err_msg=name)
+        for (path, ours), (_, theirs) in zip(named_leaves(summed), named_leaves(whole), strict=True):
+            assert jax.typeof(ours).sharding == jax.typeof(theirs).sharding, path
+
+
+EMA = 0.5
+
+
+@pytest.fixture(scope="module")
+def trainer(two_devices):
+    """A fresh state and the compiled step, with an average and Adam."""
+    optimizer = optax.adam(0.01)
+    step = jax.jit(
+        functools.partial(train_step, optimizer=optimizer, rules=two_devices, ema=EMA), compiler_options=QUICK
+    )
+    state = init_state(tiny(two_devices), optimizer, ema=True)
+
+    def advance(state: TrainState, batch):
+        return step(state, put(batch, two_devices), jax.random.key(KEY))
+
+    return state, advance
+
+
+def spoiled():
+    """A batch whose first picture, which is present, is not a number."""
+    batch = make_batch()
+    image = batch.values["image"].copy()
+    image[0, 0, 0] = np.nan
+    return dataclasses.replace(batch, values=batch.values | {"image": image})
+
+
+def identical(first, second):
+    for (path, ours), (_, theirs) in zip(named_leaves(first), named_leaves(second), strict=True):
+        np.testing.assert_array_equal(ours, theirs, err_msg=path)
+
+
+def test_a_step_is_the_optimizers(trainer, two_devices):
+    state, advance = trainer
+    after, metrics = advance(state, make_batch())
+    loss, _, grads = gradients(make_batch(), 1, two_devices)
+    updates, _ = optax.adam(0.01).update(grads, state.opt_state, state.model)
+    expected = optax.apply_updates(state.model, updates)
+    np.testing.assert_allclose(vector(after.model), vector(expected), rtol=1e-3, atol=1e-5)
+    assert float(metrics["loss"].value()) == pytest.approx(float(loss), rel=1e-5)
+    assert float(metrics["gradient_norm"].value()) == pytest.approx(np.linalg.norm(vector(grads)), rel=1e-5)
+    assert (int(after.step), int(after.skipped), int(after.skipped_in_a_row)) == (1, 0, 0)
+
+
+def test_a_loss_that_is_not_finite_changes_nothing(trainer):
+    state, advance = trainer
+    state, _ = advance(state, make_batch())
+    once, metrics = advance(state, spoiled())
+    assert not np.isfinite(metrics["loss"].value())
+    identical((once.model, once.opt_state, once.ema), (state.model, state.opt_state, state.ema))
+    assert (int(once.step), int(once.skipped), int(once.skipped_in_a_row)) == (2, 1, 1)
+    twice, metrics = advance(once, spoiled())
+    assert (int(twice.step), int(twice.skipped), int(twice.skipped_in_a_row)) == (3, 2, 2)
+    assert (float(metrics["skipped"].value()), float(metrics["skipped_in_a_row"].value())) == (2, 2)
+    good, _ = advance(twice, make_batch())
+    assert (int(good.step), int(good.skipped), int(good.skipped_in_a_row)) == (4, 2, 0)
+    assert np.abs(vector(good.model) - vector(twice.model)).max() > 0
+
+
+def test_the_average_moves_towards_the_model(trainer):
+    """decay = min(ema, (1 + step) / (10 + step)); average <- decay average + (1 - decay) model."""
+    state, advance = trainer
+    identical(state.ema, state.model)
+    expected, seen = vector(state.ema), set()
+    for step in range(10):
+        state, _ = advance(state, make_batch(seed=step))
+        decay = min(EMA, (1 + step) / (10 + step))
+        seen.add(decay)
+        expected = decay * expected + (1 - decay) * vector(state.model)
+    assert EMA in seen
+    assert len(seen) > 5
+    np.testing.assert_allclose(vector(state.ema), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_randomness_comes_from_the_runs_key_and_the_step(two_devices):
+    """A step's dropout is that of its number, whatever happened before."""
+    config = chz.replace(TINY, modality_dropout=0.5)
+    model = draw(lambda rngs: config.build(FEATURES, rules=two_devices, rngs=rngs))
+    optimizer = optax.sgd(0.0)
+    state = init_state(model, optimizer, ema=False)
+    step = jax.jit(functools.partial(train_step, optimizer=optimizer, rules=two_devices), compiler_options=QUICK)
+    batch, losses = put(make_batch(), two_devices), []
+    for number, key in ((0, 0), (1, 0), (1, 0), (0, 1)):
+        now = dataclasses.replace(state, step=jnp.asarray(number, jnp.int32))
+        losses.append(float(step(now, batch, jax.random.key(key))[1]["loss"].value()))
+    assert losses[1] == losses[2]
+    assert len(set(losses)) == 3
+
+
+def test_a_step_can_be_lowered_from_its_types(two_devices):
+    optimizer = optax.adam(0.01)
+
+    def start(key):
+        return init_state(TINY.build(FEATURES, rules=two_devices, rngs=nnx.Rngs(key)), optimizer, ema=True)
+
+    state = jax.eval_shape(start, jax.random.key(0))
+    step = jax.jit(functools.partial(train_step, optimizer=optimizer, rules=two_devices, ema=EMA), donate_argnums=0)
+    lowered = step.lower(state, put(make_batch(), two_devices), jax.random.key(0))
+    assert "dot_general" in lowered.as_text()
