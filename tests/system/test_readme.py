@@ -73,6 +73,7 @@ def test_error_is_that_error():
 USE_ENCODER = """
 import sys, types
 import jax, jax.numpy as jnp
+from flax import nnx
 from mmjax.encoders import text
 from mmjax.layers.settings import Settings
 from mmjax.sharding.mesh import MeshShape
