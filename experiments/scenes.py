@@ -56,6 +56,6 @@ def scenes() -> Experiment:
             unroll=True,
         ),
         optimizer=AdamW(learning_rate=1e-3, weight_decay=0.05, schedule=Cosine(warmup=100)),
-        train=Train(steps=600, batch_size=64, evaluate_every=300),
-        checkpoint=Checkpoint(every=300),
+        train=Train(steps=670, batch_size=64, evaluate_every=335),
+        checkpoint=Checkpoint(every=335),
     )
