@@ -5,7 +5,7 @@ from mmjax.data.augment import SpeechAugment
 from mmjax.data.inputs import Labels, Picture, Speech
 from mmjax.data.loader import Data
 from mmjax.data.sources.av_digits import CLASSES, AvDigits
-from mmjax.encoders import ConvNet, Spectrogram
+from mmjax.encoders import Spectrogram, ViT
 from mmjax.fusion import CrossAttention
 from mmjax.heads import Classify
 from mmjax.model import Model
@@ -26,11 +26,12 @@ def av_digits() -> Experiment:
                 "speech": Speech(seconds=1.0, hop=0.0125, bands=40, augment=SpeechAugment(time_masks=2, band_masks=2)),
                 "label": Labels(names=CLASSES),
             },
+            workers=1,
         ),
         model=Model(
             width=96,
             dtype="float32",
-            encoders={"image": ConvNet(), "speech": Spectrogram(depth=3)},
+            encoders={"image": ViT(patch=14, depth=1), "speech": Spectrogram(depth=2)},
             fusion=CrossAttention(depth=1),
             outputs={"label": Classify(target="label", smoothing=0.1)},
             dropout=0.1,
@@ -38,6 +39,6 @@ def av_digits() -> Experiment:
             unroll=True,
         ),
         optimizer=AdamW(learning_rate=1e-3, weight_decay=0.05, schedule=Cosine(warmup=200)),
-        train=Train(steps=2600, batch_size=128, evaluate_every=430),
+        train=Train(steps=1720, batch_size=128, evaluate_every=430),
         checkpoint=Checkpoint(every=430),
     )

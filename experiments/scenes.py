@@ -40,7 +40,7 @@ def scenes() -> Experiment:
             encoders={
                 "image": ViT(patch=16, depth=3),
                 "text": TextTransformer(depth=2),
-                "speech": Spectrogram(patch=8, depth=2),
+                "speech": Spectrogram(convolutions=3, depth=1),
             },
             fusion=CrossAttention(depth=1),
             outputs={
@@ -56,6 +56,6 @@ def scenes() -> Experiment:
             unroll=True,
         ),
         optimizer=AdamW(learning_rate=1e-3, weight_decay=0.05, schedule=Cosine(warmup=100)),
-        train=Train(steps=670, batch_size=64, evaluate_every=335),
-        checkpoint=Checkpoint(every=335),
+        train=Train(steps=600, batch_size=64, evaluate_every=300),
+        checkpoint=Checkpoint(every=300),
     )

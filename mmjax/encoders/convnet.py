@@ -10,7 +10,7 @@ from mmjax.encoders.base import Encoder, Intermediates, expect
 from mmjax.layers.conv import Conv, DepthwiseConv
 from mmjax.layers.linear import Linear, make_parameter
 from mmjax.layers.norm import Norm, dropout
-from mmjax.layers.patches import cut_sequence, reshape
+from mmjax.layers.patches import cut_sequence, fill_up, reshape
 from mmjax.layers.settings import Settings
 from mmjax.layers.stack import Stack
 from mmjax.sharding.rules import Rules
@@ -56,9 +56,10 @@ class ConvBlock(nnx.Module):
 
 
 class ConvNetEncoder(nnx.Module):
-    """Stem -> stages -> one token per place of the last grid.
+    """Stem -> stages -> one token per place of the last grid; of a spectrum, one per row.
 
-    A spectrum is a one-channel picture, time down, bands across.
+    A spectrum is a one-channel picture, time down, bands across, with zeros for masked frames. A row is one token: its
+    places are bands, which mean different things.
     """
 
     def __init__(self, config: ConvNet, feature: Image | Spectrum, settings: Settings, rngs: nnx.Rngs):
@@ -76,28 +77,33 @@ class ConvNetEncoder(nnx.Module):
             self.stages.append(Stack(make, depth, remat=settings.remat, unroll=settings.unroll, rngs=rngs))
             channels = width
         self.norm = Norm(channels, rules=rules, rngs=rngs)
-        self.project = Linear((channels, settings.width), (None, "embed"), rules=rules, rngs=rngs)
         self.stride = config.stem * 2 ** (len(config.widths) - 1)
-        self.seconds = feature.seconds if isinstance(feature, Spectrum) else None
+        self.seconds, columns = 0.0, 1
+        if isinstance(feature, Spectrum):
+            self.seconds, columns = feature.seconds, -(-feature.bands // self.stride)
+        self.project = Linear((columns * channels, settings.width), (None, "embed"), rules=rules, rngs=rngs)
         self.dtype, self.rules = settings.dtype, rules
 
     def __call__(
         self, values: Array, mask: Bool[Array, "B N"] | None, key: jax.Array | None
     ) -> tuple[Tokens, Intermediates]:
-        # Filled up at the end, so that a place of the last grid stands for `stride` whole frames and knows its time.
-        missing = -values.shape[1] % self.stride
-        x = values - 0.5 if self.seconds is None else jnp.pad(values, ((0, 0), (0, missing), (0, 0)))[..., None]
+        if mask is None:  # a picture
+            x = values - 0.5
+        else:
+            # Filled up, so that a row of the last grid stands for `stride` whole frames and knows its time.
+            x, mask = fill_up(values, mask, self.stride)
+            x = x[..., None]
         x = x.astype(self.dtype)
         keys = [None] * len(self.stages) if key is None else jax.random.split(key, len(self.stages))
         layers = {}
         for index, (shrink, stage, stage_key) in enumerate(zip(self.reduce, self.stages, keys, strict=True)):
             x, layers[f"stage{index}"] = stage(shrink(x), key=stage_key)
-        rows, columns = x.shape[1:3]
-        x = self.project(self.norm(reshape(x, rows * columns, x.shape[3], rules=self.rules)))
-        if mask is None or self.seconds is None:
+        _, rows, columns, channels = x.shape
+        x = self.norm(x)
+        if mask is None:
+            x = self.project(reshape(x, rows * columns, channels, rules=self.rules))
             return Tokens(x, jnp.ones_like(x[..., 0], dtype=bool)), layers
-        frames = jnp.pad(mask, ((0, 0), (0, missing)))
-        real = cut_sequence(frames, self.stride, rules=self.rules).any(2)
-        time = (jnp.arange(rows) + 0.5) * self.stride * self.seconds
-        time = jnp.repeat(time, columns) + jnp.zeros_like(x[..., 0], dtype=jnp.float32)
-        return Tokens(x, jnp.repeat(real, columns, axis=1, out_sharding=self.rules.spec("batch", None)), time), layers
+        x = self.project(reshape(x, rows, columns * channels, rules=self.rules))
+        real = cut_sequence(mask, self.stride, rules=self.rules).any(2)
+        time = (jnp.arange(rows) + 0.5) * self.stride * self.seconds + jnp.zeros_like(x[..., 0], dtype=jnp.float32)
+        return Tokens(x, real, time), layers

@@ -12,7 +12,7 @@ from mmjax.encoders.base import Encoder, Intermediates, expect
 from mmjax.errors import UserError
 from mmjax.layers.linear import Embedding, Linear
 from mmjax.layers.norm import Norm, dropout
-from mmjax.layers.patches import cut_sequence, reshape
+from mmjax.layers.patches import cut_sequence, fill_up, reshape
 from mmjax.layers.settings import Settings
 from mmjax.sharding.rules import Rules
 from mmjax.types import Feature, Spectrum, Text, Tokens
@@ -108,7 +108,10 @@ class RecurrentLayer(nnx.Module):
 
 
 class RecurrentEncoder(nnx.Module):
-    """Embedding or frame patches -> bidirectional layers -> norm and projection; one token a step."""
+    """Embedding or frame patches -> bidirectional layers -> norm and projection; one token a step.
+
+    Masked frames count as zeros, and so do those that the last patch lacks.
+    """
 
     def __init__(self, config: Recurrent, feature: Text | Spectrum, settings: Settings, rngs: nnx.Rngs):
         rules, width = settings.rules, settings.width
@@ -136,10 +139,9 @@ class RecurrentEncoder(nnx.Module):
         if isinstance(self.embed, Embedding):
             x = self.embed(values, self.dtype)
         else:
-            steps = values.shape[1] // self.patch
-            whole = steps * self.patch
-            mask = cut_sequence(mask[:, :whole], self.patch, rules=self.rules).any(2)
-            patches = reshape(values[:, :whole], steps, self.patch * values.shape[2], rules=self.rules)
+            values, mask = fill_up(values, mask, self.patch)
+            mask = cut_sequence(mask, self.patch, rules=self.rules).any(2)
+            patches = reshape(values, mask.shape[1], self.patch * values.shape[2], rules=self.rules)
             x = self.embed(patches.astype(self.dtype))
             time = (jnp.arange(x.shape[1]) + 0.5) * self.patch * self.seconds + jnp.zeros_like(x[..., 0], jnp.float32)
         layers = {}

@@ -10,23 +10,30 @@ from mmjax.encoders.base import Encoder, Intermediates, expect, expect_heads
 from mmjax.layers.attention import Block
 from mmjax.layers.linear import Linear
 from mmjax.layers.norm import Norm
-from mmjax.layers.patches import cut_sequence, reshape
+from mmjax.layers.patches import cut_sequence, fill_up, windows
 from mmjax.layers.position import make_position
 from mmjax.layers.settings import Settings
 from mmjax.layers.stack import Stack
 from mmjax.types import Feature, Spectrum, Tokens
 
+SPAN = 5  # frames that a convolution of the stem sees
+
 
 @chz.chz
 class Spectrogram(Encoder):
-    """Transformer over groups of consecutive log-mel frames.
+    """Transformer over log-mel frames that strided convolutions have mixed and thinned out.
 
-    After Gong et al. 2021, with patches as high as the spectrum.
+    The convolutions are over time, with the bands as channels (after Radford et al. 2023).
     """
 
-    patch: int = chz.field(default=4, doc="frames per token")
+    convolutions: int = chz.field(default=2, doc="convolutions, each of which halves the number of frames")
     depth: int = chz.field(default=4, doc="transformer blocks")
     heads: int = chz.field(default=4, doc="attention heads")
+
+    @chz.validate
+    def _valid(self) -> None:
+        if self.convolutions < 1:
+            raise ValueError("convolutions must be 1 or more")
 
     def build(self, feature: Feature, settings: Settings, rngs: nnx.Rngs) -> "SpectrogramEncoder":
         spectrum = expect(self, feature, Spectrum)
@@ -35,17 +42,20 @@ class Spectrogram(Encoder):
 
 
 class SpectrogramEncoder(nnx.Module):
-    """Frame patches -> two-layer embedding, learned position -> transformer -> norm.
+    """Strided convolutions with GELU -> learned position -> transformer -> norm.
 
-    A token is real where any frame of it is.
+    A token is real where any of the 2^convolutions frames it stands for is; masked frames count as zeros.
     """
 
     def __init__(self, config: Spectrogram, feature: Spectrum, settings: Settings, rngs: nnx.Rngs):
         rules, width = settings.rules, settings.width
-        count = -(-feature.frames // config.patch)
-        self.embed = Linear((config.patch * feature.bands, width), (None, "mlp"), bias=True, rules=rules, rngs=rngs)
-        self.mix = Linear((width, width), ("mlp", "embed"), bias=True, rules=rules, rngs=rngs)
-        self.position = make_position((count, width), rules=rules, rngs=rngs)
+        self.stride = 2**config.convolutions
+        self.count = -(-feature.frames // self.stride)
+        self.convolutions: nnx.List[Linear] = nnx.List()
+        for channels in (feature.bands, *[width] * (config.convolutions - 1)):
+            shape, axes = (SPAN, channels, width), (None, None, "embed")
+            self.convolutions.append(Linear(shape, axes, inputs=2, bias=True, scale=2.0, rules=rules, rngs=rngs))
+        self.position = make_position((self.count, width), rules=rules, rngs=rngs)
         self.stack = Stack(
             lambda rngs: Block(width, config.heads, rate=settings.dropout, rules=rules, rngs=rngs),
             config.depth,
@@ -54,19 +64,16 @@ class SpectrogramEncoder(nnx.Module):
             rngs=rngs,
         )
         self.norm = Norm(width, rules=rules, rngs=rngs)
-        self.patch, self.seconds, self.count = config.patch, feature.seconds, count
-        self.dtype, self.rules = settings.dtype, rules
+        self.seconds, self.dtype, self.rules = feature.seconds, settings.dtype, rules
 
     def __call__(
         self, values: Float[Array, "B T M"], mask: Bool[Array, "B T"], key: jax.Array | None
     ) -> tuple[Tokens, Intermediates]:
-        missing = self.count * self.patch - values.shape[1]
-        values = jnp.pad(values, ((0, 0), (0, missing), (0, 0)))
-        mask = jnp.pad(mask, ((0, 0), (0, missing)))
-        patches = reshape(values, self.count, self.patch * values.shape[2], rules=self.rules)
-        real = cut_sequence(mask, self.patch, rules=self.rules).any(2)
-        x = self.mix(jax.nn.gelu(self.embed(patches.astype(self.dtype))))
+        x, mask = fill_up(values.astype(self.dtype), mask, self.stride)
+        for convolution in self.convolutions:
+            x = jax.nn.gelu(convolution(windows(jnp.where(mask[..., None], x, 0), SPAN, 2)))
+            mask = cut_sequence(mask, 2, rules=self.rules).any(2)
         x = x + self.position[...].astype(self.dtype)
-        x, layers = self.stack(x, real, key=key)
-        time = (jnp.arange(self.count) + 0.5) * self.patch * self.seconds + jnp.zeros_like(x[..., 0], dtype=jnp.float32)
-        return Tokens(self.norm(x), real, time), {"layers": layers}
+        x, layers = self.stack(x, mask, key=key)
+        time = (jnp.arange(self.count) + 0.5) * self.stride * self.seconds + jnp.zeros_like(x[..., 0], jnp.float32)
+        return Tokens(self.norm(x), mask, time), {"layers": layers}

@@ -1,7 +1,8 @@
 """Cutting grids and sequences into patches while the batch stays split over the mesh."""
 
 import jax
-from jaxtyping import Array
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
 
 from mmjax.sharding.rules import Rules
 
@@ -22,3 +23,23 @@ def cut_picture(x: Array, side: int, *, rules: Rules) -> Array:
 def cut_sequence(x: Array, length: int, *, rules: Rules) -> Array:
     """Sequences [B T ...] as groups [B T/length length ...] of consecutive entries; T is a multiple of the length."""
     return reshape(x, x.shape[1] // length, length, *x.shape[2:], rules=rules)
+
+
+def fill_up(x: Float[Array, "B T C"], mask: Bool[Array, "B T"], length: int) -> tuple[Array, Array]:
+    """A sequence and its mask, with zeros where that is false and filled up by such entries to a multiple of `length`.
+
+    What stands at a masked entry can then not reach the group it falls into.
+    """
+    missing = -x.shape[1] % length
+    x = jnp.pad(jnp.where(mask[..., None], x, 0), ((0, 0), (0, missing), (0, 0)))
+    return x, jnp.pad(mask, ((0, 0), (0, missing)))
+
+
+def windows(x: Array, length: int, stride: int) -> Array:
+    """What a convolution [B T C] of odd `length` sees at every `stride`-th entry: [B ceil(T/stride) length C].
+
+    The first window is centred on the first entry; beyond the ends are zeros.
+    """
+    around = length // 2
+    padded = jnp.pad(x, ((0, 0), (around, around), (0, 0)))
+    return jnp.stack([padded[:, place : place + x.shape[1] : stride] for place in range(length)], 2)

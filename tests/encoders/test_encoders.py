@@ -73,14 +73,19 @@ def test_text_transformer():
     np.testing.assert_array_equal(tokens.mask, mask)
 
 
-def test_spectrogram_pads_to_whole_patches():
-    """Ten frames in patches of four: the third token holds two of them, and is real if either is."""
-    encoder = build(Spectrogram(patch=4, depth=2, heads=2), FEATURES["speech"])
+def test_spectrogram_fills_up_to_whole_tokens():
+    """Ten frames, four to a token: the third token stands for two of them, and is real if either is."""
+    encoder = build(Spectrogram(convolutions=2, depth=2, heads=2), FEATURES["speech"])
     frames = BATCH.values["speech"]
     mask = np.arange(10) < np.asarray([[9], [4]])
-    padded = np.concatenate([frames, np.zeros((2, 2, 4))], 1).reshape(2, 3, 16)
     real = np.asarray([[True, True, True], [True, False, False]])
-    x = reference.linear(encoder.mix, reference.gelu(reference.linear(encoder.embed, padded)))
+    halved = np.asarray([[True] * 5 + [False], [True] * 2 + [False] * 4])
+    x = np.pad(frames * mask[..., None], ((0, 0), (0, 2), (0, 0)))
+    for convolution, there in zip(encoder.convolutions, (halved, real), strict=True):
+        kernel = wide(convolution.kernel)
+        padded = np.pad(x, ((0, 0), (2, 2), (0, 0)))
+        seen = np.stack([padded[:, 2 * place : 2 * place + 5] for place in range(x.shape[1] // 2)], 1)
+        x = reference.gelu(np.tensordot(seen, kernel, 2) + wide(convolution.bias)) * there[..., None]
     expected = transform(encoder, x + wide(encoder.position), real)
     tokens = run(encoder, frames, mask)
     np.testing.assert_array_equal(tokens.mask, real)
@@ -127,14 +132,15 @@ def test_recurrent_over_text(cell):
 
 
 def test_recurrent_over_frames():
-    """Three frames a step; the tenth frame fills none and is dropped."""
+    """Three frames a step; the last step has the tenth and two of zeros."""
     encoder = build(Recurrent(patch=3), FEATURES["speech"], 0.4)
     frames, mask = BATCH.values["speech"], np.arange(10) < np.asarray([[10], [4]])
-    real = np.asarray([[True, True, True], [True, True, False]])
+    real = np.asarray([[True] * 4, [True, True, False, False]])
+    patches = np.pad(frames * mask[..., None], ((0, 0), (0, 2), (0, 0))).reshape(2, 4, 12)
     tokens = run(encoder, frames, mask)
-    close(tokens.values, recur(encoder, reference.linear(encoder.embed, frames[:, :9].reshape(2, 3, 12)), real))
+    close(tokens.values, recur(encoder, reference.linear(encoder.embed, patches), real))
     np.testing.assert_array_equal(tokens.mask, real)
-    close(tokens.time, np.broadcast_to([0.015, 0.045, 0.075], (2, 3)))
+    close(tokens.time, np.broadcast_to([0.015, 0.045, 0.075, 0.105], (2, 4)))
 
 
 def convolve(encoder, x):
@@ -145,15 +151,15 @@ def convolve(encoder, x):
             full = np.einsum("hwc,cd->hwcd", kernel, np.eye(x.shape[-1]))
             y = reference.norm(block.norm, reference.convolve(x, full, 1) + wide(block.spatial.bias))
             x = x + reference.mlp(block, y) * wide(block.gain)
-    x = x.reshape(len(x), -1, x.shape[-1])
-    return reference.linear(encoder.project, reference.norm(encoder.norm, x))
+    return reference.norm(encoder.norm, x)
 
 
 def test_convnet_over_pictures():
     encoder = build(ConvNet(stem=2, widths=(4, 8), depths=(2, 1), kernel=3), FEATURES["image"])
     tokens = run(encoder, BATCH.values["image"])
     assert tokens.values.shape == (2, 4, WIDTH)
-    close(tokens.values, convolve(encoder, BATCH.values["image"] - 0.5))
+    grid = convolve(encoder, BATCH.values["image"] - 0.5)
+    close(tokens.values, reference.linear(encoder.project, grid.reshape(2, 4, 8)))
     assert np.asarray(tokens.mask).all()
 
 
@@ -163,19 +169,13 @@ def test_convnet_over_spectra(stem):
     encoder = build(ConvNet(stem=stem, widths=(4, 8), kernel=3), FEATURES["speech"])
     frames, mask = BATCH.values["speech"], np.arange(10) < np.asarray([[9], [2]])
     stride = 2 * stem
-    filled = np.pad(frames, ((0, 0), (0, -10 % stride), (0, 0)))
+    filled = np.pad(frames * mask[..., None], ((0, 0), (0, -10 % stride), (0, 0)))
     tokens = run(encoder, frames, mask)
-    close(tokens.values, convolve(encoder, filled[..., None]))
     rows = filled.shape[1] // stride
+    grid = convolve(encoder, filled[..., None])
+    close(tokens.values, reference.linear(encoder.project, grid.reshape(2, rows, -1)))
     np.testing.assert_array_equal(tokens.mask, [[True] * rows, [True] + [False] * (rows - 1)])
     close(tokens.time[0], [(row + 0.5) * stride * 0.01 for row in range(rows)])
-
-
-def test_convnet_gives_every_band_its_time():
-    encoder = build(ConvNet(stem=2, widths=(4,), depths=(1,), kernel=3), FEATURES["song"])
-    tokens = run(encoder, BATCH.values["song"], np.arange(8) < np.asarray([[3], [8]]))
-    np.testing.assert_array_equal(tokens.mask[0], [True] * 4 + [False] * 4)
-    close(tokens.time[0], np.repeat([0.02, 0.06, 0.10, 0.14], 2))
 
 
 @pytest.mark.parametrize(
@@ -183,18 +183,24 @@ def test_convnet_gives_every_band_its_time():
     [
         (TextTransformer(depth=1, heads=2), "text"),
         (Recurrent(), "text"),
-        (Spectrogram(patch=1, depth=1, heads=2), "song"),
+        (Recurrent(), "song"),
+        (ConvNet(stem=2, widths=(4,), depths=(1,), kernel=3), "song"),
+        (Spectrogram(convolutions=1, depth=1, heads=2), "song"),
     ],
 )
 def test_masked_places_do_not_reach_real_ones(config, name):
     encoder = build(config, FEATURES[name])
     values = BATCH.values[name]
-    mask = np.arange(values.shape[1]) < np.asarray([[2], [4]])
+    mask = np.arange(values.shape[1]) < np.asarray([[2], [3]])
     other = make_batch(seed=1, size=2).values[name]
     there = mask.reshape(*mask.shape, *[1] * (values.ndim - 2))
     compiled = jax.jit(lambda *given: encoder(*given, None)[0], compiler_options=QUICK)
-    first, second = (compiled(split(v), split(mask)).values for v in (values, np.where(there, values, other)))
-    np.testing.assert_array_equal(np.asarray(first)[mask], np.asarray(second)[mask])
+    first, second = (compiled(split(v), split(mask)) for v in (values, np.where(there, values, other)))
+    np.testing.assert_array_equal(first.mask, second.mask)
+    real = np.asarray(first.mask)
+    assert real.any(1).all()
+    assert not real.all()
+    np.testing.assert_array_equal(np.asarray(first.values)[real], np.asarray(second.values)[real])
 
 
 def test_the_table_has_every_encoder():
