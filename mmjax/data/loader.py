@@ -3,16 +3,15 @@
 Grain is imported where it is used, and only in this file.
 """
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
 import time
 import zlib
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import chz
 import numpy as np
@@ -25,6 +24,9 @@ from mmjax.data.tokenize import Corpus, store
 from mmjax.errors import UserError
 from mmjax.fields import OPERATIONAL
 from mmjax.types import Batch, Feature, Image, Label, Quantity, Spectrum, Text
+
+if TYPE_CHECKING:
+    import grain
 
 
 @chz.chz
@@ -208,7 +210,7 @@ class Loader:
         start = time.perf_counter()
         indices = self._indices(step)
         ids = tuple("" if index is None else self.records.id(index) for index in indices)
-        batch, errors = _blank(self.data.features, len(self.rows)), []
+        batch, errors = blank(self.data.features, len(self.rows)), []
         for place, row in enumerate(self.rows):
             index = indices[row]
             if index is None:
@@ -243,12 +245,10 @@ class Loader:
             return None
         return np.random.default_rng([self.seed, position, zlib.crc32(name.encode())])
 
-    def iterate(
-        self, start: int, stop: int, then: Callable[[HostBatch], Any] | None = None
-    ) -> Generator[Any, None, None]:
+    def iterate(self, start: int, stop: int, then: Callable[[HostBatch], Any] | None = None) -> "grain.DatasetIterator":
         """Batches `start` to `stop` (not included), made ahead; `then` is applied to each, also ahead, in this process.
 
-        Closing the iterator ends its threads and processes.
+        They are begun on at once. Closing the iterator ends its threads and processes.
         """
         import grain
 
@@ -264,8 +264,9 @@ class Loader:
             dataset = dataset.mp_prefetch(options)
         if then is not None:
             dataset = grain.experimental.ThreadPrefetchIterDataset(dataset.map(then), prefetch_buffer_size=1)
-        with contextlib.closing(iter(dataset)) as iterator:
-            yield from iterator
+        iterator = iter(dataset)
+        iterator.start_prefetch()
+        return iterator
 
 
 def _parse_flags() -> None:
@@ -276,7 +277,7 @@ def _parse_flags() -> None:
         flags.FLAGS.mark_as_parsed()
 
 
-def _blank(features: Mapping[str, Feature], rows: int) -> Batch:
+def blank(features: Mapping[str, Feature], rows: int) -> Batch:
     """A batch in which everything is absent."""
     values, mask = {}, {}
     for name, feature in features.items():

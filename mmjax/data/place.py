@@ -2,16 +2,16 @@
 
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import Int
 
-from mmjax.data.loader import HostBatch, Loader
+from mmjax.data.loader import HostBatch, Loader, blank
 from mmjax.errors import UserError
-from mmjax.types import Batch
+from mmjax.types import Batch, Feature
 
 
 def rows_of(sharding: jax.sharding.Sharding, batch_size: int) -> Int[np.ndarray, "R"]:
@@ -47,6 +47,15 @@ def place(host: HostBatch, sharding: jax.sharding.Sharding) -> Batch:
         return jax.make_array_from_callback((host.size, *local.shape[1:]), sharding, rows)
 
     return jax.tree.map(array, host.batch)
+
+
+def shapes(features: Mapping[str, Feature], size: int, sharding: jax.sharding.Sharding) -> Batch:
+    """What `place` makes of `size` examples with these features, as shapes, to compile for before there are any."""
+
+    def shape(array: np.ndarray) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((size, *array.shape[1:]), array.dtype, sharding=sharding)
+
+    return jax.tree.map(shape, blank(features, 1))
 
 
 @dataclasses.dataclass(frozen=True)

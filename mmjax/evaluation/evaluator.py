@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import chz
 import jax
 import numpy as np
 from jax.sharding import NamedSharding
@@ -36,7 +37,9 @@ class Evaluator:
     """
 
     def __init__(self, data: Data, data_dir: str, batch_size: int, *, sharding: NamedSharding, rules: Rules):
-        self._data, self._data_dir, self._batch_size, self._sharding = data, data_dir, batch_size, sharding
+        # Starting a process takes as long as a short pass.
+        self._data = chz.replace(data, workers=0)
+        self._data_dir, self._batch_size, self._sharding = data_dir, batch_size, sharding
         self._step = jax.jit(functools.partial(evaluate_step, rules=rules))
         self._loaders: dict[str, Loader] = {}
 

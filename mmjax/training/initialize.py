@@ -1,6 +1,7 @@
 """Starting a run from the parameters of another one, whole or by path."""
 
 import contextlib
+import dataclasses
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -50,6 +51,12 @@ class Initialize:
         _compile(self.exclude or "")
 
 
+def check_origin(model: Any, config: Initialize) -> None:
+    """Raises what `initialize` would, of a model of shapes, before anything is drawn or loaded."""
+    with _open(config) as checkpoints:
+        _find(checkpoints, dict(named_leaves(model)), config)
+
+
 def initialize(model: ModelTree, config: Initialize, *, say: Callable[[str], None] = print) -> ModelTree:
     """`model`, with the parameters that a checkpoint of another run has too; `say` is told how many those are.
 
@@ -58,33 +65,51 @@ def initialize(model: ModelTree, config: Initialize, *, say: Callable[[str], Non
     Raises UserError where there is no such checkpoint, it has none of the parameters, or one of another shape.
     """
     fresh = dict(named_leaves(model))
-    with contextlib.closing(
-        Checkpoints(Path(config.run_dir).expanduser(), Checkpoint(), warn=say, read_only=True)
-    ) as checkpoints:
-        step = checkpoints.find(config.step)
-        if step is None:
-            raise UserError(
-                f"initialize.run_dir={config.run_dir} has no checkpoint; give the directory of a run with one"
-            )
-        where = f"step {step} of {config.run_dir}"
-        there = checkpoints.contents(step)
-        sources = {name: source for name, source in _sources(config, there).items() if name in fresh}
-        resized = _check(fresh, there, sources, where)
+    with _open(config, say) as checkpoints:
+        found = _find(checkpoints, fresh, config)
         wanted = {
             source: jax.ShapeDtypeStruct(
-                there[source].shape, there[source].dtype, sharding=None if name in resized else fresh[name].sharding
+                found.there[source].shape,
+                found.there[source].dtype,
+                sharding=None if name in found.resized else fresh[name].sharding,
             )
-            for name, source in sources.items()
+            for name, source in found.sources.items()
         }
-        restored = checkpoints.restore(wanted, step, partial=True)
+        restored = checkpoints.restore(wanted, found.step, partial=True)
     assert restored is not None
-    loaded = {name: _fit(restored.state[source], fresh[name]) for name, source in sources.items()}
+    loaded = {name: _fit(restored.state[source], fresh[name]) for name, source in found.sources.items()}
     left = [name for name in fresh if name not in loaded]
     say(
-        f"initialised from {where}: {len(loaded)} parameters loaded, {len(resized)} of them resized; "
+        f"initialised from {found.where}: {len(loaded)} parameters loaded, {len(found.resized)} of them resized; "
         f"{len(left)} left as drawn" + (f" ({_some(left)})" if left else "")
     )
     return jax.tree.unflatten(jax.tree.structure(model), [loaded.get(name, leaf) for name, leaf in fresh.items()])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Found:
+    """What is to be loaded: the shapes `there` by name, the name there by name here, and which of these is resized."""
+
+    step: int
+    where: str
+    there: dict[str, Any]
+    sources: dict[str, str]
+    resized: list[str]
+
+
+def _open(config: Initialize, say: Callable[[str], None] = print) -> contextlib.closing[Checkpoints]:
+    run_dir = Path(config.run_dir).expanduser()
+    return contextlib.closing(Checkpoints(run_dir, Checkpoint(), warn=say, read_only=True))
+
+
+def _find(checkpoints: Checkpoints, fresh: dict[str, Any], config: Initialize) -> _Found:
+    step = checkpoints.find(config.step)
+    if step is None:
+        raise UserError(f"initialize.run_dir={config.run_dir} has no checkpoint; give the directory of a run with one")
+    where = f"step {step} of {config.run_dir}"
+    there = checkpoints.contents(step)
+    sources = {name: source for name, source in _sources(config, there).items() if name in fresh}
+    return _Found(step, where, there, sources, _check(fresh, there, sources, where))
 
 
 def _check(fresh: dict[str, Any], there: dict[str, Any], sources: dict[str, str], where: str) -> list[str]:

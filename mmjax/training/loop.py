@@ -16,7 +16,7 @@ from jax.sharding import NamedSharding
 
 from mmjax.compilation import jit_once
 from mmjax.data.loader import Data, HostBatch, Loader, Tally, chain
-from mmjax.data.place import Feed, Placed, rows_of
+from mmjax.data.place import Feed, Placed, rows_of, shapes
 from mmjax.errors import Diverged, Preempted
 from mmjax.evaluation.evaluator import Evaluator
 from mmjax.evaluation.examples import show_examples
@@ -28,7 +28,7 @@ from mmjax.sharding.mesh import choose_rules
 from mmjax.sharding.rules import Rules
 from mmjax.training.checkpoint import Checkpoints
 from mmjax.training.data_errors import DataErrorsLog
-from mmjax.training.initialize import Initialize, initialize
+from mmjax.training.initialize import Initialize, check_origin, initialize
 from mmjax.training.metrics import MetricsLog, parameters_digest, write_summary
 from mmjax.training.progress import Progress
 from mmjax.training.state import TrainState, build_model, init_state
@@ -104,6 +104,8 @@ class Run:
         self.evaluator = Evaluator(self.data, experiment.data_dir, size, sharding=self.sharding, rules=rules)
         self.tally = Tally(experiment.data.max_bad_share)
         self._plan()
+        if experiment.train.initialize is not None and not (self.run_dir / config.FILE).exists():
+            check_origin(self.abstract.model, experiment.train.initialize)
 
         # Nothing is written for a request that is wrong: it must not claim the directory from the one that is right.
         if self.lead:
@@ -153,27 +155,24 @@ class Run:
 
     def loop(self) -> dict[str, float]:
         """All steps that are left. Returns the final metrics."""
+        steps = self.experiment.train.steps
+        if self.start < steps:
+            self._train()
+        return self._evaluate(steps, ("validation", "test"))
+
+    def _train(self) -> None:
         train = self.experiment.train
-        step_function = jax.jit(
-            functools.partial(
-                train_step,
-                optimizer=self.optimizer,
-                rules=self.rules,
-                accumulate=train.accumulate,
-                ema=train.ema,
-            ),
-            donate_argnums=0,
-        )
+        # Measured, on a CPU, before the loader takes a part of it.
+        self.progress.peak = peak_flops(self.experiment.model.dtype)[0] * jax.device_count()
         pending: list[Metrics] = []
         evaluated: dict[str, float] = {}
         with Feed(self.loader, self.sharding, self.start, train.steps) as feed:
+            compiled = self._compile()  # while the first batches are made
             for step in range(self.start, train.steps):
                 if step > self.start:
                     evaluated = self._between_steps(step, evaluated)
                 placed = self._next(feed, pending)
-                if step == self.start:
-                    self._measure_work(placed)
-                self.state, metrics = step_function(self.state, placed.batch, self.key)
+                self.state, metrics = compiled(self.state, placed.batch, self.key)
                 self._account(step, placed)
                 pending.append(metrics)
                 done = step + 1
@@ -183,7 +182,17 @@ class Run:
                     self._stop_if_asked(done)
                 elif jax.process_count() == 1:
                     self._stop_if_asked(done)
-        return self._evaluate(train.steps, ("validation", "test"))
+
+    def _compile(self) -> jax.stages.Compiled:
+        """The training step. Counts the model's FLOPs in it, too: three forward passes' worth."""
+        train = self.experiment.train
+        batch = shapes(self.data.features, train.batch_size, self.sharding)
+        forward = count_flops(lambda model, batch: model.loss(batch)[0], self.state.model, batch)
+        self.progress.model_flops = 3 * forward
+        step = functools.partial(
+            train_step, optimizer=self.optimizer, rules=self.rules, accumulate=train.accumulate, ema=train.ema
+        )
+        return jax.jit(step, donate_argnums=0).lower(self.state, batch, self.key).compile()
 
     def _next(self, feed: Feed, pending: list[Metrics]) -> Placed:
         """The next batch. At most two steps are on their way.
@@ -229,12 +238,6 @@ class Run:
         self.log.write(step, values)
         self.data_errors.flush()
         self._stop_if_diverged(step, fetched)
-
-    def _measure_work(self, placed: Placed) -> None:
-        """Counts the model's FLOPs in a step, three forward passes' worth, and what the devices could do."""
-        forward = count_flops(lambda model, batch: model.loss(batch)[0], self.state.model, placed.batch)
-        self.progress.model_flops = 3 * forward
-        self.progress.peak = peak_flops(self.experiment.model.dtype)[0] * jax.device_count()
 
     def _stop_if_diverged(self, step: int, fetched: list[Metrics]) -> None:
         counts = [int(metrics["skipped_in_a_row"].value()) for metrics in fetched]
