@@ -34,5 +34,5 @@ def explained(path: str | os.PathLike[str]) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(
-            f"cannot write {path}: {error.strerror or error}; free some space or choose another run_dir."
+            f"cannot write {path}: {error.strerror or error}; free some space or choose another place"
         ) from error

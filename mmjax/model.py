@@ -60,6 +60,12 @@ class Model:
                 )
         if not encoders or not outputs:
             raise UserError("a model needs at least one of model.encoders and one of model.outputs")
+        for name, output in outputs.items():
+            for modality in output.unimodal:
+                if modality in features and modality not in self.encoders:
+                    raise UserError(
+                        f"model.outputs.{name} reads the tokens of {modality}, which has no model.encoders.{modality}"
+                    )
         return Multimodal(self, encoders, outputs, features, settings, rngs)
 
 

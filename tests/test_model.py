@@ -240,10 +240,14 @@ def test_an_encoder_or_output_of_none_is_left_out():
         ({"encoders": {"smell": ViT()}}, "model.encoders.smell has no data.inputs.smell to read"),
         ({"encoders": {"image": None}}, "at least one of model.encoders"),
         ({"outputs": {}}, "one of model.outputs"),
-        ({"encoders": {"image": TextTransformer()}}, "TextTransformer encodes Text, not Image"),
+        ({"encoders": {**PLAIN.encoders, "image": TextTransformer()}}, "TextTransformer encodes Text, not Image"),
         (
             {"encoders": {**PLAIN.encoders, "song": None}},
             "Contrast.second=song is not among the features it can be: image, text, speech",
+        ),
+        (
+            {"encoders": {name: encoder for name, encoder in PLAIN.encoders.items() if name != "song"}},
+            "model.outputs.align reads the tokens of song, which has no model.encoders.song",
         ),
     ],
 )

@@ -41,6 +41,11 @@ class Output(abc.ABC):
 
     weight: float = chz.field(default=1.0, doc="factor of this loss in the total")
 
+    @property
+    def unimodal(self) -> tuple[str, ...]:
+        """The modalities whose own tokens are read beside the fused ones, so that they must have encoders."""
+        return ()
+
     @abc.abstractmethod
     def build(self, features: dict[str, Feature], settings: Settings, rngs: nnx.Rngs) -> OutputModule:
         """The module. Raises UserError where the features lack what it needs."""

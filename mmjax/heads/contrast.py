@@ -31,6 +31,10 @@ class Contrast(Output):
     size: int = chz.field(default=128, doc="numbers in an embedding")
     heads: int = chz.field(default=4, doc="attention heads of the pooling")
 
+    @property
+    def unimodal(self) -> tuple[str, ...]:
+        return (self.first, self.second)
+
     def build(self, features: dict[str, Feature], settings: Settings, rngs: nnx.Rngs) -> "ContrastHead":
         for key, name in (("Contrast.first", self.first), ("Contrast.second", self.second)):
             find_feature(key, name, features, Image, Text, Spectrum)
