@@ -74,7 +74,11 @@ def run(action: Callable[[], Result]) -> int:
         _say("error: " + " ".join(str(error).split()), sys.stderr)
         return WRONG if isinstance(error, UserError) else FAILED
     except (Preempted, KeyboardInterrupt) as reason:
-        _say(" ".join(str(reason).split()) or "interrupted; the same command resumes", sys.stderr)
+        _say(
+            " ".join(str(reason).split())
+            or "interrupted; the same command goes on from the last checkpoint, if there is one",
+            sys.stderr,
+        )
         return INTERRUPTED
     if isinstance(result, Path):
         _say(str(result), sys.stdout)
@@ -112,7 +116,8 @@ def _say(text: str, stream: Any) -> None:
 
 
 def _program() -> str:
-    return f"python -m launch.{Path(sys.argv[0]).stem}"
+    path = Path(sys.argv[0])
+    return f"python -m launch.{path.parent.name if path.stem == '__main__' else path.stem}"
 
 
 # What can be named

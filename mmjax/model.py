@@ -1,6 +1,7 @@
 """The whole model on one page: encoders -> fusion -> outputs."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import chz
@@ -34,6 +35,11 @@ class Model:
     modality_dropout: float = chz.field(default=0.0, doc="chance in training that the fusion misses a modality")
     remat: Remat = chz.field(default="none", doc="what the backward pass recomputes")
     unroll: bool = chz.field(default=False, doc="compile blocks one by one: faster on a CPU, slower to compile")
+
+    @chz.validate
+    def _names(self) -> None:
+        if "fusion" in self.outputs:
+            raise ValueError("outputs.fusion needs another name: the fusion's own figures are called so")
 
     @chz.validate
     def _shares(self) -> None:
@@ -84,11 +90,17 @@ class Multimodal(nnx.Module):
         readable = {
             name: feature for name, feature in features.items() if name in encoders or name not in config.encoders
         }
-        self.encoders = nnx.Dict(
-            {name: encoder.build(features[name], settings, rngs) for name, encoder in encoders.items()}
-        )
+        parts = {}
+        for name, encoder in encoders.items():
+            with _named(f"model.encoders.{name}"):
+                parts[name] = encoder.build(features[name], settings, rngs)
+        self.encoders = nnx.Dict(parts)
         self.fusion = config.fusion.build(tuple(encoders), settings, rngs)
-        self.outputs = nnx.Dict({name: output.build(readable, settings, rngs) for name, output in outputs.items()})
+        heads = {}
+        for name, output in outputs.items():
+            with _named(f"model.outputs.{name}"):
+                heads[name] = output.build(readable, settings, rngs)
+        self.outputs = nnx.Dict(heads)
         self.weights = {name: output.weight for name, output in outputs.items()}
         self.modality_dropout = config.modality_dropout
 
@@ -113,21 +125,26 @@ class Multimodal(nnx.Module):
         return Fused(tokens, pooled, streams), intermediates
 
     def weigh(self, batch: Batch) -> dict[str, Float[Array, ""]]:
-        """The weight of the batch in every output's loss."""
-        return {name: output.weight(batch) for name, output in self.outputs.items()}
+        """The weight of the batch in every output's loss, and in the fusion's own."""
+        fusion = jnp.float32(_size(batch))
+        return {"fusion": fusion} | {name: output.weight(batch) for name, output in self.outputs.items()}
 
     def loss(
         self, batch: Batch, key: jax.Array | None = None, weights: dict[str, Float[Array, ""]] | None = None
     ) -> tuple[Float[Array, ""], Metrics]:
-        """The weighted sum of the outputs' losses, and all their averages as "output/metric".
+        """The weighted sum of the outputs' losses and the fusion's own, and all their averages as "output/metric".
 
         `weights` are those of the whole batch where this is a part of it (gradient accumulation), so that the losses
         of parts add up.
         """
         forward_key, output_key = _split(key, 2)
-        fused, _ = self(batch, forward_key)
+        fused, between = self(batch, forward_key)
         total = jnp.zeros((), jnp.float32)
         metrics: Metrics = {}
+        for name, own in between["fusion"].get("losses", {}).items():
+            size = jnp.float32(_size(batch))
+            metrics[f"fusion/{name}"] = Average(own * size, size)
+            total = total + own * size / (size if weights is None else weights["fusion"])
         for (name, output), loss_key in zip(self.outputs.items(), _split(output_key, len(self.outputs)), strict=True):
             loss, details = output.loss(fused, batch, loss_key)
             whole = loss.weight if weights is None else weights[name]
@@ -157,6 +174,19 @@ def drop_modalities(streams: dict[str, Tokens], rate: float, key: jax.Array) -> 
         name: Tokens(tokens.values, tokens.mask & keep[:, index, None], tokens.time)
         for index, (name, tokens) in enumerate(streams.items())
     }
+
+
+@contextlib.contextmanager
+def _named(key: str) -> Iterator[None]:
+    """Puts the key in front of what a user is told of a part."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from error
+
+
+def _size(batch: Batch) -> int:
+    return next(iter(batch.present.values())).shape[0]
 
 
 def _split(key: jax.Array | None, count: int) -> list[jax.Array | None]:

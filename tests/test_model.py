@@ -158,7 +158,9 @@ def test_weights_are_those_of_the_losses():
     model, run = compiled("plain")
     batch = make_batch(presence=0.6)
     metrics = run(batch)[0][0][1]
-    for name, weight in model.weigh(put(batch, RULES)).items():
+    weights = model.weigh(put(batch, RULES))
+    assert float(weights.pop("fusion")) == len(batch.present["label"])
+    for name, weight in weights.items():
         assert float(weight) == float(metrics[f"{name}/loss"].weight) > 0
 
 

@@ -3,13 +3,16 @@
 Grain is imported where it is used, and only in this file.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
+import signal
 import time
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +30,10 @@ from mmjax.types import Batch, Feature, Image, Label, Quantity, Spectrum, Text
 
 if TYPE_CHECKING:
     import grain
+
+
+# So many examples tell which fields a source has; single ones may lack one that was damaged.
+FIELDS_LOOKED_AT = 32
 
 
 @chz.chz
@@ -71,6 +78,19 @@ class Data:
         if not len(records):
             raise UserError(f"the split {split!r} has no examples")
         return records
+
+    def check_fields(self, data_dir: str) -> None:
+        """Raise UserError for an input whose field no example has, by a look at some of them."""
+        records = self.open(data_dir, "train")
+        looked = range(0, len(records), max(1, len(records) // FIELDS_LOOKED_AT))
+        there = {field for index in looked for field in records[index]}
+        for name, input in self.inputs.items():
+            field = input.field or name
+            if field not in there:
+                raise UserError(
+                    f"data.inputs.{name} reads the field {field}, which no example has (they have "
+                    f"{', '.join(sorted(there))}); set data.inputs.{name}=None or data.inputs.{name}.field"
+                )
 
     def bind(self, data_dir: str, run_dir: str | Path | None = None) -> "Data":
         """This data with its tokenizers ready: those that `save` left in a run directory, else trained.
@@ -264,9 +284,24 @@ class Loader:
             dataset = dataset.mp_prefetch(options)
         if then is not None:
             dataset = grain.experimental.ThreadPrefetchIterDataset(dataset.map(then), prefetch_buffer_size=1)
-        iterator = iter(dataset)
-        iterator.start_prefetch()
+        with _signals_kept():
+            iterator = iter(dataset)
+            iterator.start_prefetch()
         return iterator
+
+
+@contextlib.contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Threads and processes started inside never see SIGTERM and SIGINT, whoever those are sent to.
+
+    Ending them is this process's to do: a worker that a signal to the whole group ended would be waited for in vain.
+    """
+    resource_tracker.ensure_running()  # its start would unblock the signals in the thread that starts the workers
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _parse_flags() -> None:

@@ -41,9 +41,3 @@ def expect(encoder: Encoder, feature: Feature, kind: type[Kind], other: type[Oth
         return feature
     able = kind.__name__ if other is None else f"{kind.__name__} or {other.__name__}"
     raise UserError(f"{type(encoder).__name__} encodes {able}, not {type(feature).__name__}; choose another encoder")
-
-
-def expect_heads(key: str, width: int, heads: int) -> None:
-    """Raise UserError unless the width is a multiple of the number of heads."""
-    if heads < 1 or width % heads:
-        raise UserError(f"{key}: a width of {width} cannot be split into {heads} heads; choose a divisor of it")

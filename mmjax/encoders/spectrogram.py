@@ -6,8 +6,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from mmjax.encoders.base import Encoder, Intermediates, expect, expect_heads
-from mmjax.layers.attention import Block
+from mmjax.encoders.base import Encoder, Intermediates, expect
+from mmjax.layers.attention import Block, check_heads
 from mmjax.layers.linear import Linear
 from mmjax.layers.norm import Norm
 from mmjax.layers.patches import cut_sequence, fill_up, windows
@@ -37,7 +37,7 @@ class Spectrogram(Encoder):
 
     def build(self, feature: Feature, settings: Settings, rngs: nnx.Rngs) -> "SpectrogramEncoder":
         spectrum = expect(self, feature, Spectrum)
-        expect_heads("Spectrogram.heads", settings.width, self.heads)
+        check_heads("Spectrogram", self.heads, settings.width)
         return SpectrogramEncoder(self, spectrum, settings, rngs)
 
 

@@ -5,8 +5,8 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Bool, Int
 
-from mmjax.encoders.base import Encoder, Intermediates, expect, expect_heads
-from mmjax.layers.attention import Block
+from mmjax.encoders.base import Encoder, Intermediates, expect
+from mmjax.layers.attention import Block, check_heads
 from mmjax.layers.linear import Embedding
 from mmjax.layers.norm import Norm
 from mmjax.layers.position import make_position
@@ -24,7 +24,7 @@ class TextTransformer(Encoder):
 
     def build(self, feature: Feature, settings: Settings, rngs: nnx.Rngs) -> "TextEncoder":
         text = expect(self, feature, Text)
-        expect_heads("TextTransformer.heads", settings.width, self.heads)
+        check_heads("TextTransformer", self.heads, settings.width)
         return TextEncoder(self, text, settings, rngs)
 
 

@@ -7,9 +7,9 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from mmjax.encoders.base import Encoder, Intermediates, expect, expect_heads
+from mmjax.encoders.base import Encoder, Intermediates, expect
 from mmjax.errors import UserError
-from mmjax.layers.attention import Block
+from mmjax.layers.attention import Block, check_heads
 from mmjax.layers.linear import Linear
 from mmjax.layers.norm import Norm
 from mmjax.layers.patches import cut_picture
@@ -29,7 +29,7 @@ class ViT(Encoder):
 
     def build(self, feature: Feature, settings: Settings, rngs: nnx.Rngs) -> "ViTEncoder":
         image = expect(self, feature, Image)
-        expect_heads("ViT.heads", settings.width, self.heads)
+        check_heads("ViT", self.heads, settings.width)
         if image.height % self.patch or image.width % self.patch:
             raise UserError(
                 f"ViT.patch={self.patch} does not divide pictures of {image.height} x {image.width}; choose a divisor"

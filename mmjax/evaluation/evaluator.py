@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import chz
 import jax
@@ -14,6 +13,7 @@ from mmjax.data.loader import Data, HostBatch, Loader
 from mmjax.data.place import Feed, rows_of
 from mmjax.evaluation.retrieval import retrieval_metrics
 from mmjax.heads.contrast import ContrastHead
+from mmjax.lockstep import over_runs, unstack
 from mmjax.model import Multimodal
 from mmjax.sharding.rules import Rules
 from mmjax.types import Batch, Metrics
@@ -34,54 +34,75 @@ class Evaluator:
     """Evaluates models on the splits of one data set; compiles its step once.
 
     `data` is bound and `sharding` is how a batch lies on the mesh, which is the current one whenever this is called.
+    Where `count` is more than 1, the models given are so many stacked (see `mmjax.lockstep`) and evaluated together.
     """
 
-    def __init__(self, data: Data, data_dir: str, batch_size: int, *, sharding: NamedSharding, rules: Rules):
+    def __init__(
+        self, data: Data, data_dir: str, batch_size: int, *, sharding: NamedSharding, rules: Rules, count: int = 1
+    ):
         # Starting a process takes as long as a short pass.
         self._data = chz.replace(data, workers=0)
         self._data_dir, self._batch_size, self._sharding = data_dir, batch_size, sharding
-        self._step = jax.jit(functools.partial(evaluate_step, rules=rules))
+        self._count = count
+        self._step = jax.jit(over_runs(functools.partial(evaluate_step, rules=rules), count, (0, None)))
         self._loaders: dict[str, Loader] = {}
 
     def evaluate(
         self, model: Multimodal, split: str, on_batch: Callable[[HostBatch], None] | None = None
-    ) -> dict[str, float]:
-        """Metrics over a whole split, each example counted once, as "split/output/metric".
+    ) -> list[dict[str, float]]:
+        """Metrics of every model over a whole split, each example counted once, as "split/output/metric".
 
         Outputs that align two modalities are also judged by retrieval over the whole split as the gallery.
         `on_batch` is told of every batch: what could not be read of it, for one.
         """
-        total: Metrics | None = None
-        aligned = {name: output for name, output in model.outputs.items() if isinstance(output, ContrastHead)}
-        embeddings: dict[str, list[tuple[np.ndarray, ...]]] = {name: [] for name in aligned}
-        for host, metrics, predictions, present in self._predict(model, split):
+        judges = [Judge(model) for _ in range(self._count)]
+        for host, results in self._predict(model, split):
             if on_batch is not None:
                 on_batch(host)
-            total = metrics if total is None else jax.tree.map(np.add, total, metrics)
-            for name, output in aligned.items():
-                sides = [predictions[name][side] for side in output.names]
-                embeddings[name].append((*sides, *(present[side] for side in output.names)))
-        result = {name: float(average.value()) for name, average in (total or {}).items()}
-        for name, output in aligned.items():
-            columns = [np.concatenate(parts) for parts in zip(*embeddings[name], strict=True)]
-            retrieved = retrieval_metrics(*columns, names=output.names)
-            result |= {f"{name}/{metric}": value for metric, value in retrieved.items()}
-            # In-batch figures say nothing where the whole gallery was searched.
-            result.pop(f"{name}/batch_accuracy")
-        result["loss"] = sum(weight * result[f"{name}/loss"] for name, weight in model.weights.items())
-        return {f"{split}/{name}": value for name, value in result.items()}
+            for judge, result in zip(judges, results, strict=True):
+                judge.add(*result)
+        return [{f"{split}/{name}": value for name, value in judge.result().items()} for judge in judges]
 
-    def first(self, model: Multimodal, split: str) -> tuple[HostBatch, dict[str, dict[str, np.ndarray]]]:
-        """The first batch of a split with its predictions, for looking at."""
-        host, _, predictions, _ = next(self._predict(model, split, steps=1))
-        return host, predictions
+    def first(self, model: Multimodal, split: str) -> tuple[HostBatch, *tuple[dict[str, dict[str, np.ndarray]], ...]]:
+        """The first batch of a split with every model's predictions, for looking at."""
+        host, results = next(self._predict(model, split, steps=1))
+        return host, *(predictions for _, predictions, _ in results)
 
-    def _predict(self, model: Multimodal, split: str, steps: int | None = None) -> Iterator[Any]:
-        """Batch by batch: what the host knows, averages, predictions and presence, on the host."""
+    def _predict(self, model: Multimodal, split: str, steps: int | None = None) -> Iterator[tuple[HostBatch, list]]:
+        """Batch by batch: what the host knows; of every model, averages, predictions and presence, on the host."""
         if split not in self._loaders:
             rows = rows_of(self._sharding, self._batch_size)
             self._loaders[split] = Loader(self._data, self._data_dir, split, self._batch_size, rows=rows)
         loader = self._loaders[split]
         with Feed(loader, self._sharding, 0, steps or loader.steps) as feed:
             for placed in feed:
-                yield (placed.host, *jax.device_get(self._step(model, placed.batch)))
+                yield placed.host, unstack(jax.device_get(self._step(model, placed.batch)), self._count)
+
+
+class Judge:
+    """Sums up what one model did, batch by batch."""
+
+    def __init__(self, model: Multimodal):
+        self._weights = model.weights
+        self._aligned = {name: output for name, output in model.outputs.items() if isinstance(output, ContrastHead)}
+        self._embeddings: dict[str, list[tuple[np.ndarray, ...]]] = {name: [] for name in self._aligned}
+        self._total: Metrics | None = None
+
+    def add(self, metrics: Metrics, predictions: dict[str, dict[str, np.ndarray]], present: dict[str, np.ndarray]):
+        """A batch's averages, predictions and presence."""
+        self._total = metrics if self._total is None else jax.tree.map(np.add, self._total, metrics)
+        for name, output in self._aligned.items():
+            sides = [predictions[name][side] for side in output.names]
+            self._embeddings[name].append((*sides, *(present[side] for side in output.names)))
+
+    def result(self) -> dict[str, float]:
+        """All figures, as "output/metric"."""
+        result = {name: float(average.value()) for name, average in (self._total or {}).items()}
+        for name, output in self._aligned.items():
+            columns = [np.concatenate(parts) for parts in zip(*self._embeddings[name], strict=True)]
+            retrieved = retrieval_metrics(*columns, names=output.names)
+            result |= {f"{name}/{metric}": value for metric, value in retrieved.items()}
+            # In-batch figures say nothing where the whole gallery was searched.
+            result.pop(f"{name}/batch_accuracy")
+        result["loss"] = sum(weight * result[f"{name}/loss"] for name, weight in self._weights.items())
+        return result

@@ -132,10 +132,10 @@ def curves_svg(panel: Panel, prefix: str) -> str:
         axis.get_offset_text().set(color=INK, fontsize=8)
     drawn = io.StringIO()
     figure.savefig(drawn, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    return _adopted(drawn.getvalue(), prefix)
+    return adopted(drawn.getvalue(), prefix)
 
 
-def _adopted(svg: str, prefix: str) -> str:
+def adopted(svg: str, prefix: str) -> str:
     """An SVG document as an element of the page: no prologue, ids of its own, the page's colours and width."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", svg, flags=re.DOTALL)

@@ -4,14 +4,12 @@ import chz
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
-from mmjax.fusion.base import Fusion, Intermediates
-from mmjax.layers.attention import masked_mean
+from mmjax.fusion.base import Fusion, Intermediates, PooledFusion
 from mmjax.layers.linear import Linear, make_parameter
 from mmjax.layers.norm import Norm, dropout
 from mmjax.layers.settings import Settings
-from mmjax.types import Tokens
 
 
 @chz.chz
@@ -27,8 +25,8 @@ class Concat(Fusion):
         return ConcatFusion(self, modalities, settings, rngs)
 
 
-class ConcatFusion(nnx.Module):
-    """See `Concat`. The only fused token is the summary itself."""
+class ConcatFusion(PooledFusion):
+    """See `Concat`."""
 
     def __init__(self, config: Concat, modalities: tuple[str, ...], settings: Settings, rngs: nnx.Rngs):
         rules, width = settings.rules, settings.width
@@ -39,12 +37,9 @@ class ConcatFusion(nnx.Module):
         self.norm = Norm(width, rules=rules, rngs=rngs)
         self.modalities, self.rate = modalities, settings.dropout
 
-    def __call__(
-        self, streams: dict[str, Tokens], key: jax.Array | None
-    ) -> tuple[Tokens, Float[Array, "B D"], Intermediates]:
-        means = jnp.stack([masked_mean(streams[name].values, streams[name].mask) for name in self.modalities], 1)
-        there = jnp.stack([streams[name].mask.any(1) for name in self.modalities], 1)
-        summary = jnp.where(there[..., None], means, self.missing[...].astype(means.dtype))
-        hidden = dropout(jax.nn.gelu(self.up(summary)), self.rate, key)
-        pooled = self.norm(self.down(hidden))
-        return Tokens(pooled[:, None], there.any(1, keepdims=True)), pooled, {"means": means}
+    def combine(
+        self, means: Float[Array, "B M D"], there: Bool[Array, "B M"], key: jax.Array | None
+    ) -> tuple[Float[Array, "B D"], Intermediates]:
+        summaries = jnp.where(there[..., None], means, self.missing[...].astype(means.dtype))
+        hidden = dropout(jax.nn.gelu(self.up(summaries)), self.rate, key)
+        return self.norm(self.down(hidden)), {}

@@ -9,9 +9,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from mmjax.errors import UserError
 from mmjax.heads.base import Output, find_feature
-from mmjax.layers.attention import AttentionPool
+from mmjax.layers.attention import AttentionPool, check_heads
 from mmjax.layers.linear import Linear, make_parameter
 from mmjax.layers.settings import Settings
 from mmjax.types import Average, Batch, Feature, Fused, Image, Metrics, Spectrum, Text, Tokens
@@ -38,10 +37,7 @@ class Contrast(Output):
     def build(self, features: dict[str, Feature], settings: Settings, rngs: nnx.Rngs) -> "ContrastHead":
         for key, name in (("Contrast.first", self.first), ("Contrast.second", self.second)):
             find_feature(key, name, features, Image, Text, Spectrum)
-        if self.heads < 1 or settings.width % self.heads:
-            raise UserError(
-                f"Contrast.heads={self.heads} does not divide model.width={settings.width}; choose a divisor of it"
-            )
+        check_heads("Contrast", self.heads, settings.width)
         return ContrastHead(self, settings, rngs)
 
 

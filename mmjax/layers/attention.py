@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
+from mmjax.errors import UserError
 from mmjax.layers.linear import Linear, make_parameter
 from mmjax.layers.mlp import MLP
 from mmjax.layers.norm import Norm, dropout
@@ -58,8 +59,43 @@ class Block(nnx.Module):
         self, x: Float[Array, "B N D"], mask: Bool[Array, "B N"] | None, key: jax.Array | None
     ) -> Float[Array, "B N D"]:
         keys = (None, None) if key is None else jax.random.split(key)
-        x = x + dropout(self.attention(self.attention_norm(x), mask=mask), self.rate, keys[0])
+        x = x + dropout(self.attend(self.attention_norm(x), mask), self.rate, keys[0])
         return x + dropout(self.mlp(self.mlp_norm(x)), self.rate, keys[1])
+
+    def attend(self, x: Float[Array, "B N D"], mask: Bool[Array, "B N"] | None) -> Float[Array, "B N D"]:
+        """What the tokens tell each other."""
+        return self.attention(x, mask=mask)
+
+
+class CrossBlock(nnx.Module):
+    """x + attention to a context, then a transformer block on x (ViLBERT's co-attention layer, Lu et al. 2019).
+
+    `gated` scales what the attention adds by tanh(a), a learned and 0 at first, so that the block starts as if there
+    were no context (Alayrac et al. 2022, Flamingo).
+    """
+
+    def __init__(self, width: int, heads: int, *, gated: bool = False, rate: float = 0.0, rules: Rules, rngs: nnx.Rngs):
+        self.norm = Norm(width, rules=rules, rngs=rngs)
+        self.context_norm = Norm(width, rules=rules, rngs=rngs)
+        self.cross = Attention(width, heads, rules=rules, rngs=rngs)
+        zeros = jax.nn.initializers.zeros
+        self.gate = make_parameter(zeros, (), (), rules=rules, rngs=rngs) if gated else None
+        self.block = Block(width, heads, rate=rate, rules=rules, rngs=rngs)
+        self.rate = rate
+
+    def __call__(
+        self,
+        x: Float[Array, "B N D"],
+        mask: Bool[Array, "B N"] | None,
+        context: Float[Array, "B M D"],
+        context_mask: Bool[Array, "B M"] | None,
+        key: jax.Array | None,
+    ) -> Float[Array, "B N D"]:
+        keys = (None, None) if key is None else jax.random.split(key)
+        seen = self.cross(self.norm(x), self.context_norm(context), context_mask)
+        if self.gate is not None:
+            seen = seen * jnp.tanh(self.gate[...]).astype(seen.dtype)
+        return self.block(x + dropout(seen, self.rate, keys[0]), mask, keys[1])
 
 
 class AttentionPool(nnx.Module):
@@ -75,6 +111,12 @@ class AttentionPool(nnx.Module):
         spec = self.rules.spec("batch", None, None)
         query = jnp.broadcast_to(self.probe[...].astype(x.dtype), (x.shape[0], 1, x.shape[2]), out_sharding=spec)
         return self.attention(query, self.norm(x), mask)[:, 0]
+
+
+def check_heads(name: str, heads: int, width: int) -> None:
+    """Raise UserError, about what is called `name`, unless the width can be split into so many heads."""
+    if heads < 1 or width % heads:
+        raise UserError(f"{name}.heads={heads} does not divide model.width={width}; choose a divisor of it")
 
 
 def masked_mean(x: Float[Array, "B N D"], mask: Bool[Array, "B N"]) -> Float[Array, "B D"]:

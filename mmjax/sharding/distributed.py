@@ -50,6 +50,21 @@ def initialize(timeout: float = 300) -> None:
     _connect(arguments, timeout)
 
 
+def share_of_work() -> tuple[int, int]:
+    """Which of how many processes this is, for work that they divide without talking to each other.
+
+    Raises UserError where only JAX could find that out.
+    """
+    arguments = _arguments(os.environ)
+    if arguments is None:
+        return 0, 1
+    if not arguments:
+        raise UserError(
+            f"set {PROCESSES} and {PROCESS_ID} beside {COORDINATOR}=host:port: this work is divided by them"
+        )
+    return arguments["process_id"], arguments["num_processes"]
+
+
 def is_lead() -> bool:
     """Whether this is the process that writes."""
     return jax.process_index() == 0

@@ -20,6 +20,7 @@ class MeshShape:
     replica: int = chz.field(default=1, doc="whole copies, one per slice of a multi-slice pod")
     data: int = chz.field(default=-1, doc="data parallelism: the batch is split, parameters are copied")
     fsdp: int = chz.field(default=1, doc="data parallelism with parameters and optimizer state split too")
+    expert: int = chz.field(default=1, doc="data parallelism with the experts of a sparse mixture split")
     seq: int = chz.field(default=1, doc="sequence parallelism")
     tensor: int = chz.field(default=1, doc="tensor parallelism: heads and hidden units are split")
 
@@ -32,7 +33,7 @@ class MeshShape:
     @property
     def sizes(self) -> tuple[int, ...]:
         """Devices per axis in the order of `MESH_AXES`."""
-        return (self.replica, self.data, self.fsdp, self.seq, self.tensor)
+        return (self.replica, self.data, self.fsdp, self.expert, self.seq, self.tensor)
 
     @property
     def text(self) -> str:

@@ -4,7 +4,7 @@ import dataclasses
 
 from jax.sharding import PartitionSpec
 
-MESH_AXES = ("replica", "data", "fsdp", "seq", "tensor")
+MESH_AXES = ("replica", "data", "fsdp", "expert", "seq", "tensor")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,17 +13,20 @@ class Rules:
 
     `embed` is how parameters are *stored* along the residual width (fully sharded data parallelism, Rajbhandari et al.
     2020). They are gathered over it where they are used, so activations are whole along their width; `heads`, `mlp` and
-    `vocab` stay split in use (tensor parallelism, Shoeybi et al. 2019).
+    `vocab` stay split in use (tensor parallelism, Shoeybi et al. 2019). Along the mesh axis of the experts the batch is
+    split as along `data`, except while experts read it: then each device holds some experts, and the tokens for them of
+    all examples of its `group` (expert parallelism, Lepikhin et al. 2021).
     """
 
-    batch: tuple[str, ...] = ("replica", "data", "fsdp")
+    batch: tuple[str, ...] = ("replica", "data", "fsdp", "expert")
+    group: tuple[str, ...] = ("replica", "data", "fsdp")
     seq: tuple[str, ...] = ()
     embed: tuple[str, ...] = ()
     heads: tuple[str, ...] = ()
     mlp: tuple[str, ...] = ()
     vocab: tuple[str, ...] = ()
     layer: tuple[str, ...] = ()
-    expert: tuple[str, ...] = ()
+    expert: tuple[str, ...] = ("expert",)
 
     def spec(self, *names: str | None) -> PartitionSpec:
         """The partition of an array whose dimensions are called `names`; None is a dimension kept whole.

@@ -2,38 +2,35 @@
 
 import contextlib
 import functools
-import json
+import itertools
+import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import chz
 import jax
-import numpy as np
 from jax.sharding import NamedSharding
 
 from mmjax.compilation import jit_once
-from mmjax.data.loader import Data, HostBatch, Loader, Tally, chain
-from mmjax.data.place import Feed, Placed, rows_of, shapes
+from mmjax.data.loader import Tally
+from mmjax.data.place import Feed, Placed, shapes
 from mmjax.errors import Diverged, Preempted
 from mmjax.evaluation.evaluator import Evaluator
-from mmjax.evaluation.examples import show_examples
-from mmjax.evaluation.report import write_report
+from mmjax.lockstep import over_runs, stack, unstack
 from mmjax.model import Multimodal
 from mmjax.profiling.flops import count_flops, peak_flops
-from mmjax.sharding.distributed import any_process, barrier, is_lead
+from mmjax.sharding.distributed import any_process
 from mmjax.sharding.mesh import choose_rules
 from mmjax.sharding.rules import Rules
-from mmjax.training.checkpoint import Checkpoints
-from mmjax.training.data_errors import DataErrorsLog
 from mmjax.training.initialize import Initialize, check_origin, initialize
-from mmjax.training.metrics import MetricsLog, parameters_digest, write_summary
 from mmjax.training.progress import Progress
+from mmjax.training.run import Run
 from mmjax.training.state import TrainState, build_model, init_state
 from mmjax.training.step import train_step
-from mmjax.types import Metrics
+from mmjax.types import Batch, Metrics
 
 if TYPE_CHECKING:
     from mmjax.config import Experiment
@@ -45,6 +42,9 @@ class Train:
 
     steps: int = chz.field(default=1000, doc="steps in all")
     batch_size: int = chz.field(default=64, doc="examples in a global batch")
+    ablation_steps: int | None = chz.field(
+        default=None, doc="steps in each cell of an ablation; None: as many as steps", metadata={"operational": True}
+    )
     log_every: int = chz.field(default=20, doc="steps between logged figures", metadata={"operational": True})
     evaluate_every: int = chz.field(default=500, doc="steps between evaluations", metadata={"operational": True})
     accumulate: int = chz.field(default=1, doc="parts a batch is worked through in, to save memory")
@@ -56,8 +56,9 @@ class Train:
 
     @chz.validate
     def _positive(self) -> None:
-        for name in ("steps", "batch_size", "log_every", "evaluate_every", "accumulate", "stop_after_skipped"):
-            if getattr(self, name) < 1:
+        counts = ("steps", "ablation_steps", "batch_size", "log_every", "evaluate_every", "accumulate")
+        for name in (*counts, "stop_after_skipped"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         if self.batch_size % self.accumulate:
             raise ValueError(f"accumulate={self.accumulate} must divide batch_size={self.batch_size}")
@@ -69,111 +70,190 @@ def train(experiment: "Experiment") -> Path | None:
     """Run an experiment to its end, from where its run directory stands.
 
     Returns the path of its summary, or None in a process that is not the lead. Raises UserError for what the user can
-    mend, Preempted after a SIGTERM was answered with a checkpoint, and Diverged, when the report is written, where too
-    many steps in a row were not finite.
+    mend, Preempted after a SIGTERM or a Ctrl-C was answered with a checkpoint, and Diverged, when the report is
+    written, where too many steps in a row were not finite.
     """
-    mesh = experiment.mesh.build()
-    with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
-        run = Run(experiment, choose_rules(experiment.rules, mesh), stack)
-        try:
-            return run.finish(run.loop())
-        except Diverged as error:
-            run.report_failure(str(error))
-            raise
+    return train_together([experiment])[0]
 
 
-class Run:
-    """A training in progress: what the loop's parts share."""
+def train_together(experiments: Sequence["Experiment"]) -> list[Path | None]:
+    """Run experiments that differ in seed and run directory only, under one compiled program; see `train`.
 
-    def __init__(self, experiment: "Experiment", rules: Rules, stack: contextlib.ExitStack):
-        from mmjax import config
+    Each has the run directory, and up to rounding the losses, that it would have alone. As many go together as fit into
+    the devices' memory and stand at the same step, the rest after them.
+    """
+    first = experiments[0]
+    mesh = first.mesh.build()
+    with jax.set_mesh(mesh), contextlib.ExitStack() as resources:
+        rules = choose_rules(first.rules, mesh)
+        sharding = NamedSharding(jax.sharding.get_mesh(), rules.spec("batch"))
+        preempted = resources.enter_context(_heed_signals())
+        runs = [Run(experiment, sharding) for experiment in experiments]
+        program = Program(runs[0], rules, sharding)
+        states = [run.open(program.abstract, resources) for run in runs]
+        paths: dict[int, Path | None] = {}
+        starts = [run.start for run in runs]
+        order = sorted(range(len(runs)), key=starts.__getitem__)
+        waiting = [list(group) for _, group in itertools.groupby(order, starts.__getitem__)]
+        while waiting:
+            group = waiting.pop(0)
+            loop = Loop(program, [runs[index] for index in group], [states[index] for index in group], preempted)
+            if len(group) > 1 and not loop.fits:
+                half = (len(group) + 1) // 2
+                waiting = [group[:half], group[half:], *waiting]
+                continue
+            paths |= dict(zip(group, loop.finish(), strict=True))
+        return [paths[index] for index in range(len(runs))]
 
-        self.experiment, self.rules, self.lead = experiment, rules, is_lead()
-        self.run_dir = Path(experiment.run_dir).expanduser()
-        self.preempted = stack.enter_context(_heed_sigterm())
-        self.sharding = NamedSharding(jax.sharding.get_mesh(), rules.spec("batch"))
-        size = experiment.train.batch_size
-        rows = rows_of(self.sharding, size)
-        rows_of(self.sharding, size // experiment.train.accumulate)
-        if self.lead:
-            config.check_owner(experiment, self.run_dir)
-        self.data: Data = experiment.data.bind(experiment.data_dir, self.run_dir)
-        for split in self.data.source.splits:
-            self.data.open(experiment.data_dir, split)  # what is missing shows before anything is compiled
-        self.loader = Loader(self.data, experiment.data_dir, "train", size, seed=experiment.seed, rows=rows)
-        self.evaluator = Evaluator(self.data, experiment.data_dir, size, sharding=self.sharding, rules=rules)
-        self.tally = Tally(experiment.data.max_bad_share)
-        self._plan()
-        if experiment.train.initialize is not None and not (self.run_dir / config.FILE).exists():
-            check_origin(self.abstract.model, experiment.train.initialize)
 
-        # Nothing is written for a request that is wrong: it must not claim the directory from the one that is right.
-        if self.lead:
-            config.claim(experiment, self.run_dir)
-            self.data.save(self.run_dir)
-        barrier("claimed")
-        self.checkpoints = stack.enter_context(
-            contextlib.closing(Checkpoints(self.run_dir, experiment.checkpoint, warn=self._say))
-        )
-        state, extra = self._start()
-        self.digest: str = extra.get("examples_digest", "")
-        self.start = int(state.step)
-        self.log = stack.enter_context(contextlib.closing(MetricsLog(self.run_dir, self.start, writer=self.lead)))
-        self.data_errors = stack.enter_context(
-            contextlib.closing(DataErrorsLog(self.run_dir, self.start, writer=self.lead))
-        )
-        self.progress = Progress(experiment.train.steps, self.start, examples_per_step=size, enabled=self.lead)
-        stack.callback(self.progress.close)
-        self.state, self.waited = state, 0.0
+class Program:
+    """What experiments that differ in seed and run directory have in common: the model, its step, its evaluation."""
 
-    def _say(self, line: str) -> None:
-        if self.lead:
-            print(line, file=sys.stderr, flush=True)
-
-    def _plan(self) -> None:
-        """The run's keys, how its state is made, and the shapes of that: what does not fit the mesh shows here."""
+    def __init__(self, run: Run, rules: Rules, sharding: NamedSharding):
+        """Raises UserError where the model does not fit the mesh, or the run it is to start from does not fit it."""
+        self.experiment, self.data, self.rules, self.sharding = run.experiment, run.data, rules, sharding
         train, model = self.experiment.train, self.experiment.model
-        self.draw_key, self.key = jax.random.split(jax.random.key(self.experiment.seed))
-        self.build = functools.partial(build_model, model=model, features=self.data.features, rules=self.rules)
-        abstract_model = jax.eval_shape(self.build, self.draw_key)
+        self.build = functools.partial(build_model, model=model, features=self.data.features, rules=rules)
+        abstract_model = jax.eval_shape(self.build, run.draw_key)
         self.optimizer = self.experiment.optimizer.build(train.steps, abstract_model)
-        self.begin = functools.partial(init_state, optimizer=self.optimizer, ema=train.ema is not None)
-        self.abstract = jax.eval_shape(self.begin, abstract_model)
+        self.start = functools.partial(init_state, optimizer=self.optimizer, ema=train.ema is not None)
+        self.abstract = jax.eval_shape(self.start, abstract_model)
+        if train.initialize is not None and run.new:
+            check_origin(self.abstract.model, train.initialize)
 
-    def _start(self) -> tuple[TrainState, dict[str, Any]]:
-        """The newest checkpoint's state and what was saved with it, or a fresh state."""
-        restored = self.checkpoints.restore(self.abstract)
-        if restored is not None:
-            state, extra, step = restored
-            self._say(f"resuming {self.run_dir} at step {step}")
-            return state, extra
+    @functools.cached_property
+    def _draw(self) -> Callable[[jax.Array], TrainState]:
+        return jit_once(lambda key: self.start(self.build(key)))
+
+    def begin(self, run: Run) -> TrainState:
+        """The state before the first step."""
         origin = self.experiment.train.initialize
         if origin is None:
-            return jit_once(lambda key: self.begin(self.build(key)))(self.draw_key), {}
-        model = initialize(jit_once(self.build)(self.draw_key), origin, say=self._say)
-        return jit_once(self.begin)(model), {}
+            return self._draw(run.draw_key)
+        model = initialize(jit_once(self.build)(run.draw_key), origin, say=run.say)
+        return jit_once(self.start)(model)
 
-    def loop(self) -> dict[str, float]:
-        """All steps that are left. Returns the final metrics."""
-        steps = self.experiment.train.steps
-        if self.start < steps:
-            self._train()
-        return self._evaluate(steps, ("validation", "test"))
+    def batch(self) -> Batch:
+        """The shapes of a batch."""
+        return shapes(self.data.features, self.experiment.train.batch_size, self.sharding)
+
+    @functools.cached_property
+    def model_flops(self) -> int:
+        """The model's FLOPs in a step of one run: three forward passes' worth."""
+        return 3 * count_flops(lambda model, batch: model.loss(batch)[0], self.abstract.model, self.batch())
+
+    def compile(self, state: TrainState, keys: jax.Array, count: int) -> jax.stages.Compiled:
+        """The training step of `count` runs."""
+        train = self.experiment.train
+        step = functools.partial(
+            train_step, optimizer=self.optimizer, rules=self.rules, accumulate=train.accumulate, ema=train.ema
+        )
+
+        def step_together(state: TrainState, batches: list[Batch], keys: jax.Array) -> tuple[TrainState, Metrics]:
+            return over_runs(step, count)(state, stack(batches), keys)
+
+        return jax.jit(step_together, donate_argnums=0).lower(state, [self.batch()] * count, keys).compile()
+
+    def evaluator(self, count: int) -> Evaluator:
+        """Evaluates `count` models at once."""
+        size, data_dir = self.experiment.train.batch_size, self.experiment.data_dir
+        return Evaluator(self.data, data_dir, size, sharding=self.sharding, rules=self.rules, count=count)
+
+
+class Loop:
+    """Runs in progress, all at the same step."""
+
+    def __init__(
+        self, program: Program, runs: list[Run], states: list[TrainState | None], preempted: Callable[[], bool]
+    ):
+        """`states` are those restored, None for a run that is to begin."""
+        self.program, self.runs, self.preempted = program, runs, preempted
+        self.train, self.lead = program.experiment.train, runs[0].lead
+        self.start = runs[0].start
+        begun = [program.begin(run) if state is None else state for run, state in zip(runs, states, strict=True)]
+        alone = len(runs) == 1
+        self.state = begun[0] if alone else jit_once(stack)(begun)
+        self.keys = stack([run.key for run in runs])
+        self.evaluator = program.evaluator(len(runs))
+
+    @functools.cached_property
+    def _compiled(self) -> jax.stages.Compiled:
+        return self.program.compile(self.state, self.keys, len(self.runs))
+
+    @property
+    def _peak_bytes(self) -> int:
+        """What a step needs on each device, by the compiler's own account."""
+        memory = self._compiled.memory_analysis()
+        if memory is None:  # not every backend tells
+            return 0
+        total = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
+        return total - memory.alias_size_in_bytes
+
+    @property
+    def fits(self) -> bool:
+        """Whether the devices have the memory for a step, and some to spare."""
+        if self.start == self.train.steps:
+            return True
+        return self._peak_bytes < 0.8 * _device_memory()
+
+    def finish(self) -> list[Path | None]:
+        """All steps that are left, and what is written at the end. Returns the summaries' paths."""
+        try:
+            if self.start < self.train.steps:
+                self._train()
+            metrics = self._evaluate(self.train.steps, ("validation", "test"))
+        except Diverged as error:
+            reason = str(error)
+            self._each(lambda run, state, looks: run.report_failure(state, looks, reason))
+            raise
+        if self.start < self.train.steps:
+            self._save(self.train.steps, metrics)
+        final = iter(metrics)
+        return self._each(lambda run, state, looks: run.finish(state, looks, next(final)))
+
+    def _each(self, function: Callable) -> list:
+        """`function` of every run, its state, and a batch with predictions to look at. All processes must call it."""
+        host, *predictions = self.evaluator.first(self._judged(), self.program.data.source.splits[-1])
+        each = zip(self.runs, self._states(), predictions, strict=True)
+        return [function(run, state, (host, predicted)) for run, state, predicted in each]
+
+    def _states(self) -> list[TrainState]:
+        """The state of every run."""
+        count = len(self.runs)
+        return [self.state] if count == 1 else self._unstack(self.state)
+
+    @functools.cached_property
+    def _unstack(self) -> Callable[[TrainState], list[TrainState]]:
+        return jit_once(functools.partial(unstack, count=len(self.runs)))
 
     def _train(self) -> None:
-        train = self.experiment.train
-        # Measured, on a CPU, before the loader takes a part of it.
-        self.progress.peak = peak_flops(self.experiment.model.dtype)[0] * jax.device_count()
+        train = self.train
+        # Measured, on a CPU, before the loaders take a part of it.
+        peak = peak_flops(self.program.experiment.model.dtype)[0] * jax.device_count()
         pending: list[Metrics] = []
-        evaluated: dict[str, float] = {}
-        with Feed(self.loader, self.sharding, self.start, train.steps) as feed:
-            compiled = self._compile()  # while the first batches are made
+        evaluated: list[dict[str, float]] = [{}] * len(self.runs)
+        with contextlib.ExitStack() as resources:
+            feeds = [Feed(run.loader, self.program.sharding, self.start, train.steps) for run in self.runs]
+            for feed in feeds:
+                resources.enter_context(feed)
+            self.runs[0].say("compiling the step")
+            compiled = self._compiled  # while the first batches are made
+            self.progress = Progress(
+                train.steps,
+                self.start,
+                examples_per_step=train.batch_size * len(self.runs),
+                model_flops=self.program.model_flops * len(self.runs),
+                peak=peak,
+                enabled=self.lead,
+            )
+            resources.callback(self.progress.close)
             for step in range(self.start, train.steps):
                 if step > self.start:
                     evaluated = self._between_steps(step, evaluated)
-                placed = self._next(feed, pending)
-                self.state, metrics = compiled(self.state, placed.batch, self.key)
-                self._account(step, placed)
+                placed = self._next(feeds, pending)
+                self.state, metrics = compiled(self.state, [each.batch for each in placed], self.keys)
+                for run, each in zip(self.runs, placed, strict=True):
+                    run.account(step, each.host)
                 pending.append(metrics)
                 done = step + 1
                 if done % train.log_every == 0 or done in (self.start + 1, train.steps):
@@ -183,153 +263,93 @@ class Run:
                 elif jax.process_count() == 1:
                     self._stop_if_asked(done)
 
-    def _compile(self) -> jax.stages.Compiled:
-        """The training step. Counts the model's FLOPs in it, too: three forward passes' worth."""
-        train = self.experiment.train
-        batch = shapes(self.data.features, train.batch_size, self.sharding)
-        forward = count_flops(lambda model, batch: model.loss(batch)[0], self.state.model, batch)
-        self.progress.model_flops = 3 * forward
-        step = functools.partial(
-            train_step, optimizer=self.optimizer, rules=self.rules, accumulate=train.accumulate, ema=train.ema
-        )
-        return jax.jit(step, donate_argnums=0).lower(self.state, batch, self.key).compile()
+    def _next(self, feeds: list[Feed], pending: list[Metrics]) -> list[Placed]:
+        """The next batches. At most two steps are on their way.
 
-    def _next(self, feed: Feed, pending: list[Metrics]) -> Placed:
-        """The next batch. At most two steps are on their way.
-
-        The wait for it counts if the devices had run out of work by its end.
+        The wait for them counts if the devices had run out of work by its end.
         """
         if len(pending) > 1:
             jax.block_until_ready(pending[-2])
-        placed = next(feed)
+        placed = [next(feed) for feed in feeds]
         if pending and pending[-1]["loss"].total.is_ready():
-            self.waited += feed.last_wait
+            for run, feed in zip(self.runs, feeds, strict=True):
+                run.waited += feed.last_wait
         return placed
 
-    def _between_steps(self, step: int, evaluated: dict[str, float]) -> dict[str, float]:
+    def _between_steps(self, step: int, evaluated: list[dict[str, float]]) -> list[dict[str, float]]:
         """What is due after `step` steps: an evaluation, then a checkpoint. Returns the newest evaluation."""
-        if step % self.experiment.train.evaluate_every == 0:
-            evaluated = self._evaluate(step, ("validation",))
-        if step % self.experiment.checkpoint.every == 0:
-            self._save(step, evaluated)
+        if step % self.train.evaluate_every == 0:
+            with self.progress.pause():
+                evaluated = self._evaluate(step, ("validation",))
+        if step % self.program.experiment.checkpoint.every == 0:
+            with self.progress.pause():
+                self._save(step, evaluated)
         return evaluated
-
-    def _account(self, step: int, placed: Placed) -> None:
-        """Remembers whose turn the step was, and what of it could not be read."""
-        self.digest = chain(self.digest, placed.host.ids)
-        self._note_errors(step, "train", self.tally, placed.host)
-
-    def _note_errors(self, step: int, split: str, tally: Tally, host: HostBatch) -> None:
-        self.data_errors.add(step, split, host.errors)
-        tally.add(host)
 
     def _log(self, step: int, pending: list[Metrics]) -> None:
         """Writes the averages since the last line. Waits for the devices, once."""
-        fetched = jax.device_get(pending)
-        total = functools.reduce(lambda a, b: jax.tree.map(np.add, a, b), fetched)
-        values = {f"train/{name}": float(average.value()) for name, average in total.items()}
-        values["train/skipped"] = float(fetched[-1]["skipped"].value())
-        del values["train/skipped_in_a_row"]
-        rates = self.progress.update(step, values["train/loss"])
-        values["train/learning_rate"] = float(self.experiment.optimizer.rate(self.experiment.train.steps)(step - 1))
-        values["train/waited_seconds"] = self.waited
-        if rates is not None:
-            values |= rates.metrics()
-        self.log.write(step, values)
-        self.data_errors.flush()
-        self._stop_if_diverged(step, fetched)
-
-    def _stop_if_diverged(self, step: int, fetched: list[Metrics]) -> None:
-        counts = [int(metrics["skipped_in_a_row"].value()) for metrics in fetched]
-        most = max(counts)
-        if most >= self.experiment.train.stop_after_skipped:
-            last = step - len(counts) + 1 + counts.index(most)
-            raise Diverged(
-                f"the loss or the gradients of steps {last - most + 1} to {last} were not finite; lower "
-                f"optimizer.learning_rate, or look at the curves in {self.run_dir / 'report.html'}"
-            )
+        fetched = [unstack(metrics, len(self.runs)) for metrics in jax.device_get(pending)]
+        losses = [float(each["loss"].value()) for each in fetched[-1]]
+        rates = self.progress.update(step, sum(losses) / len(losses))
+        more = {} if rates is None else rates.metrics()
+        if step == self.start + 1:
+            more["train/peak_bytes"] = self._peak_bytes / len(self.runs)
+        for run, metrics in zip(self.runs, zip(*fetched, strict=True), strict=True):
+            run.write_steps(step, list(metrics), more)
 
     def _stop_if_asked(self, step: int) -> None:
-        """Answers a SIGTERM to any process with a checkpoint."""
-        if step < self.experiment.train.steps and any_process(self.preempted()):
-            self._save(step, {})
-            self.checkpoints.wait()
+        """Answers a SIGTERM, or a Ctrl-C, to any process with a checkpoint."""
+        if step < self.train.steps and any_process(self.preempted()):
+            self._save(step, [{}] * len(self.runs))
+            for run in self.runs:
+                run.checkpoints.wait()
             raise Preempted(f"stopped after step {step} with a checkpoint; the same command resumes")
 
-    def _evaluate(self, step: int, splits: tuple[str, ...]) -> dict[str, float]:
-        metrics: dict[str, float] = {}
-        with self.progress.pause():
-            for split in splits:
-                if split in self.data.source.splits:
-                    look = functools.partial(self._note_errors, step, split, Tally(self.data.max_bad_share))
-                    metrics |= self.evaluator.evaluate(self._averaged(), split, look)
-            self.log.write(step, metrics)
-            self.data_errors.flush()
+    def _evaluate(self, step: int, splits: tuple[str, ...]) -> list[dict[str, float]]:
+        metrics: list[dict[str, float]] = [{} for _ in self.runs]
+        for split in splits:
+            if split in self.program.data.source.splits:
+                if step == self.train.steps:
+                    self.runs[0].say(f"evaluating on {split}")
+                tally = Tally(self.program.data.max_bad_share)
+                look = functools.partial(self.runs[0].note_errors, step, split, tally)
+                for all_, new in zip(metrics, self.evaluator.evaluate(self._judged(), split, look), strict=True):
+                    all_ |= new
+        for run, values in zip(self.runs, metrics, strict=True):
+            run.write(step, values)
         return metrics
 
-    def _averaged(self) -> Multimodal:
-        """The model that is judged: the moving average where there is one."""
+    def _judged(self) -> Multimodal:
+        """The models that are evaluated: the moving averages where there are some."""
         return self.state.model if self.state.ema is None else self.state.ema
 
-    def _save(self, step: int, metrics: dict[str, float]) -> None:
-        self.data_errors.flush()  # a run that resumes here does not meet them again
-        with self.progress.pause():
-            extra = {"examples_digest": self.digest, "seconds": self.log.seconds}
-            self.checkpoints.save(step, self.state, extra, metrics)
+    def _save(self, step: int, metrics: list[dict[str, float]]) -> None:
+        for run, state, each in zip(self.runs, self._states(), metrics, strict=True):
+            run.save(step, state, each)
 
-    def finish(self, metrics: dict[str, float]) -> Path | None:
-        """Saves the last checkpoint and writes summary and report."""
-        steps = self.experiment.train.steps
-        if self.start < steps:
-            self._save(steps, metrics)
-        self.checkpoints.wait()
-        outcome = self._outcome(metrics)
-        path = write_summary(self.run_dir, **outcome) if self.lead else None
-        self._write_report(outcome, {})
-        return path
 
-    def report_failure(self, reason: str) -> None:
-        """Writes the report of a run that cannot go on."""
-        self._write_report(self._outcome({}), {"stopped": reason})
-
-    def _outcome(self, metrics: dict[str, float]) -> dict[str, Any]:
-        """What the summary holds. All processes must call it."""
-        from mmjax import config
-
-        return {
-            "fingerprint": config.fingerprint(self.experiment),
-            "step": int(self.state.step),
-            "seconds": self.log.seconds,
-            "metrics": metrics,
-            "parameters_digest": parameters_digest(self.state.model),
-            "examples_digest": self.digest,
-        }
-
-    def _write_report(self, outcome: dict[str, Any], facts: dict[str, str]) -> None:
-        """Writes the report, with examples of the last split. All processes must call it."""
-        from mmjax import config
-
-        host, predictions = self.evaluator.first(self._averaged(), self.data.source.splits[-1])
-        if not self.lead:
-            return
-        count = sum(leaf.size for leaf in jax.tree.leaves(self.state.model))
-        devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
-        write_report(
-            self.run_dir,
-            json.loads((self.run_dir / config.FILE).read_text()),
-            self.log.history(),
-            outcome,
-            show_examples(self.data, host, predictions),
-            facts={"parameters": f"{count:,}", "devices": devices, **facts},
-        )
+def _device_memory() -> float:
+    """Bytes that one device of this process has; simulated ones of a CPU share the machine's."""
+    device = jax.local_devices()[0]
+    if device.platform != "cpu":
+        return (device.memory_stats() or {}).get("bytes_limit", float("inf"))
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / jax.local_device_count()
 
 
 @contextlib.contextmanager
-def _heed_sigterm() -> Iterator[Callable[[], bool]]:
-    """While inside, SIGTERM does not kill: the function given tells whether it came."""
+def _heed_signals() -> Iterator[Callable[[], bool]]:
+    """While inside, SIGTERM and a first SIGINT do not kill: the function given tells whether one came."""
     came: list[int] = []
-    before = signal.signal(signal.SIGTERM, lambda number, frame: came.append(number))
+
+    def note(number: int, frame: object) -> None:
+        came.append(number)
+        if number == signal.SIGINT:
+            print("stopping with a checkpoint after this step; once more ends at once", file=sys.stderr, flush=True)
+            signal.signal(signal.SIGINT, before[signal.SIGINT])
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield lambda: bool(came)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

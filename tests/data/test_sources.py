@@ -20,7 +20,7 @@ from mmjax.errors import UserError
 
 
 def test_table_of_sources():
-    assert {source_name(cls) for cls in TABLE.values()} == {"av_digits", "scenes"}
+    assert {source_name(cls) for cls in TABLE.values()} == {"av_digits", "interactions", "scenes"}
     for cls in TABLE.values():
         assert issubclass(cls, Source)
         assert cls().splits == ("train", "validation", "test")

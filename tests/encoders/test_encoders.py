@@ -216,7 +216,7 @@ def test_the_table_has_every_encoder():
         (Spectrogram(), Image(8, 8, 1), "Spectrogram encodes Spectrum, not Image"),
         (Recurrent(), Image(8, 8, 1), "Recurrent encodes Text or Spectrum, not Image"),
         (ViT(patch=3), Image(8, 8, 1), "ViT.patch=3 does not divide pictures of 8 x 8"),
-        (ViT(heads=3), Image(8, 8, 1), "a width of 16 cannot be split into 3 heads"),
+        (ViT(heads=3), Image(8, 8, 1), "ViT.heads=3 does not divide model.width=16"),
         (Spectrogram(heads=0), Spectrum(8, 4, 0.01), "Spectrogram.heads"),
         (TextTransformer(heads=5), Text(4, 8), "TextTransformer.heads"),
     ],

@@ -1,121 +1,100 @@
-"""Fusions against plain NumPy in float64."""
+"""What holds of every fusion of the table."""
 
+import inspect
+
+import chz
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
-from mmjax.errors import UserError
-from mmjax.fusion import TABLE, Concat, CrossAttention
+from mmjax import fusion as families
+from mmjax.fusion import TABLE, Experts, Fusion
 from mmjax.layers.settings import Settings
 from mmjax.sharding.mesh import MeshShape
 from mmjax.sharding.rules import PRESETS
 from mmjax.types import Tokens
-from tests import reference
-from tests.reference import QUICK, draw, wide
-
-WIDTH = 16
-RULES = PRESETS["data"]
-SETTINGS = Settings(width=WIDTH, rules=RULES)
-LENGTHS = {"image": 4, "speech": 3, "text": 2}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def mesh():
-    with jax.set_mesh(MeshShape(data=1).build()) as mesh:
-        yield mesh
-
-
-def make_streams(modalities):
-    """Example 0 has everything, 1 lacks the first modality, 2 lacks all; speech has a time."""
-    rng = np.random.default_rng(0)
-    streams = {}
-    for index, name in enumerate(modalities):
-        shape = (4, LENGTHS[name])
-        mask = rng.uniform(size=shape) < 0.7
-        mask[0] = True
-        mask[1], mask[2] = index > 0, False
-        time = rng.uniform(size=shape).astype(np.float32) if name == "speech" else None
-        values = rng.normal(size=(*shape, WIDTH)).astype(np.float32)
-        streams[name] = Tokens(*jax.device_put((values, mask, time), RULES.spec("batch")))
-    return streams
-
-
-def run(fusion, streams):
-    compiled = jax.jit(lambda streams: fusion(streams, None)[:2], compiler_options=QUICK)
-    return compiled(streams)
-
-
-def build(config, modalities):
-    return draw(lambda rngs: config.build(tuple(modalities), SETTINGS, rngs), scale=0.2)
-
-
-def close(actual, expected, tolerance=1e-4):
-    np.testing.assert_allclose(actual, expected, rtol=tolerance, atol=tolerance)
-
-
-def exchange(layer, x, mask, context, context_mask):
-    normed = reference.norm(layer.context_norm, context)
-    x = x + reference.attention(layer.cross, reference.norm(layer.norm, x), normed, context_mask)
-    return reference.block(layer.block, x, mask)
-
-
-def cross_attention(fusion, streams, modalities):
-    masks = {name: np.asarray(streams[name].mask) for name in modalities}
-    values = {}
-    for index, name in enumerate(modalities):
-        values[name] = np.asarray(streams[name].values, np.float64) + wide(fusion.kind)[index]
-        if streams[name].time is not None:
-            values[name] = values[name] + reference.time_embedding(np.asarray(streams[name].time, np.float64), WIDTH)
-    for block in reference.layers(fusion.stack):
-        old = values
-        if len(modalities) == 1:
-            values = {name: reference.block(block.block, x, masks[name]) for name, x in old.items()}
-            continue
-        values = {}
-        for name in modalities:
-            others = [other for other in modalities if other != name]
-            context = np.concatenate([old[other] for other in others], 1)
-            seen = np.concatenate([masks[other] for other in others], 1)
-            values[name] = exchange(block.streams[name], old[name], masks[name], context, seen)
-    x = reference.norm(fusion.norm, np.concatenate([values[name] for name in modalities], 1))
-    mask = np.concatenate([masks[name] for name in modalities], 1)
-    return x, mask, reference.pool(fusion.pool, x, mask)
-
-
-@pytest.mark.parametrize("modalities", [("image", "speech", "text"), ("speech",)], ids=len)
-def test_cross_attention(modalities):
-    fusion = build(CrossAttention(depth=2, heads=2), modalities)
-    streams = make_streams(modalities)
-    tokens, pooled = run(fusion, streams)
-    values, mask, summary = cross_attention(fusion, streams, modalities)
-    np.testing.assert_array_equal(tokens.mask, mask)
-    close(np.asarray(tokens.values)[mask], values[mask], 2e-4)
-    close(pooled, summary, 2e-4)
-    assert not np.asarray(pooled)[2].any()
-
-
-def test_concat():
-    modalities = ("image", "speech", "text")
-    fusion, streams = build(Concat(hidden=24), modalities), make_streams(modalities)
-    tokens, pooled = run(fusion, streams)
-    means = []
-    for index, name in enumerate(modalities):
-        values, mask = np.asarray(streams[name].values, np.float64), np.asarray(streams[name].mask)
-        mean = reference.masked_mean(values, mask)
-        means.append(np.where(mask.any(1)[:, None], mean, wide(fusion.missing)[index]))
-    hidden = reference.gelu(reference.linear(fusion.up, np.stack(means, 1)))
-    close(pooled, reference.norm(fusion.norm, reference.linear(fusion.down, hidden)))
-    close(tokens.values[:, 0], pooled)
-    np.testing.assert_array_equal(tokens.mask, [[True], [True], [False], [True]])
+from tests.fusion.streams import WIDTH, build, close, make_streams, run
+from tests.reference import QUICK, draw
 
 
 def test_the_table_has_every_fusion():
-    assert {"Concat": Concat, "CrossAttention": CrossAttention}.items() <= TABLE.items()
+    """Every configuration that the folder's files make a class of, under its own name."""
+    made = {
+        name: kind
+        for name, kind in vars(families).items()
+        if inspect.isclass(kind) and issubclass(kind, Fusion) and kind is not Fusion
+    }
+    assert made == TABLE
 
 
-@pytest.mark.parametrize("heads", [0, 3])
-def test_heads_that_do_not_divide_the_width(heads):
-    with pytest.raises(UserError, match=f"model.fusion.heads={heads} does not divide model.width=16") as error:
-        CrossAttention(heads=heads).build(("image",), SETTINGS, nnx.Rngs(0))
-    assert "\n" not in str(error.value)
+@pytest.mark.parametrize("name", TABLE)
+def test_what_an_absent_modality_holds_does_not_matter(name):
+    modalities = ("image", "speech", "text")
+    streams = make_streams(modalities)
+    fusion = build(TABLE[name](), modalities)
+    hidden = {
+        key: Tokens(jnp.where(tokens.mask[..., None], tokens.values, 1e3), tokens.mask, tokens.time)
+        for key, tokens in streams.items()
+    }
+    (tokens, pooled), (other_tokens, other) = run(fusion, streams), run(fusion, hidden)
+    assert np.isfinite(pooled).all()
+    assert np.abs(np.asarray(pooled)[:2]).max() > 1e-2
+    np.testing.assert_array_equal(pooled, other)
+    real = np.asarray(tokens.mask)
+    np.testing.assert_array_equal(np.asarray(tokens.values)[real], np.asarray(other_tokens.values)[real])
+
+
+def loss_and_gradients(config, shape, preset, **options):
+    """On a mesh of that shape under that rule table: a loss of the summary and its gradients by path, on the host."""
+    modalities = ("image", "speech", "text")
+    rules = PRESETS[preset]
+    settings = Settings(width=WIDTH, rules=rules, **options)
+    with jax.set_mesh(shape.build()):
+        fusion = draw(lambda rngs: config.build(modalities, settings, rngs), scale=0.2)
+        streams = make_streams(modalities, rules)
+
+        def loss(fusion, streams):
+            return (fusion(streams, None)[1] ** 3).mean()
+
+        value, gradients = jax.jit(jax.value_and_grad(loss), compiler_options=QUICK)(fusion, streams)
+        return jax.device_get((value, jax.tree.leaves(gradients)))
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_sharding_changes_nothing(name):
+    config = TABLE[name]()
+    value, gradients = loss_and_gradients(config, MeshShape(data=1), "data")
+    shape = MeshShape(fsdp=2, tensor=2)
+    other, others = loss_and_gradients(config, shape, "fsdp_tensor")
+    close(other, value)
+    assert len(gradients) == len(others)
+    for one, two in zip(gradients, others, strict=True):
+        np.testing.assert_allclose(two, one, rtol=1e-4, atol=1e-5)
+
+
+def test_experts_on_devices_of_their_own_change_nothing():
+    config = Experts(capacity=0.5)
+    value, gradients = loss_and_gradients(config, MeshShape(data=1), "data")
+    other, others = loss_and_gradients(config, MeshShape(data=1, expert=2, tensor=2), "tensor")
+    close(other, value)
+    for one, two in zip(gradients, others, strict=True):
+        np.testing.assert_allclose(two, one, rtol=1e-4, atol=1e-5)
+
+
+def test_experts_lie_on_their_devices():
+    with jax.set_mesh(MeshShape(data=1, expert=2).build()):
+        settings = Settings(width=WIDTH, rules=PRESETS["data"])
+        fusion = draw(lambda rngs: Experts().build(("image",), settings, rngs))
+        up = fusion.stack.blocks.experts.up[...]
+    assert up.sharding.shard_shape(up.shape)[1] == up.shape[1] // 2
+
+
+@pytest.mark.parametrize("name", [name for name in TABLE if "depth" in chz.chz_fields(TABLE[name])])
+def test_rematerialising_and_unrolling_change_nothing(name):
+    shape = MeshShape(data=1)
+    value, gradients = loss_and_gradients(TABLE[name](), shape, "data")
+    other, others = loss_and_gradients(TABLE[name](), shape, "data", remat="full", unroll=True)
+    close(other, value)
+    for one, two in zip(gradients, others, strict=True):
+        np.testing.assert_allclose(two, one, rtol=1e-4, atol=1e-5)

@@ -109,7 +109,10 @@ def test_exit_codes_of_what_a_command_raises(capsys: pytest.CaptureFixture[str])
     assert answer("small", command=raising(Preempted("stopped after step 7"))) == 75
     assert capsys.readouterr() == ("", "stopped after step 7\n")
     assert answer("small", command=raising(KeyboardInterrupt())) == 75
-    assert capsys.readouterr() == ("", "interrupted; the same command resumes\n")
+    assert capsys.readouterr() == (
+        "",
+        "interrupted; the same command goes on from the last checkpoint, if there is one\n",
+    )
     with pytest.raises(ZeroDivisionError):
         answer("small", command=raising(ZeroDivisionError()))
 

@@ -21,18 +21,19 @@ def one_line(error: pytest.ExceptionInfo) -> str:
 @pytest.mark.parametrize(
     ("shape", "sizes"),
     [
-        (MeshShape(), (1, 8, 1, 1, 1)),
-        (MeshShape(data=2, fsdp=2, tensor=2), (1, 2, 2, 1, 2)),
-        (MeshShape(data=1, fsdp=-1, tensor=2), (1, 1, 4, 1, 2)),
-        (MeshShape(replica=2, seq=2), (2, 2, 1, 2, 1)),
-        (MeshShape(data=1), (1, 1, 1, 1, 1)),
-        (MeshShape(data=3), (1, 3, 1, 1, 1)),
+        (MeshShape(), (1, 8, 1, 1, 1, 1)),
+        (MeshShape(data=2, fsdp=2, tensor=2), (1, 2, 2, 1, 1, 2)),
+        (MeshShape(data=1, fsdp=-1, tensor=2), (1, 1, 4, 1, 1, 2)),
+        (MeshShape(replica=2, seq=2), (2, 2, 1, 1, 2, 1)),
+        (MeshShape(data=1), (1, 1, 1, 1, 1, 1)),
+        (MeshShape(expert=2), (1, 4, 1, 2, 1, 1)),
+        (MeshShape(data=3), (1, 3, 1, 1, 1, 1)),
     ],
 )
 def test_sizes(shape, sizes):
     mesh = shape.build()
     assert tuple(mesh.shape.items()) == tuple(zip(MESH_AXES, sizes, strict=True))
-    assert mesh.axis_types == (AxisType.Explicit,) * 5
+    assert mesh.axis_types == (AxisType.Explicit,) * 6
     assert len(set(mesh.devices.flat)) == mesh.size
 
 

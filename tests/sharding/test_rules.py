@@ -5,7 +5,7 @@ from jax.sharding import PartitionSpec as P
 
 from mmjax.sharding.rules import MESH_AXES, PRESETS, Rules
 
-BATCH = ("replica", "data", "fsdp")
+BATCH = ("replica", "data", "fsdp", "expert")
 
 
 @pytest.mark.parametrize(
@@ -23,6 +23,7 @@ def test_presets(preset, query, out, table):
     assert rules.spec("heads", None, "embed") == out
     assert rules.spec("vocab", "embed") == table
     assert rules.spec("batch", None) == P(BATCH, None)
+    assert rules.spec("group", "expert") == P(("replica", "data", "fsdp"), "expert")
 
 
 def test_parameters_are_gathered_over_their_storage_axis_only():

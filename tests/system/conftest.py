@@ -34,7 +34,13 @@ def command(name: str, *words: object) -> list[str]:
 def start(name: str, *words: object, devices: int = 1) -> subprocess.Popen[str]:
     pipe = subprocess.PIPE
     return subprocess.Popen(
-        command(name, *words), cwd=ROOT, env=environment(devices), stdout=pipe, stderr=subprocess.STDOUT, text=True
+        command(name, *words),
+        cwd=ROOT,
+        env=environment(devices),
+        stdout=pipe,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
     )
 
 
@@ -47,14 +53,20 @@ def finish(name: str, *words: object, devices: int = 1, code: int = 0) -> str:
 
 
 def interrupt(run_dir: Path, seconds: float, number: signal.Signals, *words: object, devices: int = 1) -> int:
-    """Start a run, send it a signal so many seconds after it began to log, and return its exit code."""
+    """Start a run, send it a signal so many seconds after it began to log, and return its exit code.
+
+    SIGTERM goes to the run's own processes, too, as schedulers send it.
+    """
     metrics = run_dir / "metrics.jsonl"
     before = metrics.stat().st_mtime_ns if metrics.exists() else 0
     process = start("train", *words, devices=devices)
     while process.poll() is None and not (metrics.exists() and metrics.stat().st_mtime_ns > before):
         time.sleep(0.01)
     time.sleep(seconds)
-    process.send_signal(number)
+    if number == signal.SIGTERM:
+        os.killpg(process.pid, number)
+    else:
+        process.send_signal(number)
     process.communicate(timeout=600)
     return process.returncode
 

@@ -22,6 +22,7 @@ from mmjax.data.loader import Loader, chain
 from mmjax.data.sources.base import Recording
 from mmjax.data.sources.scenes import SceneRecords
 from mmjax.training import loop
+from mmjax.training.run import Run
 from tests.system.conftest import ROOT, TINY, command, environment
 
 STEPS = 6  # of 16: one epoch of 96
@@ -396,16 +397,16 @@ def test_a_read_only_directory_is_left_alone(bad_run, data, disk, capsys):
 def test_a_disk_that_fills_up_costs_nothing_that_was_saved(bad_run, data, disk, capsys, monkeypatch):
     run_dir = disk.path / "run"
     replace(monkeypatch, BAD)
-    note = loop.Run._account
+    note = Run.account
 
-    def account(self, step, placed):
-        note(self, step, placed)
+    def account(self, step, host):
+        note(self, step, host)
         if step == 4:
             self.checkpoints.wait()
             disk.fill()
 
     with monkeypatch.context() as context:
-        context.setattr(loop.Run, "_account", account)
+        context.setattr(Run, "account", account)
         assert go(run_dir, data) == 2
     line = error_line(capsys)
     assert str(run_dir) in line

@@ -7,7 +7,9 @@ import sys
 
 import pytest
 
-from mmjax import encoders
+from launch import ablate, grid
+from launch.overrides import apply, draft
+from mmjax import encoders, fusion
 from tests.system.conftest import ROOT, TINY, environment, finish
 
 README = (ROOT / "README.md").read_text()
@@ -30,6 +32,16 @@ def test_train_commands_resolve(line):
     assert "train.steps" in output
     for key, value in (word.split("=") for word in words if "=" in word):
         assert re.search(rf"^{re.escape(key)} +{re.escape(value)} +command line", output, re.MULTILINE), key
+
+
+@pytest.mark.parametrize("line", [line for line in COMMANDS if "launch.ablate" in line])
+def test_ablate_commands_resolve(line):
+    _, (name, *pairs) = words_of(line)
+    ablation = apply(draft(ablate.load(name), name), pairs).make()
+    experiment = ablate.experiment_of(ablation)
+    keys = grid.keys_of(ablation.over)
+    cells = grid.make_grid(experiment, keys, grid.choices_of(experiment, keys, ablation.choices), ROOT)
+    assert len(cells) > 2
 
 
 def test_first_command_trains(tmp_path, data_dir):
@@ -100,5 +112,5 @@ def test_the_encoder_is_one():
 def test_names_in_the_readme_exist():
     for folder in re.findall(r"`(mmjax/[\w/.]+)`", README):
         assert (ROOT / folder.replace("NAME", "text")).exists(), folder
-    for encoder in encoders.TABLE:
-        assert f"`{encoder}`" in README
+    for name in (*encoders.TABLE, *fusion.TABLE):
+        assert f"`{name}`" in README

@@ -127,7 +127,7 @@ def test_parameters_and_moments_lie_as_the_rules_say(name, query, down, table, c
     _, after, _, _ = first_step(name)
     expected = {
         "encoders/text/stack/blocks/attention/query/kernel": P(None, *query),
-        "fusion/stack/blocks/streams/image/block/mlp/down/kernel": P(None, *down),
+        "fusion/stack/blocks/readers/image/block/mlp/down/kernel": P(None, *down),
         "encoders/text/embed/table": P(*table),
         "encoders/image/reduce/0/kernel": P(None, None, None, conv),
         "encoders/text/norm/gain": P(None),

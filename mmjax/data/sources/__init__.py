@@ -2,6 +2,7 @@
 
 from mmjax.data.sources.av_digits import AvDigits
 from mmjax.data.sources.base import Source
+from mmjax.data.sources.interactions import Interactions
 from mmjax.data.sources.scenes import Scenes
 
-TABLE: dict[str, type[Source]] = {"AvDigits": AvDigits, "Scenes": Scenes}
+TABLE: dict[str, type[Source]] = {"AvDigits": AvDigits, "Interactions": Interactions, "Scenes": Scenes}

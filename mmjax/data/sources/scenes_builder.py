@@ -5,6 +5,7 @@ import functools
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -94,6 +95,8 @@ def speak(utterances: list[Utterance], said: Callable[[], object]) -> list[np.nd
                 said()
         errors.seek(0)
         reason = errors.read().decode(errors="replace").strip().rpartition("\n")[2]
+    if process.returncode in (-signal.SIGTERM, -signal.SIGINT):
+        raise KeyboardInterrupt  # it was meant for all of this
     if process.returncode or len(recordings) != len(utterances):
         raise UserError(
             f"espeak-ng ended with code {process.returncode} ({reason}): scenes need it unless speech=false"

@@ -1,0 +1,165 @@
+"""Compare choices: `python -m launch.ablate EXPERIMENT over=model.fusion [choices=A,B] [seeds=3] [key=value ...]`.
+
+Every choice of a key, or every combination of choices of several, is trained with several seeds and judged on the test
+split. The same command goes on where it was interrupted. Several processes started by `launch.local` or
+`launch.cluster` share the cells; the one that ends last writes the table.
+"""
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import chz
+
+from launch import command_line
+from launch.grid import Match, choices_of, cost, keys_of, make_grid, match, own_choice
+from mmjax import files
+from mmjax.config import Experiment, fingerprint
+from mmjax.errors import UserError
+from mmjax.fields import OPERATIONAL
+from mmjax.units import duration
+
+if TYPE_CHECKING:
+    from mmjax.ablation.cell import Cell
+
+GRID = "grid.json"
+
+
+@chz.chz
+class Ablation(Experiment):
+    """An experiment and what of it is varied."""
+
+    over: str = chz.field(default="model.fusion", doc="the key that is varied, or several, separated by commas")
+    choices: str | None = chz.field(
+        default=None, doc="its values, separated by commas, those of the next key behind a /; None: all there are"
+    )
+    seeds: int = chz.field(default=3, doc="runs of each choice, with seeds from `seed` on")
+    match: Match = chz.field(default="flops", doc="what all choices cost alike, by scaling model.width")
+    metric: str | None = chz.field(
+        default=None, doc="the figure that is compared; None: the accuracy of the first output that says classes"
+    )
+    run_dir: str = chz.field(
+        default=None,
+        x_type=str | None,
+        converter=chz.mungers.if_none(lambda ablation: f"runs/{ablation.name}_ablation"),
+        doc="where everything goes",
+        metadata=OPERATIONAL,
+    )
+
+    @chz.validate
+    def _some(self) -> None:
+        if self.seeds < 1:
+            raise ValueError(f"seeds={self.seeds} must be at least 1")
+
+
+def load(name: str) -> Ablation:
+    """The ablation of the experiment of that name, nothing said yet."""
+    experiment = command_line.load_experiment(name)
+    fields = {field: getattr(experiment, field) for field in chz.chz_fields(Experiment) if field != "run_dir"}
+    return Ablation(**fields)
+
+
+def ablate(request: Ablation) -> Path:
+    """Run what is left of the grid; returns the path of its table, or of its folder where other processes go on."""
+    from mmjax.ablation.table import write_table
+    from mmjax.compilation import cache_compilations
+    from mmjax.sharding.distributed import share_of_work
+
+    began = time.monotonic()
+    cells, baseline, seeds = plan(request)
+    folder = Path(request.run_dir).expanduser()
+    cache_compilations(request.data_dir)
+    _claim(folder, request, cells)
+    index, count = share_of_work()
+    mine = cells[index::count]
+    for number, cell in enumerate(mine):
+        left = _left(began, number, len(mine))
+        _say(f"[{number + 1}/{len(mine)}] {cell.choice}: {len(seeds)} seeds{left}")
+        # The last line on standard output is the table's path alone.
+        with contextlib.redirect_stdout(sys.stderr):
+            cell.run(seeds)
+        for seed, reason in cell.failures.items():
+            _say(f"{cell.choice}, seed {seed}, failed: {reason}")
+    pending = [cell.choice for cell in cells if not cell.done(seeds) and not cell.failures]
+    if pending:
+        _say(f"other processes are at {', '.join(pending)}; the one that ends last writes the table")
+        return folder
+    return write_table(folder, cells, seeds, baseline, request.metric, request.match)
+
+
+def experiment_of(request: Ablation) -> Experiment:
+    """What every cell starts from: the experiment, with as many steps as it has for an ablation."""
+    experiment = Experiment(**{name: getattr(request, name) for name in chz.chz_fields(Experiment)})
+    steps = experiment.train.ablation_steps
+    if steps is None:
+        return experiment
+    return chz.replace(experiment, train=chz.replace(experiment.train, steps=steps))
+
+
+def plan(request: Ablation) -> tuple[list["Cell"], str, list[int]]:
+    """The cells, matched in cost; the choice they are compared with; the seeds. Raises UserError for what cannot be."""
+    experiment = experiment_of(request)
+    keys = keys_of(request.over)
+    values = choices_of(experiment, keys, request.choices)
+    cells = make_grid(experiment, keys, values, Path(request.run_dir).expanduser())
+    own = own_choice(experiment, keys)
+    baseline = own if own in [cell.choice for cell in cells] else cells[0].choice
+    reference = next(cell for cell in cells if cell.choice == baseline)
+    if request.match != "none":
+        target = cost(reference)
+        _say(f"matching {request.match} of {len(cells)} choices to {baseline}")
+        cells = [cell if cell is reference else match(cell, request.match, target) for cell in cells]
+    return cells, baseline, [request.seed + index for index in range(request.seeds)]
+
+
+def _claim(folder: Path, request: Ablation, cells: Sequence["Cell"]) -> None:
+    """Notes in the folder what grid it holds. Raises UserError where it holds another."""
+    grid = {
+        "over": request.over,
+        "match": request.match,
+        "seeds": request.seeds,
+        "seed": request.seed,
+        "cells": {cell.choice: fingerprint(cell.experiment) for cell in cells},
+    }
+    path = folder / GRID
+    if path.exists():
+        try:
+            there = json.loads(path.read_text())
+        except ValueError as error:
+            raise UserError(f"{path} is no valid JSON, perhaps cut short; set another run_dir") from error
+        differing = [name for name in grid if there.get(name) != grid[name]]
+        if differing:
+            raise UserError(f"{folder} holds another grid ({', '.join(differing)} differ); set another run_dir")
+        return
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder} holds something else than a grid; set another run_dir")
+    with files.explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    files.write_atomic(path, json.dumps(grid, indent=2) + "\n")
+
+
+def _left(began: float, done: int, count: int) -> str:
+    """What is left, by the cells done so far."""
+    if not done:
+        return ""
+    return f", about {duration((time.monotonic() - began) / done * (count - done))} left"
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+SUBJECTS = command_line.Subjects("experiment", command_line.experiment_names, load)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    return command_line.main(ablate, "Compare choices of a key, with certainty and reasons.", argv, SUBJECTS)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,167 @@
+"""One cell of an ablation: one choice, trained with every seed and probed."""
+
+import dataclasses
+import itertools
+import json
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import chz
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+
+from mmjax.config import Experiment
+from mmjax.errors import Diverged, Preempted, UserError
+from mmjax.evaluation.information import estimate
+from mmjax.evaluation.probe import Answers, Prober
+from mmjax.files import write_atomic
+from mmjax.heads import Classify
+from mmjax.lockstep import stack
+from mmjax.sharding.mesh import choose_rules
+from mmjax.training.checkpoint import Checkpoints
+from mmjax.training.loop import Program, train_together
+from mmjax.training.run import Run
+
+ANSWERS = "answers.json"
+FAILED = "failed.json"
+# Hidden modalities and noise are looked at on so many examples.
+PROBED = 2048
+# Noise is as strong as the signal.
+NOISE = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """A choice, the values it stands for by key, and the experiment that they make, but for seed and run directory."""
+
+    choice: str
+    values: dict[str, str]
+    experiment: Experiment
+    folder: Path
+
+    def runs(self, seeds: Sequence[int]) -> list[Experiment]:
+        """One experiment a seed, each with its own run directory."""
+        return [chz.replace(self.experiment, seed=seed, run_dir=str(self.folder / f"seed_{seed}")) for seed in seeds]
+
+    def done(self, seeds: Sequence[int]) -> bool:
+        """Whether every seed is trained and probed."""
+        return all((Path(run.run_dir) / ANSWERS).exists() for run in self.runs(seeds))
+
+    @property
+    def failures(self) -> dict[str, str]:
+        """Why seeds failed, in one sentence each."""
+        path = self.folder / FAILED
+        return json.loads(path.read_text()) if path.exists() else {}
+
+    def run(self, seeds: Sequence[int]) -> None:
+        """Trains and probes what is not done yet. A seed that fails is noted, and does not keep others from going on.
+
+        Raises Preempted after a SIGTERM was answered with a checkpoint.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / FAILED).unlink(missing_ok=True)
+        failures: dict[str, str] = {}
+        untrained = [run for run in self.runs(seeds) if not (Path(run.run_dir) / "summary.json").exists()]
+        if untrained and self._attempt(train_together, untrained) is not None:
+            # One of several must not cost the others: each by itself, from its last checkpoint.
+            failures = {str(run.seed): reason for run in untrained if (reason := self._attempt(train_together, [run]))}
+        trained = [run for run in self.runs(seeds) if str(run.seed) not in failures]
+        unprobed = [run for run in trained if not (Path(run.run_dir) / ANSWERS).exists()]
+        if unprobed:
+            reason = self._attempt(probe_together, unprobed)
+            failures |= {str(run.seed): reason for run in unprobed if reason}
+        if failures:
+            write_atomic(self.folder / FAILED, json.dumps(failures, indent=2))
+
+    def _attempt(self, function: Any, runs: list[Experiment]) -> str | None:
+        """Calls a function of the runs; why it failed, if it did."""
+        try:
+            function(runs)
+        except Preempted:
+            raise
+        except (UserError, Diverged) as error:
+            return " ".join(str(error).split())
+        except Exception as error:
+            write_atomic(self.folder / "failed.txt", traceback.format_exc())
+            return f"{type(error).__name__}, see {self.folder / 'failed.txt'}"
+        return None
+
+
+def judged_output(experiment: Experiment) -> tuple[str, Classify] | None:
+    """The first output that says classes, whose answers can be probed, with its name."""
+    named = ((name, output) for name, output in experiment.model.outputs.items() if isinstance(output, Classify))
+    return next(named, None)
+
+
+def probe_together(experiments: Sequence[Experiment]) -> None:
+    """Asks trained models that differ in seed only, and writes answers.json into the run directory of each.
+
+    It holds `correct`, a string of 0 and 1 over all answers of the test split; and on evenly spread examples of it the
+    accuracy with every set of modalities (`subsets`, the names joined by +), with noise in each (`noise`), and the
+    estimated information of every pair of modalities about the label (`information`, bits).
+    """
+    first = experiments[0]
+    found, mesh = judged_output(first), first.mesh.build()
+    if found is None:
+        for experiment in experiments:
+            write_atomic(Path(experiment.run_dir) / ANSWERS, json.dumps({}))
+        return
+    with jax.set_mesh(mesh):
+        rules = choose_rules(first.rules, mesh)
+        sharding = NamedSharding(jax.sharding.get_mesh(), rules.spec("batch"))
+        runs = [Run(experiment, sharding) for experiment in experiments]
+        abstract = Program(runs[0], rules, sharding).abstract
+        models = stack([_restore(experiment, abstract) for experiment in experiments])
+        name, output = found
+
+        def prober(examples: int | None) -> Prober:
+            split = runs[0].data.source.splits[-1]
+            place = (runs[0].data, first.data_dir, split, first.train.batch_size, name, output.target)
+            return Prober(*place, sharding=sharding, rules=rules, count=len(runs), examples=examples)
+
+        everything = prober(None).ask(models).right
+        some = prober(PROBED)
+        modalities = tuple(models.encoders)
+        asked: dict[str, Answers] = {}
+        for size in range(len(modalities) + 1):
+            for subset in itertools.combinations(modalities, size):
+                asked["+".join(subset)] = some.ask(models, hidden=set(modalities) - set(subset))
+        noised = {modality: some.ask(models, noise={modality: NOISE}).right for modality in modalities}
+    for index, experiment in enumerate(experiments):
+        answers = {
+            "correct": "".join("01"[int(right)] for right in everything[index]),
+            "subsets": {subset: float(answers.right[index].mean()) for subset, answers in asked.items()},
+            "noise": {modality: float(right[index].mean()) for modality, right in noised.items()},
+            "information": [_information(asked, pair, index) for pair in itertools.combinations(modalities, 2)],
+        }
+        write_atomic(Path(experiment.run_dir) / ANSWERS, json.dumps(answers))
+
+
+def _restore(experiment: Experiment, abstract: Any) -> Any:
+    """The model that a finished run would be judged by."""
+    checkpoints = Checkpoints(experiment.run_dir, experiment.checkpoint, read_only=True)
+    try:
+        restored = checkpoints.restore(abstract)
+    finally:
+        checkpoints.close()
+    if restored is None or restored.step != experiment.train.steps:
+        raise UserError(f"{experiment.run_dir} has no checkpoint of its last step; remove the folder to train it again")
+    return restored.state.model if restored.state.ema is None else restored.state.ema
+
+
+def _information(asked: dict[str, Answers], pair: tuple[str, str], index: int) -> dict[str, Any]:
+    a, b = pair
+    alone, other, both = (asked[subset].probabilities[index] for subset in (a, b, "+".join(pair)))
+    found = estimate(alone, other, both, asked[a].truth)
+    return {"a": a, "b": b, **dataclasses.asdict(found), "total": found.total}
+
+
+def read_answers(run_dir: str | Path) -> dict[str, Any]:
+    """What `probe_together` wrote; `correct` as Float[E]."""
+    answers = json.loads((Path(run_dir) / ANSWERS).read_text())
+    if "correct" in answers:
+        answers["correct"] = np.frombuffer(answers["correct"].encode(), np.uint8) - ord("0")
+    return answers

@@ -1,0 +1,208 @@
+"""interactions: two made-up modalities and a label, of which it is known what each of them tells about it."""
+
+import dataclasses
+import itertools
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+import chz
+import numpy as np
+from jaxtyping import UInt8
+
+from mmjax.data.sources.base import Recording, Records, Source
+from mmjax.errors import UserError
+
+VERSION = "1.0.0"
+SPLITS = ("train", "validation", "test")
+MOST_BITS = 4
+CLASSES = tuple(str(label) for label in range(2**MOST_BITS))
+
+Form = Literal["tokens", "picture", "sound"]
+
+# What says that a slot has a value, by slot and value: either of two letters, a bar, a tone.
+WORDS = (("ab", "cd"), ("ef", "gh"), ("ij", "kl"), ("mn", "op"))
+FILLERS = "0123456789"
+MOST_FILLERS = 2
+MOST_CHARACTERS = MOST_BITS + MOST_FILLERS
+
+CELL = 8  # pixels of a picture's cells, of which there are two rows of two
+SIDE = 2 * CELL
+BAR = (2, 6)  # width and length, pixels
+
+RATE = 8000
+HERTZ = ((350, 500), (700, 950), (1250, 1600), (2100, 2700))
+BEAT = 960  # samples that a slot's turn lasts, of which the tone takes some
+TONE = 640
+SECONDS = MOST_BITS * BEAT / RATE
+
+
+@dataclasses.dataclass(frozen=True)
+class Information:
+    """What A and B tell about the label, in bits: A alone, B alone, each of them, only both together."""
+
+    unique_a: float
+    unique_b: float
+    redundant: float
+    synergy: float
+
+    @property
+    def total(self) -> float:
+        """I(A, B; Y), the sum of the four."""
+        return self.unique_a + self.unique_b + self.redundant + self.synergy
+
+
+@chz.chz
+class Interactions(Source):
+    """A label of a few bits that A tells, B tells, each tells, or only both tell; nothing is downloaded or written.
+
+    A carries its unique bits, the redundant ones and bits s_a; B its unique bits, the redundant ones and bits s_b; all
+    of them are uniform and independent. The label's binary digits, the highest first, are the unique bits of A, those
+    of B, the redundant ones and s_a xor s_b, each flipped with chance `noise`.
+
+    Raw fields: `a` and `b`, in the forms of `write`, `draw` or `play`, from which the bits can be read without error;
+    `label`, an index into CLASSES; and `a_bits` and `b_bits`, the bits that each carries in the order above, None where
+    it carries none.
+    """
+
+    unique_a: int = chz.field(default=0, doc="bits of the label that A alone tells")
+    unique_b: int = chz.field(default=0, doc="bits of the label that B alone tells")
+    redundant: int = chz.field(default=0, doc="bits of the label that A tells and B tells, too")
+    synergy: int = chz.field(default=4, doc="bits of the label that only A and B together tell")
+    noise: float = chz.field(default=0.0, doc="chance that a bit of the label is flipped")
+    a: Form = chz.field(default="tokens", doc="the form of A")
+    b: Form = chz.field(default="picture", doc="the form of B")
+    seed: int = chz.field(default=0, doc="what everything follows from")
+    train: int = chz.field(default=16384, doc="examples of the train split")
+    validation: int = chz.field(default=1024, doc="examples of the validation split")
+    test: int = chz.field(default=2048, doc="examples of the test split")
+
+    @chz.validate
+    def _check(self) -> None:
+        if min(self._counts) < 0 or not 1 <= self.bits <= MOST_BITS or not 0 <= self.noise <= 0.5:
+            raise UserError(f"interactions needs 1 to {MOST_BITS} bits in all and noise from 0 to 0.5, and got {self}")
+        if self.seed < 0 or min(self.train, self.validation, self.test) < 1:
+            raise UserError(f"interactions needs a seed of 0 or more and at least 1 example a split, and got {self}")
+
+    @property
+    def _counts(self) -> tuple[int, int, int, int]:
+        return self.unique_a, self.unique_b, self.redundant, self.synergy
+
+    @property
+    def bits(self) -> int:
+        """Bits of the label."""
+        return sum(self._counts)
+
+    @property
+    def information(self) -> Information:
+        """The partial information decomposition of I(A, B; Y), exactly.
+
+        A bit of the label and its noise are independent of all others, and so is what A and B carry of it: the whole is
+        a product of systems of one bit each, over which the decomposition of Bertschinger et al. (2014) is additive
+        (Rauh et al. 2023). In each such system I(A, B; Y) is 1 - h2(noise), h2 being the binary entropy, and falls to
+        one part whole: where one modality is constant, the other's part; where both are the same bit, shared, since
+        neither adds to the other; and where each by itself is independent of Y, synergy.
+        """
+        entropy = -sum(chance * math.log2(chance) for chance in (self.noise, 1 - self.noise) if chance)
+        return Information(*(count * (1 - entropy) for count in self._counts))
+
+    @property
+    def best_accuracy(self) -> float:
+        """The chance that no bit is flipped: the highest accuracy that there can be, on average."""
+        return (1 - self.noise) ** self.bits
+
+    @property
+    def chance_accuracy(self) -> float:
+        """The accuracy of a guess that knows neither A nor B."""
+        return 2.0**-self.bits
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        return SPLITS
+
+    def open(self, data_dir: str, split: str) -> Records:
+        return InteractionRecords(self, split)
+
+    def prepare(self, data_dir: str, manual_dir: str | None = None) -> Path:
+        if manual_dir:
+            raise UserError("interactions is made, not read: leave manual_dir out")
+        return Path(data_dir).expanduser()
+
+
+class InteractionRecords:
+    """The examples of one split of interactions."""
+
+    def __init__(self, source: Interactions, split: str):
+        sizes = {"train": source.train, "validation": source.validation, "test": source.test}
+        self._source, self._split, self._size = source, split, sizes[split]
+        decisive = (source.seed, split, self._size, *source._counts, source.noise, source.a, source.b)
+        self.fingerprint = "/".join(["interactions", VERSION, *map(str, decisive)])
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if not 0 <= index < self._size:
+            raise IndexError(f"{self._split} has {self._size} examples, and no {index}")
+        source = self._source
+        # Bits are drawn before flips, and these before forms: whatever the noise and the forms, the bits are the same.
+        rng = np.random.default_rng((source.seed, SPLITS.index(self._split), index))
+        drawn = iter(rng.integers(2, size=source.bits + source.synergy).tolist())
+        unique_a, unique_b, redundant, part_a, part_b = (
+            list(itertools.islice(drawn, count)) for count in (*source._counts, source.synergy)
+        )
+        told = [*unique_a, *unique_b, *redundant, *(one ^ other for one, other in zip(part_a, part_b, strict=True))]
+        flips = (rng.random(source.bits) < source.noise).tolist()
+        label = 0
+        for bit, flip in zip(told, flips, strict=True):
+            label = 2 * label + (bit ^ flip)
+        a_bits, b_bits = unique_a + redundant + part_a, unique_b + redundant + part_b
+        return {
+            "a": _FORMS[source.a](a_bits, rng),
+            "b": _FORMS[source.b](b_bits, rng),
+            "label": label,
+            "a_bits": a_bits or None,
+            "b_bits": b_bits or None,
+        }
+
+    def id(self, index: int) -> str:
+        return f"{self._split}/{index}"
+
+
+def write(bits: list[int], rng: np.random.Generator) -> str:
+    """A letter for each slot, in any order, and one or two digits that say nothing."""
+    choices = rng.integers(2, size=len(bits)).tolist()
+    letters = [WORDS[slot][bit][choice] for slot, (bit, choice) in enumerate(zip(bits, choices, strict=True))]
+    fillers = [FILLERS[digit] for digit in rng.integers(len(FILLERS), size=rng.integers(1, MOST_FILLERS + 1))]
+    characters = letters + fillers
+    return "".join(characters[place] for place in rng.permutation(len(characters)))
+
+
+def draw(bits: list[int], rng: np.random.Generator) -> UInt8[np.ndarray, "16 16 1"]:
+    """A bright bar for each slot, in any cells, in noise.
+
+    It lies (0) in the slot's rows of its cell or stands (1) in the slot's columns, anywhere along them.
+    """
+    grey, contrast = rng.uniform((110, 60), (140, 90)).tolist()
+    pixels = rng.uniform(grey - 20, grey + 20, (SIDE, SIDE))
+    width, length = BAR
+    cells, shifts = rng.permutation(4).tolist(), rng.integers(CELL - length + 1, size=len(bits)).tolist()
+    for slot, (bit, cell, shift) in enumerate(zip(bits, cells, shifts, strict=False)):
+        top, left = CELL * (cell // 2), CELL * (cell % 2)
+        square = pixels[top : top + CELL, left : left + CELL]
+        (square.T if bit else square)[slot * width : (slot + 1) * width, shift : shift + length] += contrast
+    return pixels.astype(np.uint8)[:, :, None]
+
+
+def play(bits: list[int], rng: np.random.Generator) -> Recording:
+    """A tone for each slot, one after the other in any order, of one of the slot's two frequencies, in white noise."""
+    samples = 0.05 * rng.standard_normal(MOST_BITS * BEAT, np.float32)
+    times = 2 * np.pi / RATE * np.arange(TONE, dtype=np.float32)
+    for slot, (bit, beat) in enumerate(zip(bits, rng.permutation(MOST_BITS).tolist(), strict=False)):
+        start = beat * BEAT + rng.integers(BEAT - TONE + 1)
+        phase, loudness = rng.uniform((0, 0.2), (2 * np.pi, 0.5)).tolist()
+        samples[start : start + TONE] += loudness * np.sin(HERTZ[slot][bit] * times + phase)
+    return Recording(samples, RATE)
+
+
+_FORMS = {"tokens": write, "picture": draw, "sound": play}

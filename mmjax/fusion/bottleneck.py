@@ -1,0 +1,135 @@
+"""Fusion through a few tokens that all modalities share."""
+
+import functools
+from collections.abc import Callable
+
+import chz
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from mmjax.fusion.base import Fusion, Intermediates, Masks, Streams, join, make_kind, mark
+from mmjax.fusion.resampler import spread
+from mmjax.layers.attention import AttentionPool, Block, check_heads
+from mmjax.layers.linear import make_parameter
+from mmjax.layers.norm import Norm
+from mmjax.layers.settings import Settings
+from mmjax.layers.stack import Stack
+from mmjax.sharding.rules import Rules
+from mmjax.types import Tokens
+
+
+@chz.chz
+class Bottleneck(Fusion):
+    """Attention bottlenecks (Nagrani et al. 2021): [x_m; z_m] <- block_m([x_m; z]), then z = mean of the z_m.
+
+    Modalities see each other only through the latents z, from block `start` on; before it each has blocks of its own.
+    The mean is over the modalities that are there. From `start` on tokens attend to the latents, and these to all of
+    it, so that the cost grows linearly with the tokens. In the paper tokens attend to their own modality's too: `own`,
+    whose cost grows with the square of one modality's tokens.
+    """
+
+    latents: int = chz.field(default=4, doc="bottleneck tokens")
+    depth: int = chz.field(default=2, doc="blocks of every modality")
+    start: int = chz.field(default=0, doc="the first block, counted from 0, that sees the bottleneck")
+    heads: int = chz.field(default=4, doc="attention heads")
+    own: bool = chz.field(default=False, doc="tokens attend to their modality's, too, where they see the bottleneck")
+
+    @chz.validate
+    def _some(self) -> None:
+        if self.latents < 1:
+            raise ValueError("latents must be 1 or more")
+        if not 0 <= self.start < self.depth:
+            raise ValueError(f"start={self.start} must be 0 or more and less than depth={self.depth}")
+
+    def build(self, modalities: tuple[str, ...], settings: Settings, rngs: nnx.Rngs) -> "BottleneckFusion":
+        check_heads("model.fusion", self.heads, settings.width)
+        return BottleneckFusion(self, modalities, settings, rngs)
+
+
+class NarrowBlock(Block):
+    """A transformer block over tokens with the latents last: tokens attend to these only, these to all."""
+
+    def __init__(self, latents: int, width: int, heads: int, *, rate: float, rules: Rules, rngs: nnx.Rngs):
+        super().__init__(width, heads, rate=rate, rules=rules, rngs=rngs)
+        self.latents = latents
+
+    def attend(self, x: Float[Array, "B N D"], mask: Bool[Array, "B N"] | None) -> Float[Array, "B N D"]:
+        first = x.shape[1] - self.latents
+        tokens, latents = x[:, :first], x[:, first:]
+        seen = None if mask is None else mask[:, first:]
+        return jnp.concatenate([self.attention(tokens, latents, seen), self.attention(latents, x, mask)], 1)
+
+
+class Towers(nnx.Module):
+    """One block of every modality, with what lies in the bottleneck or without."""
+
+    def __init__(self, make: Callable[..., Block], modalities: tuple[str, ...], settings: Settings, rngs: nnx.Rngs):
+        self.blocks = nnx.Dict(
+            {name: make(rate=settings.dropout, rules=settings.rules, rngs=rngs) for name in modalities}
+        )
+        self.modalities = modalities
+
+    def __call__(
+        self,
+        carry: tuple[Streams, Float[Array, "B L D"] | None],
+        masks: Masks,
+        there: Bool[Array, "B L"],
+        key: jax.Array | None,
+    ) -> tuple[Streams, Float[Array, "B L D"] | None]:
+        streams, latents = carry
+        keys = [None] * len(streams) if key is None else jax.random.split(key, len(streams))
+        result, seen, weights = {}, [], []
+        for name, block_key in zip(self.modalities, keys, strict=True):
+            x, mask = streams[name], masks[name]
+            if latents is None:
+                result[name] = self.blocks[name](x, mask, block_key)
+                continue
+            both = self.blocks[name](jnp.concatenate([x, latents], 1), jnp.concatenate([mask, there], 1), block_key)
+            result[name] = both[:, : x.shape[1]]
+            seen.append(both[:, x.shape[1] :])
+            weights.append(mask.any(1).astype(x.dtype)[:, None, None])
+        if latents is not None:
+            total = sum(weight * part for weight, part in zip(weights, seen, strict=True))
+            latents = total / jnp.maximum(sum(weights), 1)
+        return result, latents
+
+
+class BottleneckFusion(nnx.Module):
+    """See `Bottleneck`. The fused tokens are those of all modalities and the latents."""
+
+    def __init__(self, config: Bottleneck, modalities: tuple[str, ...], settings: Settings, rngs: nnx.Rngs):
+        rules, width = settings.rules, settings.width
+        init = jax.nn.initializers.normal(0.02)
+        self.kind = make_kind(modalities, settings, rngs)
+        self.latents = make_parameter(init, (config.latents, width), (None, None), rules=rules, rngs=rngs)
+
+        def stack(block: Callable[..., Block], depth: int) -> Stack:
+            def make(rngs: nnx.Rngs) -> Towers:
+                return Towers(block, modalities, settings, rngs)
+
+            return Stack(make, depth, remat=settings.remat, unroll=settings.unroll, rngs=rngs)
+
+        whole = functools.partial(Block, width, config.heads)
+        narrow = functools.partial(NarrowBlock, config.latents, width, config.heads)
+        self.apart = stack(whole, config.start) if config.start else None
+        self.together = stack(whole if config.own else narrow, config.depth - config.start)
+        self.norm = Norm(width, rules=rules, rngs=rngs)
+        self.pool = AttentionPool(width, config.heads, rules=rules, rngs=rngs)
+        self.modalities, self.rules = modalities, rules
+
+    def __call__(
+        self, streams: dict[str, Tokens], key: jax.Array | None
+    ) -> tuple[Tokens, Float[Array, "B D"], Intermediates]:
+        keys = (None, None) if key is None else jax.random.split(key)
+        values = mark(streams, self.kind, self.modalities)
+        masks = {name: streams[name].mask for name in self.modalities}
+        mask = join(masks, self.modalities)
+        latents, there = spread(self.latents[...].astype(values[self.modalities[0]].dtype), mask, self.rules)
+        if self.apart is not None:
+            (values, _), _ = self.apart((values, None), masks, there, key=keys[0])
+        (values, latents), layers = self.together((values, latents), masks, there, key=keys[1])
+        x = self.norm(jnp.concatenate([join(values, self.modalities), latents], 1))
+        mask = jnp.concatenate([mask, there], 1)
+        return Tokens(x, mask), self.pool(x, mask), {"layers": layers}

@@ -1,0 +1,117 @@
+"""Fusion by a transformer over all tokens with a sparse mixture of experts."""
+
+import chz
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from mmjax.fusion.base import Fusion, Intermediates, Masks, StreamFusion, Streams, join, mark, part
+from mmjax.layers import experts
+from mmjax.layers.attention import Attention, check_heads
+from mmjax.layers.linear import make_parameter, use
+from mmjax.layers.norm import Norm, dropout
+from mmjax.layers.settings import Settings
+from mmjax.types import Tokens
+
+
+@chz.chz
+class Experts(Fusion):
+    """x <- x + attention(norm(x)) over all tokens, then x <- x + sum over e of p_e(x) f_e(norm(x)) over a few experts.
+
+    p = softmax(R_m norm(x)) with a router R_m for every modality m, of which a token keeps its `chosen` largest entries
+    (Shazeer et al. 2017; with tokens of several modalities Mustafa et al. 2022, LIMoE). The loss that keeps the load
+    balanced is E sum over e of F_e P_e (Fedus et al. 2022): F_e the share of tokens that want expert e most, P_e the
+    mean of p_e, each modality counting alike however many tokens it has.
+    """
+
+    experts: int = chz.field(default=4, doc="experts E; a mesh axis `expert` must divide them")
+    chosen: int = chz.field(default=2, doc="experts that a token is read by")
+    capacity: float = chz.field(default=1.5, doc="tokens an expert can read, as a multiple of its even share")
+    balance: float = chz.field(default=0.01, doc="factor of the load-balancing loss")
+    depth: int = chz.field(default=2, doc="transformer blocks")
+    heads: int = chz.field(default=4, doc="attention heads")
+
+    @chz.validate
+    def _valid(self) -> None:
+        if not 1 <= self.chosen <= self.experts:
+            raise ValueError(f"chosen={self.chosen} must be 1 or more and at most experts={self.experts}")
+        if self.capacity <= 0 or self.balance < 0:
+            raise ValueError("capacity must lie above 0 and balance must not lie below it")
+
+    def build(self, modalities: tuple[str, ...], settings: Settings, rngs: nnx.Rngs) -> "ExpertsFusion":
+        check_heads("model.fusion", self.heads, settings.width)
+
+        def make(rngs: nnx.Rngs) -> ExpertBlock:
+            return ExpertBlock(self, modalities, settings, rngs)
+
+        return ExpertsFusion(make, self.depth, self.heads, modalities, settings, rngs, balance=self.balance)
+
+
+class ExpertBlock(nnx.Module):
+    """Attention of all tokens to all, then experts. Beside the streams it carries the sum of the balancing losses."""
+
+    def __init__(self, config: Experts, modalities: tuple[str, ...], settings: Settings, rngs: nnx.Rngs):
+        rules, width = settings.rules, settings.width
+        self.norm = Norm(width, rules=rules, rngs=rngs)
+        self.attention = Attention(width, config.heads, rules=rules, rngs=rngs)
+        self.expert_norm = Norm(width, rules=rules, rngs=rngs)
+        self.experts = experts.Experts(config.experts, width, 4 * width, rules=rules, rngs=rngs)
+        init, shape = jax.nn.initializers.normal(width**-0.5), (len(modalities), width, config.experts)
+        self.routers = make_parameter(init, shape, (None, "embed", None), rules=rules, rngs=rngs)
+        self.config, self.modalities, self.rate, self.rules = config, modalities, settings.dropout, rules
+
+    def __call__(
+        self, carry: tuple[Streams, Float[Array, ""]], masks: Masks, key: jax.Array | None
+    ) -> tuple[Streams, Float[Array, ""]]:
+        streams, losses = carry
+        keys = (None, None) if key is None else jax.random.split(key)
+        x, mask = join(streams, self.modalities), join(masks, self.modalities)
+        x = x + dropout(self.attention(self.norm(x), mask=mask), self.rate, keys[0])
+        normed = self.expert_norm(x)
+        probabilities = self.route(part(normed, streams, self.modalities), masks)
+        gates = join(probabilities, self.modalities)
+        kept = jax.lax.top_k(jax.lax.stop_gradient(gates), self.config.chosen)[0][..., -1:]
+        gates = jnp.where(gates >= kept, gates, 0)
+        config = self.config
+        capacity = experts.expert_capacity(x.shape[1], config.experts, config.chosen, config.capacity)
+        x = x + dropout(self.experts(normed, gates, capacity), self.rate, keys[1])
+        return part(x, streams, self.modalities), losses + balance_loss(probabilities, masks)
+
+    def route(self, streams: Streams, masks: Masks) -> dict[str, Float[Array, "B _ E"]]:
+        """How much each token wants each expert, in float32: a softmax, and 0 where there is no token."""
+        routers = use(self.routers, (None, "embed", None), jnp.dtype("float32"), self.rules)
+        scores = {
+            name: jnp.einsum("bnd,de->bne", streams[name].astype(jnp.float32), routers[index])
+            for index, name in enumerate(self.modalities)
+        }
+        return {name: jnp.where(masks[name][..., None], jax.nn.softmax(score), 0) for name, score in scores.items()}
+
+
+def balance_loss(probabilities: dict[str, Float[Array, "B _ E"]], masks: dict[str, Bool[Array, "B _"]]) -> Array:
+    """E sum over e of F_e P_e, 1 where the load is even; see `Experts`."""
+    wanted = mean = there = jnp.zeros(())
+    for name, probability in probabilities.items():
+        mask = masks[name].astype(jnp.float32)
+        count = jnp.maximum(mask.sum(), 1)
+        first = jax.nn.one_hot(probability.argmax(-1), probability.shape[-1]) * mask[..., None]
+        wanted, mean = wanted + first.sum((0, 1)) / count, mean + probability.sum((0, 1)) / count
+        there = there + mask.any()
+    return probability.shape[-1] * jnp.sum(wanted * mean) / jnp.maximum(there, 1) ** 2
+
+
+class ExpertsFusion(StreamFusion):
+    """See `Experts`."""
+
+    def __init__(self, *arguments, balance: float):
+        super().__init__(*arguments)
+        self.balance = balance
+
+    def __call__(
+        self, streams: dict[str, Tokens], key: jax.Array | None
+    ) -> tuple[Tokens, Float[Array, "B D"], Intermediates]:
+        masks = {name: streams[name].mask for name in self.modalities}
+        start = mark(streams, self.kind, self.modalities), jnp.zeros((), jnp.float32)
+        (values, losses), layers = self.stack(start, masks, key=key)
+        balance = self.balance * losses / self.stack.depth
+        return *self.finish(values, masks), {"layers": layers[0], "losses": {"balance": balance}}

@@ -1,0 +1,42 @@
+"""Fusion of decisions."""
+
+import chz
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from mmjax.fusion.base import Fusion, Intermediates, PooledFusion
+from mmjax.layers.linear import Linear, make_parameter
+from mmjax.layers.settings import Settings
+
+
+@chz.chz
+class Late(Fusion):
+    """h = w1 (V1 h1 + b1) + ... + wM (VM hM + bM) over the modalities that are there; w is learned.
+
+    A head that is linear in h, as `Classify` is, then predicts from every modality by itself and adds the log-odds with
+    the weights w: the product of experts of late fusion (Hinton 2002).
+    """
+
+    def build(self, modalities: tuple[str, ...], settings: Settings, rngs: nnx.Rngs) -> "LateFusion":
+        return LateFusion(modalities, settings, rngs)
+
+
+class LateFusion(PooledFusion):
+    """See `Late`."""
+
+    def __init__(self, modalities: tuple[str, ...], settings: Settings, rngs: nnx.Rngs):
+        rules, width = settings.rules, settings.width
+        shape, axes = (width, width), ("embed", None)
+        self.experts = nnx.List([Linear(shape, axes, bias=True, rules=rules, rngs=rngs) for _ in modalities])
+        ones = jax.nn.initializers.ones
+        self.weights = make_parameter(ones, (len(modalities),), (None,), rules=rules, rngs=rngs)
+        self.modalities = modalities
+
+    def combine(
+        self, means: Float[Array, "B M D"], there: Bool[Array, "B M"], key: jax.Array | None
+    ) -> tuple[Float[Array, "B D"], Intermediates]:
+        votes = jnp.stack([expert(means[:, index]) for index, expert in enumerate(self.experts)], 1)
+        votes = jnp.where(there[..., None], votes * self.weights[...][:, None].astype(votes.dtype), 0)
+        return votes.sum(1), {"votes": votes}

@@ -1,0 +1,50 @@
+"""Fusion by a tensor of low rank."""
+
+import chz
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from mmjax.fusion.base import Fusion, Intermediates, PooledFusion
+from mmjax.layers.linear import Linear
+from mmjax.layers.norm import Norm
+from mmjax.layers.settings import Settings
+
+
+@chz.chz
+class LowRankTensor(Fusion):
+    """h = norm(sum over r of (W_r1 [h1; 1]) * ... * (W_rM [hM; 1])).
+
+    That is a linear map of the outer product of all modalities whose tensor has rank `rank` (Liu et al. 2018). Of a
+    missing modality only the 1 is left.
+    """
+
+    rank: int = chz.field(default=8, doc="terms of the sum")
+
+    @chz.validate
+    def _positive(self) -> None:
+        if self.rank < 1:
+            raise ValueError("rank must be 1 or more")
+
+    def build(self, modalities: tuple[str, ...], settings: Settings, rngs: nnx.Rngs) -> "LowRankTensorFusion":
+        return LowRankTensorFusion(self, modalities, settings, rngs)
+
+
+class LowRankTensorFusion(PooledFusion):
+    """See `LowRankTensor`; what W_rm makes of the 1 is kept as its difference from 1, where learning is to begin."""
+
+    def __init__(self, config: LowRankTensor, modalities: tuple[str, ...], settings: Settings, rngs: nnx.Rngs):
+        rules, width = settings.rules, settings.width
+        shape, axes = (width, config.rank, width), ("embed", None, None)
+        self.factors = nnx.List([Linear(shape, axes, bias=True, rules=rules, rngs=rngs) for _ in modalities])
+        self.norm = Norm(width, rules=rules, rngs=rngs)
+        self.modalities = modalities
+
+    def combine(
+        self, means: Float[Array, "B M D"], there: Bool[Array, "B M"], key: jax.Array | None
+    ) -> tuple[Float[Array, "B D"], Intermediates]:
+        product = jnp.ones((), means.dtype)
+        for index, factor in enumerate(self.factors):
+            product = product * (1 + factor(means[:, index]))
+        return self.norm(product.sum(1)), {}

@@ -1,0 +1,54 @@
+"""A sparse mixture of perceptrons, of which each token is read by a few."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from mmjax.layers.linear import make_parameter, use
+from mmjax.sharding.rules import Rules
+
+
+class Experts(nnx.Module):
+    """E perceptrons with GELU, each over the `capacity` tokens of an example that want it most.
+
+    y = sum over e of gate_e(x) f_e(x). A token whose gate for an expert is below those of `capacity` others of its
+    example is not read by it (batch priority routing, Riquelme et al. 2021, within one example, so that no example's
+    result depends on another's). Tokens are dealt out by one-hot products (Lepikhin et al. 2021, GShard), and sent to
+    the devices that hold their experts.
+    """
+
+    def __init__(self, experts: int, width: int, hidden: int, *, rules: Rules, rngs: nnx.Rngs):
+        init = jax.nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal", 1, 2, batch_axis=0)
+        self.axes = ("expert", "embed", "mlp"), ("expert", "mlp", "embed")
+        self.up = make_parameter(init, (experts, width, hidden), self.axes[0], rules=rules, rngs=rngs)
+        self.down = make_parameter(init, (experts, hidden, width), self.axes[1], rules=rules, rngs=rngs)
+        self.rules = rules
+
+    def __call__(self, x: Float[Array, "B N D"], gates: Float[Array, "B N E"], capacity: int) -> Float[Array, "B N D"]:
+        slots = _slots(gates, capacity)
+        dealt = jnp.einsum("bnec,bnd->becd", slots.astype(x.dtype), x)
+        sent = jax.sharding.reshard(dealt, self.rules.spec("group", "expert", None, None))
+        hidden = jax.nn.gelu(self._multiply(sent, self.up, self.axes[0], "mlp"))
+        answers = self._multiply(hidden, self.down, self.axes[1], None)
+        answers = jax.sharding.reshard(answers, self.rules.spec("batch", None, None, None))
+        return jnp.einsum("bnec,becd->bnd", (slots * gates[..., None]).astype(x.dtype), answers)
+
+    def _multiply(self, x: Array, parameter: nnx.Param, axes: tuple[str, ...], output: str | None) -> Array:
+        kernel = use(parameter, axes, x.dtype, self.rules)
+        spec = self.rules.spec("group", "expert", None, output)
+        return jnp.einsum("becd,edf->becf", x, kernel, out_sharding=spec)
+
+
+def _slots(gates: Float[Array, "B N E"], capacity: int) -> Float[Array, "B N E C"]:
+    """1 where token n has place c at expert e; places go to the largest gates first, and none to a gate of 0."""
+    # A place has no gradient, and JAX cannot differentiate through the sorting of split arrays.
+    place = jnp.argsort(jnp.argsort(-jax.lax.stop_gradient(gates), 1), 1)
+    return jax.nn.one_hot(jnp.where(gates > 0, place, capacity), capacity, dtype=gates.dtype)
+
+
+def expert_capacity(tokens: int, experts: int, chosen: int, slack: float) -> int:
+    """Tokens that an expert reads of an example at most: `slack` times its even share of them."""
+    return min(tokens, math.ceil(slack * chosen * tokens / experts))

@@ -1,0 +1,145 @@
+"""Whole ablations, made small."""
+
+import json
+
+import numpy as np
+import pytest
+
+from mmjax.sharding import distributed
+from tests.ablation.small import run, table_of
+
+CHOICES = "choices=Sum,Concat"
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="module")
+def done(data_dir):
+    folder = data_dir / "done"
+    run(folder, data_dir, CHOICES)
+    return folder
+
+
+def test_the_table_holds_what_was_reached(done):
+    table = table_of(done)
+    assert (table["experiment"], table["over"], table["seeds"]) == ("interactions", ["model.fusion"], [0, 1])
+    assert [(cell["choice"], cell["seed"]) for cell in table["cells"]] == [
+        (choice, seed) for choice in ("Sum", "Concat") for seed in (0, 1)
+    ]
+    for cell in table["cells"]:
+        summary = json.loads((done / cell["run_dir"] / "summary.json").read_text())
+        assert cell["metrics"] == summary["metrics"]
+        assert [step for step, _ in cell["curve"]] == [3, 6]
+        assert cell["step_seconds"] > 0
+        assert cell["peak_bytes"] > cell["parameters"] * 4
+    for choice, row in table["summary"].items():
+        reached = [cell["metrics"]["test/label/accuracy"] for cell in table["cells"] if cell["choice"] == choice]
+        assert row["mean"] == pytest.approx(np.mean(reached), abs=1e-6)
+        assert row["low"] <= row["mean"] <= row["high"]
+    assert table["winner"]["choice"] in table["summary"]
+    assert table["baseline"] == "Sum"
+    assert table["truth"] == {"unique_a": 0, "unique_b": 0, "redundant": 0, "synergy": 1, "total": 1}
+
+
+def test_contributions_add_up(done):
+    for row in table_of(done)["summary"].values():
+        assert sum(row["shapley"].values()) == pytest.approx(row["probed"] - row["none"], abs=1e-9)
+        assert set(row["missing"]) == set(row["noise"]) == {"a", "b"}
+
+
+def test_pages_are_written(done):
+    assert "Concat" in (done / "table.md").read_text()
+    assert "<svg" in (done / "report.html").read_text()
+
+
+def test_what_is_done_is_not_done_again(done, data_dir, capsys):
+    before = {path: path.stat().st_mtime_ns for path in done.rglob("seed_*/*") if path.is_file()}
+    answers = done / "cells" / "Sum" / "seed_1" / "answers.json"
+    content = answers.read_text()
+    answers.unlink()
+    run(done, data_dir, CHOICES)
+    assert answers.read_text() == content
+    after = {path: path.stat().st_mtime_ns for path in done.rglob("seed_*/*") if path.is_file()}
+    assert {path for path in before if after[path] != before[path]} == {answers}
+    assert capsys.readouterr().out.splitlines() == [str(done / "table.json")]
+
+
+def test_a_seed_has_the_result_of_its_own_run(done, data_dir, tmp_path):
+    from launch import train
+    from launch.command_line import main
+
+    cell = json.loads((done / "cells" / "Sum" / "seed_1" / "summary.json").read_text())
+    words = [word for word in run.__globals__["TINY"] if not word.startswith(("seeds", "match"))]
+    alone = ["interactions", *words, "model.fusion=Sum", "seed=1", f"run_dir={tmp_path}", f"data_dir={data_dir}"]
+    assert main(train.train, "", alone) == 0
+    single = json.loads((tmp_path / "summary.json").read_text())
+    assert single["examples_digest"] == cell["examples_digest"]
+    for name, value in single["metrics"].items():
+        assert cell["metrics"][name] == pytest.approx(value, rel=1e-4, abs=1e-5)
+
+
+def test_a_failed_choice_is_reported_and_the_rest_go_on(data_dir, tmp_path, capsys):
+    words = ("over=optimizer.learning_rate", "choices=0.001,1e30", "train.stop_after_skipped=2", "seeds=1")
+    words = (*words, "model.fusion=Sum")
+    from tests.ablation import small
+
+    tiny = [word for word in small.TINY if word != "seeds=2"]
+    assert small.ablate.main(["interactions", *tiny, f"run_dir={tmp_path}", f"data_dir={data_dir}", *words]) == 0
+    table = table_of(tmp_path)
+    assert list(table["summary"]) == ["0.001"]
+    (failed,) = table["failed"]
+    assert failed["choice"] == "1e30"
+    assert "not finite" in failed["reason"]
+    assert "1e30, seed 0, failed" in capsys.readouterr().err
+    assert failed["reason"] in (tmp_path / "table.md").read_text()
+
+
+def test_processes_share_the_cells(data_dir, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv(distributed.COORDINATOR, "localhost:1234")
+    monkeypatch.setenv(distributed.PROCESSES, "2")
+    for process, result in ((1, tmp_path), (0, tmp_path / "table.json")):
+        monkeypatch.setenv(distributed.PROCESS_ID, str(process))
+        run(tmp_path, data_dir, CHOICES)
+        assert capsys.readouterr().out.splitlines() == [str(result)]
+    assert len(table_of(tmp_path)["cells"]) == 4
+
+
+def test_a_result_folder_of_another_grid(done, data_dir, capsys):
+    before = (done / "table.json").read_bytes()
+    run(done, data_dir, "choices=Sum,Mean", code=2)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{done} holds another grid (cells differ); set another run_dir" in line
+    assert (done / "table.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["choices=Sum,Addition"], "model.fusion=Addition: no such class; the nearest is"),
+        (["over=model.fushion"], "unknown key model.fushion; the nearest is model.fusion"),
+        (["over=model.fusion,model.fusion"], "must name one key or several, each once"),
+        (["over=model.width"], "model.width is no choice among a few; say which values"),
+        (["over=model.width", "choices=16,24", "match=flops"], "which is ablated itself; say match=none"),
+        (
+            ["over=model.dropout,model.fusion", "choices=0,0.1"],
+            "are for 1 keys and over=model.dropout,model.fusion are 2",
+        ),
+        (["choices=Sum"], "model.fusion needs two choices or more"),
+        (["choices=Sum,Sum"], "model.fusion needs two choices or more, each once"),
+        (["match=size"], "match=size: expected"),
+        (["seeds=0"], "seeds=0 must be at least 1"),
+        (["over=train.batch_size", "choices=16,1024", "match=flops"], "model.width"),
+    ],
+)
+def test_mistakes_are_one_line(words, message, data_dir, tmp_path, capsys):
+    from tests.ablation import small
+
+    tiny = [word for word in small.TINY if word.partition("=")[0] not in {w.partition("=")[0] for w in words}]
+    argv = ["interactions", *tiny, f"run_dir={tmp_path / 'run'}", f"data_dir={data_dir}", *words]
+    assert small.ablate.main(argv) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert message in lines[-1]
+    assert not (tmp_path / "run").exists()
