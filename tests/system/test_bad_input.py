@@ -84,6 +84,12 @@ def replace(monkeypatch, fields):
     monkeypatch.setattr(SceneRecords, "__getitem__", changed)
 
 
+@pytest.fixture(autouse=True)
+def spoken(monkeypatch):
+    """Every scene has a sound, also where nothing is bad."""
+    replace(monkeypatch, {})
+
+
 def go(run_dir, *words) -> int:
     return command_line.main(train, "", ["scenes", *settings(*words, f"run_dir={run_dir}")])
 
