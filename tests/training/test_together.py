@@ -63,7 +63,7 @@ def test_seeds_together_are_seeds_apart(apart, data_dir, tmp_path):
 
 
 def test_seeds_together_on_a_mesh_are_seeds_apart(apart, data_dir, tmp_path):
-    mesh = ("mesh.data=2", "mesh.fsdp=2", "rules=fsdp")
+    mesh = ("mesh.data=1", "mesh.fsdp=2", "rules=fsdp")
     loop.train_together(runs(tmp_path, data_dir, *mesh))
     check(tmp_path, apart)
 
