@@ -11,20 +11,17 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import chz
 
 from launch import command_line
-from launch.grid import Match, choices_of, cost, keys_of, make_grid, match, own_choice
+from launch.grid import Match, choices_of, keys_of, make_grid, match, own_choice
 from mmjax import files
+from mmjax.ablation.cell import Cell
 from mmjax.config import Experiment, fingerprint
 from mmjax.errors import UserError
 from mmjax.fields import OPERATIONAL
 from mmjax.units import duration
-
-if TYPE_CHECKING:
-    from mmjax.ablation.cell import Cell
 
 GRID = "grid.json"
 
@@ -100,7 +97,7 @@ def experiment_of(request: Ablation) -> Experiment:
     return chz.replace(experiment, train=chz.replace(experiment.train, steps=steps))
 
 
-def plan(request: Ablation) -> tuple[list["Cell"], str, list[int]]:
+def plan(request: Ablation) -> tuple[list[Cell], str, list[int]]:
     """The cells, matched in cost; the choice they are compared with; the seeds. Raises UserError for what cannot be."""
     experiment = experiment_of(request)
     keys = keys_of(request.over)
@@ -110,13 +107,12 @@ def plan(request: Ablation) -> tuple[list["Cell"], str, list[int]]:
     baseline = own if own in [cell.choice for cell in cells] else cells[0].choice
     reference = next(cell for cell in cells if cell.choice == baseline)
     if request.match != "none":
-        target = cost(reference)
         _say(f"matching {request.match} of {len(cells)} choices to {baseline}")
-        cells = [cell if cell is reference else match(cell, request.match, target) for cell in cells]
+        cells = [cell if cell is reference else match(cell, request.match, reference.cost) for cell in cells]
     return cells, baseline, [request.seed + index for index in range(request.seeds)]
 
 
-def _claim(folder: Path, request: Ablation, cells: Sequence["Cell"]) -> None:
+def _claim(folder: Path, request: Ablation, cells: Sequence[Cell]) -> None:
     """Notes in the folder what grid it holds. Raises UserError where it holds another."""
     grid = {
         "over": request.over,

@@ -17,7 +17,7 @@ from mmjax.drafts import Node
 from mmjax.errors import UserError
 from mmjax.fields import arms, choices, text
 from mmjax.model import Model
-from mmjax.profiling.match import Cost, match_width, measure
+from mmjax.profiling.match import Cost, match_width
 
 WIDTH = "model.width"
 Match = Literal["params", "flops", "none"]
@@ -101,11 +101,6 @@ def make_grid(experiment: Experiment, keys: Sequence[str], values: Sequence[Sequ
     return cells
 
 
-def cost(cell: Cell) -> Cost:
-    """Parameters and step FLOPs of a cell's model."""
-    return measure(cell.experiment.model, _features(cell), cell.experiment.train.batch_size)
-
-
 def match(cell: Cell, by: Match, target: Cost) -> Cell:
     """The cell with the width at which its model costs as much as the target. Raises UserError where there is none."""
     if by == "none":
@@ -115,10 +110,6 @@ def match(cell: Cell, by: Match, target: Cost) -> Cell:
     kind: Literal["parameters", "flops"] = "parameters" if by == "params" else "flops"
     experiment = cell.experiment
     size, wanted = experiment.train.batch_size, getattr(target, kind)
-    model: Model = match_width(experiment.model, _features(cell), size, by=kind, target=wanted)
+    model: Model = match_width(experiment.model, cell.features, size, by=kind, target=wanted)
     matched = chz.replace(experiment, model=model)
     return Cell(cell.choice, cell.values, matched, cell.folder)
-
-
-def _features(cell: Cell) -> dict:
-    return cell.experiment.data.bind(cell.experiment.data_dir).features

@@ -74,6 +74,25 @@ Metrics = dict[str, Average]
 
 
 @dataclasses.dataclass(frozen=True)
+class Information:
+    """What two modalities A and B tell about a label Y: I(A,B;Y) in four parts that are not negative, in bits."""
+
+    unique_a: float
+    unique_b: float
+    redundant: float
+    synergy: float
+
+    @property
+    def total(self) -> float:
+        """I(A,B;Y)."""
+        return self.unique_a + self.unique_b + self.redundant + self.synergy
+
+    def as_json(self) -> dict[str, float]:
+        """The parts and their sum."""
+        return dataclasses.asdict(self) | {"total": self.total}
+
+
+@dataclasses.dataclass(frozen=True)
 class Image:
     """Pictures of height x width pixels and C channels, as Float[B H W C] in [0, 1]."""
 

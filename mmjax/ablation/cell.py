@@ -1,6 +1,7 @@
 """One cell of an ablation: one choice, trained with every seed and probed."""
 
 import dataclasses
+import functools
 import itertools
 import json
 import traceback
@@ -20,10 +21,12 @@ from mmjax.evaluation.probe import Answers, Prober
 from mmjax.files import write_atomic
 from mmjax.heads import Classify
 from mmjax.lockstep import stack
+from mmjax.profiling.match import Cost, measure
 from mmjax.sharding.mesh import choose_rules
 from mmjax.training.checkpoint import Checkpoints
 from mmjax.training.loop import Program, train_together
 from mmjax.training.run import Run
+from mmjax.types import Feature
 
 ANSWERS = "answers.json"
 FAILED = "failed.json"
@@ -41,6 +44,16 @@ class Cell:
     values: dict[str, str]
     experiment: Experiment
     folder: Path
+
+    @property
+    def features(self) -> dict[str, Feature]:
+        """What its data hold."""
+        return self.experiment.data.bind(self.experiment.data_dir).features
+
+    @functools.cached_property
+    def cost(self) -> Cost:
+        """Parameters and step FLOPs of its model."""
+        return measure(self.experiment.model, self.features, self.experiment.train.batch_size)
 
     def runs(self, seeds: Sequence[int]) -> list[Experiment]:
         """One experiment a seed, each with its own run directory."""
@@ -149,14 +162,14 @@ def _restore(experiment: Experiment, abstract: Any) -> Any:
         checkpoints.close()
     if restored is None or restored.step != experiment.train.steps:
         raise UserError(f"{experiment.run_dir} has no checkpoint of its last step; remove the folder to train it again")
-    return restored.state.model if restored.state.ema is None else restored.state.ema
+    return restored.state.judged
 
 
 def _information(asked: dict[str, Answers], pair: tuple[str, str], index: int) -> dict[str, Any]:
     a, b = pair
     alone, other, both = (asked[subset].probabilities[index] for subset in (a, b, "+".join(pair)))
     found = estimate(alone, other, both, asked[a].truth)
-    return {"a": a, "b": b, **dataclasses.asdict(found), "total": found.total}
+    return {"a": a, "b": b, **found.as_json()}
 
 
 def read_answers(run_dir: str | Path) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """The result of an ablation: what every choice reached, at what cost, with how much certainty, and why."""
 
 import dataclasses
-import functools
 import json
 import math
 from collections.abc import Sequence
@@ -19,7 +18,6 @@ from mmjax.evaluation.contributions import shapley
 from mmjax.evaluation.statistics import bootstrap_interval, holm, paired_difference, pareto_front
 from mmjax.files import write_atomic
 from mmjax.profiling.growth import growth
-from mmjax.profiling.match import Cost, measure
 from mmjax.training.metrics import read_history
 
 FUSION = "model.fusion"
@@ -118,8 +116,8 @@ class Table:
             "choice": cell.choice,
             "seed": run.seed,
             "metrics": summary["metrics"],
-            "parameters": self._costs[cell.choice].parameters,
-            "flops": self._costs[cell.choice].flops,
+            "parameters": cell.cost.parameters,
+            "flops": cell.cost.flops,
             "step_seconds": float(np.median(seconds)) if seconds else None,
             "peak_bytes": max(peaks, default=None),
             "width": run.model.width,
@@ -128,16 +126,11 @@ class Table:
             "curve": [[line["step"], line[curve]] for line in history if curve in line],
         }
 
-    @functools.cached_property
-    def _costs(self) -> dict[str, Cost]:
-        """Parameters and step FLOPs by choice."""
-        return {cell.choice: _cost(cell) for cell in self.cells}
-
     @property
     def _truth(self) -> dict[str, float] | None:
         """The information that there is, where the source knows it."""
-        truth = getattr(self.cells[0].experiment.data.source, "information", None)
-        return None if truth is None else dataclasses.asdict(truth) | {"total": truth.total}
+        truth = self.cells[0].experiment.data.source.information
+        return None if truth is None else truth.as_json()
 
     def _values(self, choice: str) -> Float[np.ndarray, "S *E"]:
         """The metric of every seed, of every answer where it is the accuracy of those that were probed."""
@@ -162,8 +155,8 @@ class Table:
             known = [row[key] for row in mine if row[key] is not None]
             cost[key] = float(np.median(known)) if known else None
         kind = {"params": "parameters", "flops": "flops", "none": None}[self.match]
-        costs = self._costs
-        matched = getattr(costs[choice], kind) / getattr(costs[self.baseline], kind) if kind else None
+        own, reference = self._cell(choice).cost, self._cell(self.baseline).cost
+        matched = getattr(own, kind) / getattr(reference, kind) if kind else None
         why = self._reasons(answers) if "subsets" in answers[0] else {}
         return {**reached, "difference": None, **cost, "matched": matched, "pareto": False, **why}
 
@@ -241,12 +234,6 @@ class Table:
         encoders = self.cells[0].experiment.model.encoders
         modalities = tuple(name for name, encoder in sorted(encoders.items()) if encoder is not None)
         return growth(fusions, modalities, GROWTH_WIDTH, timed=True)
-
-
-def _cost(cell: Cell) -> Cost:
-    experiment = cell.experiment
-    features = experiment.data.bind(experiment.data_dir).features
-    return measure(experiment.model, features, experiment.train.batch_size)
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -4,11 +4,12 @@ Partial information decomposition (Williams & Beer 2010) in the definition of Be
 2014, "Quantifying unique information". All amounts are in bits.
 """
 
-import dataclasses
 import math
 
 import numpy as np
 from jaxtyping import Float, Int
+
+from mmjax.types import Information
 
 GAP = 1e-6  # nats
 ITERATIONS = 10_000
@@ -17,20 +18,6 @@ CELLS = (4, 8, 16)
 PRIOR_EXAMPLES = 20
 ROUNDS = 10
 TINY = 1e-300
-
-
-@dataclasses.dataclass(frozen=True)
-class Information:
-    """I(A,B;Y) in four parts that are not negative, in bits."""
-
-    unique_a: float
-    unique_b: float
-    redundant: float
-    synergy: float
-
-    @property
-    def total(self) -> float:
-        return self.unique_a + self.unique_b + self.redundant + self.synergy
 
 
 def decompose(joint: Float[np.ndarray, "Y A B"]) -> Information:

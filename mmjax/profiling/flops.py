@@ -49,6 +49,11 @@ def count_flops(function: Callable[..., Any], *arguments: Any) -> int:
     return _jaxpr_flops(jax.make_jaxpr(function)(*arguments).jaxpr)
 
 
+def step_flops(model: Any, batch: Any) -> int:
+    """Model FLOPs of a training step on the batch (both may be shapes): three forward passes' worth."""
+    return 3 * count_flops(lambda model, batch: model.loss(batch)[0], model, batch)
+
+
 def _jaxpr_flops(jaxpr: Jaxpr) -> int:
     return sum(_equation_flops(equation) for equation in jaxpr.eqns)
 

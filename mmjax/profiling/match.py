@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding
 from mmjax.data.place import shapes
 from mmjax.errors import UserError
 from mmjax.model import Model, Multimodal
-from mmjax.profiling.flops import count_flops
+from mmjax.profiling.flops import step_flops
 from mmjax.sharding.mesh import MeshShape
 from mmjax.sharding.rules import PRESETS
 from mmjax.training.state import build_model
@@ -42,8 +42,8 @@ def measure(model: Model, features: dict[str, Feature], batch_size: int) -> Cost
     with jax.set_mesh(_one_device()):
         built = _build(model, features)
         batch = shapes(features, batch_size, NamedSharding(jax.sharding.get_mesh(), RULES.spec("batch")))
-        forward = count_flops(lambda model, batch: model.loss(batch)[0], built, batch)
-    return Cost(parameters=sum(leaf.size for leaf in jax.tree.leaves(built)), flops=3 * forward)
+        flops = step_flops(built, batch)
+    return Cost(parameters=sum(leaf.size for leaf in jax.tree.leaves(built)), flops=flops)
 
 
 def match_width(

@@ -20,8 +20,7 @@ from mmjax.data.place import Feed, Placed, shapes
 from mmjax.errors import Diverged, Preempted
 from mmjax.evaluation.evaluator import Evaluator
 from mmjax.lockstep import over_runs, stack, unstack
-from mmjax.model import Multimodal
-from mmjax.profiling.flops import count_flops, peak_flops
+from mmjax.profiling.flops import peak_flops, step_flops
 from mmjax.sharding.distributed import any_process
 from mmjax.sharding.mesh import choose_rules
 from mmjax.sharding.rules import Rules
@@ -139,8 +138,8 @@ class Program:
 
     @functools.cached_property
     def model_flops(self) -> int:
-        """The model's FLOPs in a step of one run: three forward passes' worth."""
-        return 3 * count_flops(lambda model, batch: model.loss(batch)[0], self.abstract.model, self.batch())
+        """The model's FLOPs in a step of one run."""
+        return step_flops(self.abstract.model, self.batch())
 
     def compile(self, state: TrainState, keys: jax.Array, count: int) -> jax.stages.Compiled:
         """The training step of `count` runs."""
@@ -213,7 +212,7 @@ class Loop:
 
     def _each(self, function: Callable) -> list:
         """`function` of every run, its state, and a batch with predictions to look at. All processes must call it."""
-        host, *predictions = self.evaluator.first(self._judged(), self.program.data.source.splits[-1])
+        host, *predictions = self.evaluator.first(self.state.judged, self.program.data.source.splits[-1])
         each = zip(self.runs, self._states(), predictions, strict=True)
         return [function(run, state, (host, predicted)) for run, state, predicted in each]
 
@@ -313,15 +312,11 @@ class Loop:
                     self.runs[0].say(f"evaluating on {split}")
                 tally = Tally(self.program.data.max_bad_share)
                 look = functools.partial(self.runs[0].note_errors, step, split, tally)
-                for all_, new in zip(metrics, self.evaluator.evaluate(self._judged(), split, look), strict=True):
+                for all_, new in zip(metrics, self.evaluator.evaluate(self.state.judged, split, look), strict=True):
                     all_ |= new
         for run, values in zip(self.runs, metrics, strict=True):
             run.write(step, values)
         return metrics
-
-    def _judged(self) -> Multimodal:
-        """The models that are evaluated: the moving averages where there are some."""
-        return self.state.model if self.state.ema is None else self.state.ema
 
     def _save(self, step: int, metrics: list[dict[str, float]]) -> None:
         for run, state, each in zip(self.runs, self._states(), metrics, strict=True):

@@ -32,6 +32,11 @@ class TrainState:
     critics: Any = None
     critic_opt_state: Any = None
 
+    @property
+    def judged(self) -> Any:
+        """The model that is evaluated: the moving average where there is one."""
+        return self.model if self.ema is None else self.ema
+
 
 def build_model(key: jax.Array, model: Model, features: dict[str, Feature], rules: Rules) -> Multimodal:
     """A freshly drawn model; call it under `jit` on the mesh and it is born sharded."""

@@ -9,6 +9,8 @@ from typing import Any, Protocol, runtime_checkable
 import chz
 import numpy as np
 
+from mmjax.types import Information
+
 
 @dataclasses.dataclass(frozen=True)
 class Recording:
@@ -49,6 +51,11 @@ class Source(abc.ABC):
     @abc.abstractmethod
     def splits(self) -> tuple[str, ...]:
         """The splits there are: some of "train", "validation" and "test"."""
+
+    @property
+    def information(self) -> Information | None:
+        """What modalities `a` and `b` tell about the label, where that is known exactly."""
+        return None
 
     @abc.abstractmethod
     def open(self, data_dir: str, split: str) -> Records:

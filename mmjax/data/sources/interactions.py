@@ -1,6 +1,5 @@
 """interactions: two made-up modalities and a label, of which it is known what each of them tells about it."""
 
-import dataclasses
 import itertools
 import math
 from pathlib import Path
@@ -12,6 +11,7 @@ from jaxtyping import UInt8
 
 from mmjax.data.sources.base import Recording, Records, Source
 from mmjax.errors import UserError
+from mmjax.types import Information
 
 VERSION = "1.0.0"
 SPLITS = ("train", "validation", "test")
@@ -35,21 +35,6 @@ HERTZ = ((350, 500), (700, 950), (1250, 1600), (2100, 2700))
 BEAT = 960  # samples that a slot's turn lasts, of which the tone takes some
 TONE = 640
 SECONDS = MOST_BITS * BEAT / RATE
-
-
-@dataclasses.dataclass(frozen=True)
-class Information:
-    """What A and B tell about the label, in bits: A alone, B alone, each of them, only both together."""
-
-    unique_a: float
-    unique_b: float
-    redundant: float
-    synergy: float
-
-    @property
-    def total(self) -> float:
-        """I(A, B; Y), the sum of the four."""
-        return self.unique_a + self.unique_b + self.redundant + self.synergy
 
 
 @chz.chz
@@ -110,11 +95,6 @@ class Interactions(Source):
     def best_accuracy(self) -> float:
         """The chance that no bit is flipped: the highest accuracy that there can be, on average."""
         return (1 - self.noise) ** self.bits
-
-    @property
-    def chance_accuracy(self) -> float:
-        """The accuracy of a guess that knows neither A nor B."""
-        return 2.0**-self.bits
 
     @property
     def splits(self) -> tuple[str, ...]:
