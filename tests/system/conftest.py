@@ -52,14 +52,14 @@ def finish(name: str, *words: object, devices: int = 1, code: int = 0) -> str:
     return output
 
 
-def interrupt(run_dir: Path, seconds: float, number: signal.Signals, *words: object, devices: int = 1) -> int:
-    """Start a run, send it a signal so many seconds after it began to log, and return its exit code.
+def interrupt(run_dir: Path, seconds: float, number: signal.Signals, name: str, *words: object) -> int:
+    """Start a command, send it a signal so many seconds after `run_dir` has new figures, and return its exit code.
 
-    SIGTERM goes to the run's own processes, too, as schedulers send it.
+    SIGTERM goes to the command's own processes, too, as schedulers send it.
     """
     metrics = run_dir / "metrics.jsonl"
     before = metrics.stat().st_mtime_ns if metrics.exists() else 0
-    process = start("train", *words, devices=devices)
+    process = start(name, *words)
     while process.poll() is None and not (metrics.exists() and metrics.stat().st_mtime_ns > before):
         time.sleep(0.01)
     time.sleep(seconds)

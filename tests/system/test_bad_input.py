@@ -1,11 +1,8 @@
 """Bad data is counted, named and absent; a wrong request is one line, and nothing that was there changes."""
 
-import contextlib
-import errno
 import gc
 import io
 import json
-import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -24,6 +21,7 @@ from mmjax.data.sources.scenes import SceneRecords
 from mmjax.training import loop
 from mmjax.training.run import Run
 from tests.system.conftest import ROOT, TINY, command, environment
+from tests.system.disk import Disk, PretendDisk
 
 STEPS = 6  # of 16: one epoch of 96
 # Everything is read and only the picture is modelled, which compiles sooner.
@@ -321,50 +319,6 @@ def test_a_place_below_a_file_cannot_be_written(data, tmp_path, capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert f"cannot write {tmp_path / 'file' / 'run' / config.FILE}: Not a directory" in line
     assert (tmp_path / "file").read_text() == "kept"
-
-
-class Disk:
-    """A small disk that a test can fill up and empty again, or make read-only."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def fill(self):
-        with contextlib.suppress(OSError), (self.path / "filler").open("wb", buffering=0) as file:
-            while True:
-                file.write(bytes(4096))
-
-    def free(self):
-        (self.path / "filler").unlink()
-
-    def protect(self):
-        subprocess.run(["mount", "-o", "remount,ro", self.path], check=True)
-
-
-class PretendDisk(Disk):
-    """One for who may not mount: all but Orbax's writing of arrays is refused as such a disk would refuse it."""
-
-    refusal: int | None = None
-
-    def __init__(self, path: Path, monkeypatch):
-        super().__init__(path)
-        opened = Path.open
-
-        def open_file(file, mode="r", *args, **options):
-            if self.refusal is not None and mode[0] != "r" and path in file.parents:
-                raise OSError(self.refusal, os.strerror(self.refusal))
-            return opened(file, mode, *args, **options)
-
-        monkeypatch.setattr(Path, "open", open_file)
-
-    def fill(self):
-        self.refusal = errno.ENOSPC
-
-    def free(self):
-        self.refusal = None
-
-    def protect(self):
-        self.refusal = errno.EROFS
 
 
 @pytest.fixture
