@@ -53,22 +53,27 @@ class Input(abc.ABC):
 
 @chz.chz
 class Picture(Input):
-    """A picture as Float[size size channels] in [0, 1], resized (not cropped) to a square."""
+    """A picture as Float[size width channels] in [0, 1], resized (not cropped)."""
 
-    size: int = chz.field(doc="height and width, pixels")
+    size: int = chz.field(doc="height, pixels")
+    width: int | None = chz.field(default=None, doc="width, pixels; None: the height")
     channels: int = chz.field(default=3, doc="1 is grey, 3 is RGB")
     augment: PictureAugment = chz.field(default=PictureAugment(), doc="random changes in training")
 
     @chz.validate
     def _valid(self) -> None:
-        if self.size < 1:
-            raise ValueError("size must be 1 or more")
+        if min(self._shape) < 1:
+            raise ValueError("size and width must be 1 or more")
         if self.channels not in (1, 3):
             raise ValueError("channels must be 1 or 3")
 
     @property
     def feature(self) -> Image:
-        return Image(self.size, self.size, self.channels)
+        return Image(*self._shape, self.channels)
+
+    @property
+    def _shape(self) -> tuple[int, int]:
+        return self.size, self.size if self.width is None else self.width
 
     @property
     def random(self) -> bool:
@@ -77,11 +82,12 @@ class Picture(Input):
     def read(self, raw: Any, rng: np.random.Generator | None) -> tuple[np.ndarray, None]:
         cv2 = clean.opencv()
         pixels = clean.clean_picture(raw, self.channels)
-        if pixels.shape[:2] != (self.size, self.size):
+        height, width = self._shape
+        if pixels.shape[:2] != (height, width):
             # Averaging over areas when shrinking is what keeps fine structure from turning into noise.
-            how = cv2.INTER_AREA if min(pixels.shape[:2]) > self.size else cv2.INTER_LINEAR
-            pixels = cv2.resize(pixels, (self.size, self.size), interpolation=how)
-        pixels = pixels.reshape(self.size, self.size, self.channels)
+            how = cv2.INTER_AREA if pixels.shape[0] > height and pixels.shape[1] > width else cv2.INTER_LINEAR
+            pixels = cv2.resize(pixels, (width, height), interpolation=how)
+        pixels = pixels.reshape(height, width, self.channels)
         picture = np.multiply(pixels, np.float32(1 / 255), dtype=np.float32)
         return (picture if rng is None else self.augment(picture, rng)), None
 

@@ -17,6 +17,7 @@ from sklearn.decomposition import PCA
 
 from mmjax.data.sources import building, mnist, noise
 from mmjax.data.sources.av_digits import AvDigits
+from mmjax.data.sources.digit_strings import WORDS, DigitStrings
 from mmjax.errors import UserError
 
 ROWS = {"train": 60, "val": 12, "test": 15}
@@ -287,6 +288,7 @@ def test_files_that_are_something_else_are_one_clear_line(raw, tmp_path, file, c
 KILLED = """
 import os, sys
 from mmjax.data.sources.av_digits import AvDigits
+from mmjax.data.sources.digit_strings import WORDS, DigitStrings
 from mmjax.data.sources import av_digits_builder
 make = av_digits_builder.Clean.__call__
 def die(self, split, row):
@@ -338,3 +340,14 @@ def test_damaged_files_on_disk(built, tmp_path):
     os.remove(file)
     with pytest.raises(UserError, match="is damaged: delete"):
         AvDigits(noise="clean").open(str(tmp_path / "data"), "train")
+
+
+def test_digits_can_be_strung(built):
+    single, strung = AvDigits(noise="clean").open(built, "test"), DigitStrings().open(built, "test")
+    pictures = {single[row]["image"].tobytes(): single[row]["label"] for row in range(len(single))}
+    for example in (strung[index] for index in range(20)):
+        parts = [example["image"][:, start : start + 28] for start in range(0, 112, 28)]
+        digits = [pictures[part.tobytes()] for part in parts if part.any()]
+        assert example["digits"] == digits
+        assert example["text"] == " ".join(WORDS[digit] for digit in digits)
+        assert 0.2 < len(example["speech"].samples) / 8000 < 10

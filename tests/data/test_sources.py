@@ -20,7 +20,8 @@ from mmjax.errors import UserError
 
 
 def test_table_of_sources():
-    assert {source_name(cls) for cls in TABLE.values()} == {"av_digits", "interactions", "scenes"}
+    names = {"av_digits", "cifar10", "digit_strings", "emoji", "interactions", "scenes"}
+    assert {source_name(cls) for cls in TABLE.values()} == names
     for cls in TABLE.values():
         assert issubclass(cls, Source)
         assert cls().splits == ("train", "validation", "test")
