@@ -8,16 +8,20 @@ import chz
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
+from mmjax import generators, heads
 from mmjax.encoders import Encoder
 from mmjax.errors import UserError
 from mmjax.fusion import CrossAttention, Fusion
-from mmjax.heads import Output
+from mmjax.layers.output import Output
 from mmjax.layers.settings import Settings
 from mmjax.layers.stack import Remat
 from mmjax.sharding.rules import Rules
 from mmjax.types import Average, Batch, Feature, Fused, Metrics, Tokens
+
+# Everything that can come out, by class name.
+OUTPUTS: dict[str, type[Output]] = heads.TABLE | generators.TABLE
 
 
 @chz.chz
@@ -25,7 +29,7 @@ class Model:
     """Configuration of a model: which encoder reads each modality, how they are fused, what comes out."""
 
     encoders: Mapping[str, Encoder | None] = chz.field(doc="an encoder per modality; None leaves the modality out")
-    outputs: Mapping[str, Output | None] = chz.field(doc="heads by name; None leaves one out")
+    outputs: Mapping[str, Output | None] = chz.field(doc="heads and generators by name; None leaves one out")
     fusion: Fusion = chz.field(default=CrossAttention(), doc="how the modalities meet")
     width: int = chz.field(default=128, doc="width D of the tokens")
     dtype: Literal["float32", "bfloat16"] = chz.field(
@@ -102,6 +106,7 @@ class Multimodal(nnx.Module):
                 heads[name] = output.build(readable, settings, rngs)
         self.outputs = nnx.Dict(heads)
         self.weights = {name: output.weight for name, output in outputs.items()}
+        self.blind = {name: tuple(sorted(set(output.blind) & set(encoders))) for name, output in outputs.items()}
         self.modality_dropout = config.modality_dropout
 
     def encode(self, batch: Batch, key: jax.Array | None) -> tuple[dict[str, Tokens], dict[str, Any]]:
@@ -116,13 +121,41 @@ class Multimodal(nnx.Module):
             streams[name] = Tokens(tokens.values, tokens.mask & present[:, None], tokens.time)
         return streams, intermediates
 
+    def fuse(
+        self, streams: dict[str, Tokens], hidden: tuple[str, ...], key: jax.Array | None
+    ) -> tuple[Fused, dict[str, Any]]:
+        """Fused features without the `hidden` modalities, and what happened between."""
+        drop_key, fusion_key = _split(key, 2)
+        seen = {
+            name: Tokens(tokens.values, jnp.zeros_like(tokens.mask) if name in hidden else tokens.mask, tokens.time)
+            for name, tokens in streams.items()
+        }
+        if drop_key is not None:
+            seen = drop_modalities(seen, self.modality_dropout, drop_key)
+        tokens, pooled, between = self.fusion(seen, fusion_key)
+        return Fused(tokens, pooled, streams), between
+
     def __call__(self, batch: Batch, key: jax.Array | None = None) -> tuple[Fused, dict[str, Any]]:
-        """Fused features of a batch and all that was computed on the way. A key means training: dropout is on."""
-        encode_key, drop_key, fusion_key = _split(key, 3)
+        """Fused features of all of a batch and what was computed on the way. A key means training: dropout is on."""
+        encode_key, fuse_key = _split(key, 2)
         streams, intermediates = self.encode(batch, encode_key)
-        seen = streams if drop_key is None else drop_modalities(streams, self.modality_dropout, drop_key)
-        tokens, pooled, intermediates["fusion"] = self.fusion(seen, fusion_key)
-        return Fused(tokens, pooled, streams), intermediates
+        fused, intermediates["fusion"] = self.fuse(streams, (), fuse_key)
+        return fused, intermediates
+
+    def views(
+        self, batch: Batch, key: jax.Array | None
+    ) -> tuple[dict[tuple[str, ...], Fused], dict[str, Float[Array, ""]]]:
+        """Fused features by what the outputs must not see, and the fusion's own losses, averaged over these."""
+        encode_key, fuse_key = _split(key, 2)
+        streams, _ = self.encode(batch, encode_key)
+        kinds = sorted(set(self.blind.values()))
+        views: dict[tuple[str, ...], Fused] = {}
+        losses: dict[str, Float[Array, ""]] = {}
+        for hidden, view_key in zip(kinds, _split(fuse_key, len(kinds)), strict=True):
+            views[hidden], between = self.fuse(streams, hidden, view_key)
+            for name, loss in between.get("losses", {}).items():
+                losses[name] = losses.get(name, jnp.float32(0)) + loss / len(kinds)
+        return views, losses
 
     def weigh(self, batch: Batch) -> dict[str, Float[Array, ""]]:
         """The weight of the batch in every output's loss, and in the fusion's own."""
@@ -130,23 +163,27 @@ class Multimodal(nnx.Module):
         return {"fusion": fusion} | {name: output.weight(batch) for name, output in self.outputs.items()}
 
     def loss(
-        self, batch: Batch, key: jax.Array | None = None, weights: dict[str, Float[Array, ""]] | None = None
+        self,
+        batch: Batch,
+        key: jax.Array | None = None,
+        weights: dict[str, Float[Array, ""]] | None = None,
+        step: Int[Array, ""] | None = None,
     ) -> tuple[Float[Array, ""], Metrics]:
         """The weighted sum of the outputs' losses and the fusion's own, and all their averages as "output/metric".
 
         `weights` are those of the whole batch where this is a part of it (gradient accumulation), so that the losses
-        of parts add up.
+        of parts add up. `step` counts the training's steps before this one, None in an evaluation.
         """
         forward_key, output_key = _split(key, 2)
-        fused, between = self(batch, forward_key)
+        views, losses = self.views(batch, forward_key)
         total = jnp.zeros((), jnp.float32)
         metrics: Metrics = {}
-        for name, own in between["fusion"].get("losses", {}).items():
+        for name, own in losses.items():
             size = jnp.float32(_size(batch))
             metrics[f"fusion/{name}"] = Average(own * size, size)
             total = total + own * size / (size if weights is None else weights["fusion"])
         for (name, output), loss_key in zip(self.outputs.items(), _split(output_key, len(self.outputs)), strict=True):
-            loss, details = output.loss(fused, batch, loss_key)
+            loss, details = output.loss(views[self.blind[name]], batch, loss_key, step)
             whole = loss.weight if weights is None else weights[name]
             total = total + self.weights[name] * Average(loss.total, whole).value()
             metrics |= {f"{name}/{detail}": average for detail, average in details.items()}
@@ -154,10 +191,10 @@ class Multimodal(nnx.Module):
 
     def predict(self, batch: Batch, key: jax.Array | None = None) -> dict[str, dict[str, Array]]:
         """Every output's predictions, without dropout."""
-        fused, _ = self(batch)
+        views, _ = self.views(batch, None)
         keys = _split(key, len(self.outputs))
         return {
-            name: output.predict(fused, output_key)
+            name: output.predict(views[self.blind[name]], output_key)
             for (name, output), output_key in zip(self.outputs.items(), keys, strict=True)
         }
 

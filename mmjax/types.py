@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 
@@ -69,8 +70,28 @@ class Average:
         """total / weight; 0 where nothing was weighed."""
         return self.total / jnp.where(self.weight == 0, 1, self.weight)
 
+    def figures(self, name: str) -> dict[str, float]:
+        """What is logged of it, on the host."""
+        return {name: float(self.value())}
 
-Metrics = dict[str, Average]
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Counts:
+    """How often each of K things has occurred, so that counts of parts add up to those of the whole."""
+
+    # Float[Array, "K"] on the devices, NumPy's on the host.
+    counts: Any
+
+    def figures(self, name: str) -> dict[str, float]:
+        """The share of things that occurred at all, and the perplexity: as many equally frequent ones vary as much."""
+        counts = np.asarray(self.counts, np.float64)
+        shares = counts[counts > 0] / max(1, counts.sum())
+        perplexity = float(np.exp(-(shares * np.log(shares)).sum()))
+        return {f"{name}_usage": float((counts > 0).mean()), f"{name}_perplexity": perplexity}
+
+
+Metrics = dict[str, Average | Counts]
 
 
 @dataclasses.dataclass(frozen=True)

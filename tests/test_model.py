@@ -13,6 +13,7 @@ from flax import nnx
 from mmjax.encoders import ConvNet, Recurrent, Spectrogram, TextTransformer, ViT
 from mmjax.errors import UserError
 from mmjax.fusion import Concat, CrossAttention
+from mmjax.generators import TextDecoder
 from mmjax.heads import Classify, Contrast, Regress
 from mmjax.model import Model, drop_modalities
 from mmjax.sharding.mesh import MeshShape
@@ -267,3 +268,18 @@ def test_what_cannot_be_built(changes, says):
 def test_shares_lie_below_one(key):
     with pytest.raises(ValueError, match=key):
         chz.replace(PLAIN, **{key: 1.0})
+
+
+def test_an_output_does_not_see_what_it_makes():
+    outputs = {"label": Classify(target="label"), "text": TextDecoder(target="text", depth=1, heads=2)}
+    model = build(chz.replace(ATTENTIVE, outputs=outputs))
+    run = jax.jit(lambda model, batch: (model.predict(batch), model.loss(batch)[1]), compiler_options=QUICK)
+    batch = make_batch()
+    words, pixels = batch.values["text"], batch.values["image"]
+    (said, before), (same_said, _), (_, after) = (
+        run(model, put(dataclasses.replace(batch, values=batch.values | changed), RULES))
+        for changed in ({}, {"text": 16 - words}, {"image": 1 - pixels})
+    )
+    same(said["text"], same_said["text"])
+    assert np.abs(np.asarray(said["label"]["probabilities"] - same_said["label"]["probabilities"])).max() > 1e-3
+    assert abs(float(before["text/loss"].value() - after["text/loss"].value())) > 1e-4

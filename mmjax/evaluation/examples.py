@@ -33,6 +33,10 @@ def _show(data: Data, host: HostBatch, predictions: Predictions, place: int) -> 
                 spectra[name] = values[host.batch.mask[name][place]]
         if isinstance(input, Sentence):
             texts[name] = input.decode(values[host.batch.mask[name][place]])
+    for output, predicted in predictions.items():
+        if output in data.inputs and "values" in predicted:
+            kind = images if isinstance(data.inputs[output].feature, Image) else spectra
+            kind[f"{output}, made"] = predicted["values"][row]
     shown = [item for output in predictions for item in _judge(data, host, place, row, output, predictions[output])]
     return Example(host.ids[row], images, texts, spectra, shown)
 
@@ -43,7 +47,10 @@ def _judge(
     """What one output said of one example, slot by slot. Outputs are shown beside the feature of their own name."""
     if output not in data.inputs or not host.batch.present[output][place]:
         return []
-    feature, truths = data.inputs[output].feature, host.batch.values[output][place]
+    input, truths = data.inputs[output], host.batch.values[output][place]
+    if isinstance(input, Sentence) and "ids" in predicted:
+        return [Prediction(output, input.decode(truths), input.decode(predicted["ids"][row]))]
+    feature = input.feature
     slots = np.flatnonzero(host.batch.mask[output][place]) if output in host.batch.mask else np.zeros(0, int)
     result = []
     for slot in slots:

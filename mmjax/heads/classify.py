@@ -5,11 +5,11 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from mmjax.errors import UserError
-from mmjax.heads.base import Output, find_feature
 from mmjax.layers.linear import Linear
+from mmjax.layers.output import Output, find_feature
 from mmjax.layers.settings import Settings
 from mmjax.types import Average, Batch, Feature, Fused, Label, Metrics
 
@@ -59,7 +59,9 @@ class ClassifyHead(nnx.Module):
     def weight(self, batch: Batch) -> Float[Array, ""]:
         return self._weights(batch).sum()
 
-    def loss(self, fused: Fused, batch: Batch, key: jax.Array | None) -> tuple[Average, Metrics]:
+    def loss(
+        self, fused: Fused, batch: Batch, key: jax.Array | None, step: Int[Array, ""] | None
+    ) -> tuple[Average, Metrics]:
         logits = self.logits(fused.pooled).astype(jnp.float32)
         truth, weights = batch.values[self.target], self._weights(batch)
         targets = optax.smooth_labels(jax.nn.one_hot(truth, self.classes), self.smoothing)

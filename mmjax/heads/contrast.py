@@ -7,11 +7,11 @@ import chz
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
-from mmjax.heads.base import Output, find_feature
 from mmjax.layers.attention import AttentionPool, check_heads
 from mmjax.layers.linear import Linear, make_parameter
+from mmjax.layers.output import Output, find_feature
 from mmjax.layers.settings import Settings
 from mmjax.types import Average, Batch, Feature, Fused, Image, Metrics, Spectrum, Text, Tokens
 
@@ -66,7 +66,9 @@ class ContrastHead(nnx.Module):
     def weight(self, batch: Batch) -> Float[Array, ""]:
         return self._there(batch).astype(jnp.float32).sum()
 
-    def loss(self, fused: Fused, batch: Batch, key: jax.Array | None) -> tuple[Average, Metrics]:
+    def loss(
+        self, fused: Fused, batch: Batch, key: jax.Array | None, step: Int[Array, ""] | None
+    ) -> tuple[Average, Metrics]:
         there = self._there(batch)
         first, second = (self.embed(side, fused.unimodal[name]) for side, name in enumerate(self.names))
         everyone = jax.sharding.reshard(second, self.rules.spec(None, None))

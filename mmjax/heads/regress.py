@@ -4,10 +4,10 @@ import chz
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-from mmjax.heads.base import Output, find_feature
 from mmjax.layers.linear import Linear
+from mmjax.layers.output import Output, find_feature
 from mmjax.layers.settings import Settings
 from mmjax.types import Average, Batch, Feature, Fused, Metrics, Quantity
 
@@ -45,7 +45,9 @@ class RegressHead(nnx.Module):
     def weight(self, batch: Batch) -> Float[Array, ""]:
         return self._weights(batch).sum() * batch.values[self.target].shape[-1]
 
-    def loss(self, fused: Fused, batch: Batch, key: jax.Array | None) -> tuple[Average, Metrics]:
+    def loss(
+        self, fused: Fused, batch: Batch, key: jax.Array | None, step: Int[Array, ""] | None
+    ) -> tuple[Average, Metrics]:
         mean, deviation = self._distribution(fused)
         weights = self._weights(batch)
         # What is absent is replaced before it is computed with: a gradient of zero times NaN would be NaN.

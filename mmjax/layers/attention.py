@@ -13,6 +13,9 @@ from mmjax.layers.mlp import MLP
 from mmjax.layers.norm import Norm, dropout
 from mmjax.sharding.rules import Rules
 
+# Keys and values of M context tokens, Float[B M H K] each.
+Memory = tuple[Array, Array]
+
 
 class Attention(nnx.Module):
     """Multi-head attention of x on a context (default: x), softmax in float32 (Vaswani et al. 2017, section 3.2).
@@ -31,14 +34,26 @@ class Attention(nnx.Module):
         x: Float[Array, "B N D"],
         context: Float[Array, "B M D"] | None = None,
         mask: Bool[Array, "B M"] | None = None,
+        *,
+        causal: bool = False,
     ) -> Float[Array, "B N D"]:
-        context = x if context is None else context
-        mixed = jax.nn.dot_product_attention(
-            self.query(x),
-            self.key(context),
-            self.value(context),
-            mask=None if mask is None else mask[:, None, None, :],
-        )
+        return self.read(x, self.remember(x if context is None else context), mask, causal=causal)
+
+    def remember(self, context: Float[Array, "B M D"]) -> Memory:
+        """What is read of a context: keys and values, which a decoder keeps instead of computing them again."""
+        return self.key(context), self.value(context)
+
+    def read(
+        self,
+        x: Float[Array, "B N D"],
+        memory: Memory,
+        mask: Bool[Array, "#B M"] | None = None,
+        *,
+        causal: bool = False,
+    ) -> Float[Array, "B N D"]:
+        """Attention to what was remembered; a causal one sees what is not after its own place."""
+        seen = None if mask is None else mask[:, None, None, :]
+        mixed = jax.nn.dot_product_attention(self.query(x), *memory, mask=seen, is_causal=causal)
         y = self.out(mixed)
         return y if mask is None else jnp.where(mask.any(1)[:, None, None], y, 0)
 

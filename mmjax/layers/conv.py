@@ -10,18 +10,31 @@ from mmjax.sharding.rules import Rules
 
 
 class Conv(nnx.Module):
-    """2-D convolution with bias, channels last, padded to keep ceil(size / stride)."""
+    """2-D convolution with bias, channels last, padded to keep ceil(size / stride).
 
-    AXES = (None, None, None, "embed")
+    The kernel is stored split along its outputs, or, where these are few, along its inputs.
+    """
 
-    def __init__(self, inputs: int, outputs: int, kernel: int, *, stride: int = 1, rules: Rules, rngs: nnx.Rngs):
-        init = jax.nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal", (0, 1, 2), 3)
-        self.kernel = make_parameter(init, (kernel, kernel, inputs, outputs), self.AXES, rules=rules, rngs=rngs)
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int,
+        *,
+        stride: int = 1,
+        scale: float = 1.0,
+        few_outputs: bool = False,
+        rules: Rules,
+        rngs: nnx.Rngs,
+    ):
+        init = jax.nn.initializers.variance_scaling(scale, "fan_in", "truncated_normal", (0, 1, 2), 3)
+        self.axes = (None, None, "embed", None) if few_outputs else (None, None, None, "embed")
+        self.kernel = make_parameter(init, (kernel, kernel, inputs, outputs), self.axes, rules=rules, rngs=rngs)
         self.bias = make_parameter(jax.nn.initializers.zeros, (outputs,), (None,), rules=rules, rngs=rngs)
         self.stride, self.rules = stride, rules
 
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w D"]:
-        kernel = use(self.kernel, self.AXES, x.dtype, self.rules)
+        kernel = use(self.kernel, self.axes, x.dtype, self.rules)
         y = jax.lax.conv_general_dilated(
             x, kernel, (self.stride, self.stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
         )

@@ -6,7 +6,7 @@ from typing import Protocol, TypeVar, runtime_checkable
 import chz
 import jax
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from mmjax.errors import UserError
 from mmjax.layers.settings import Settings
@@ -26,8 +26,13 @@ class OutputModule(Protocol):
         """
         ...
 
-    def loss(self, fused: Fused, batch: Batch, key: jax.Array | None) -> tuple[Average, Metrics]:
-        """The loss over examples whose target is present, as an average, and other averages worth watching."""
+    def loss(
+        self, fused: Fused, batch: Batch, key: jax.Array | None, step: Int[Array, ""] | None
+    ) -> tuple[Average, Metrics]:
+        """The loss over examples whose target is present, as an average, and other averages worth watching.
+
+        `step` counts the training's steps before this one; None in an evaluation, where all that warms up is warm.
+        """
         ...
 
     def predict(self, fused: Fused, key: jax.Array | None) -> dict[str, Array]:
@@ -44,6 +49,11 @@ class Output(abc.ABC):
     @property
     def unimodal(self) -> tuple[str, ...]:
         """The modalities whose own tokens are read beside the fused ones, so that they must have encoders."""
+        return ()
+
+    @property
+    def blind(self) -> tuple[str, ...]:
+        """The modalities that the fusion it reads must not have seen, such as the one that it makes."""
         return ()
 
     @abc.abstractmethod

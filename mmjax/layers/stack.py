@@ -50,3 +50,17 @@ class Stack(nnx.Module):
             run = jax.checkpoint(run, policy=POLICIES[self.remat], prevent_cse=self.unroll)
         keys = None if key is None else jax.random.split(key, self.depth)
         return jax.lax.scan(run, carry, (self.blocks, keys), unroll=self.depth if self.unroll else 1)
+
+    def thread(
+        self, function: Callable[[Any, Carry, Any], tuple[Carry, Any]], carry: Carry, layers: Any = None
+    ) -> tuple[Carry, Any]:
+        """Run `carry, result = function(block, carry, own)` through all blocks; also every block's result, stacked.
+
+        `own` is the block's part of `layers`, whose leaves have a leading layer dimension.
+        """
+
+        def run(carry: Carry, layer: tuple[Any, Any]) -> tuple[Carry, Any]:
+            block, own = layer
+            return function(block, carry, own)
+
+        return jax.lax.scan(run, carry, (self.blocks, layers), unroll=self.depth if self.unroll else 1)

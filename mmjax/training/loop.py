@@ -270,7 +270,7 @@ class Loop:
         if len(pending) > 1:
             jax.block_until_ready(pending[-2])
         placed = [next(feed) for feed in feeds]
-        if pending and pending[-1]["loss"].total.is_ready():
+        if pending and jax.tree.leaves(pending[-1]["loss"])[0].is_ready():
             for run, feed in zip(self.runs, feeds, strict=True):
                 run.waited += feed.last_wait
         return placed
@@ -288,7 +288,7 @@ class Loop:
     def _log(self, step: int, pending: list[Metrics]) -> None:
         """Writes the averages since the last line. Waits for the devices, once."""
         fetched = [unstack(metrics, len(self.runs)) for metrics in jax.device_get(pending)]
-        losses = [float(each["loss"].value()) for each in fetched[-1]]
+        losses = [each["loss"].figures("")[""] for each in fetched[-1]]
         rates = self.progress.update(step, sum(losses) / len(losses))
         more = {} if rates is None else rates.metrics()
         if step == self.start + 1:

@@ -113,8 +113,10 @@ class Run:
     def write_steps(self, step: int, fetched: list[Metrics], more: Mapping[str, float]) -> None:
         """Logs the averages over the steps up to `step`, and more. Raises Diverged where too many were not finite."""
         total = functools.reduce(lambda a, b: jax.tree.map(np.add, a, b), fetched)
-        values = {f"train/{name}": float(average.value()) for name, average in total.items()}
-        values["train/skipped"] = float(fetched[-1]["skipped"].value())
+        values: dict[str, float] = {}
+        for name, metric in total.items():
+            values |= metric.figures(f"train/{name}")
+        values |= fetched[-1]["skipped"].figures("train/skipped")
         del values["train/skipped_in_a_row"]
         values["train/learning_rate"] = float(self.experiment.optimizer.rate(self.experiment.train.steps)(step - 1))
         values["train/waited_seconds"] = self.waited
@@ -122,7 +124,7 @@ class Run:
         self._stop_if_diverged(step, fetched)
 
     def _stop_if_diverged(self, step: int, fetched: list[Metrics]) -> None:
-        counts = [int(metrics["skipped_in_a_row"].value()) for metrics in fetched]
+        counts = [round(metrics["skipped_in_a_row"].figures("")[""]) for metrics in fetched]
         most = max(counts)
         if most >= self.experiment.train.stop_after_skipped:
             last = step - len(counts) + 1 + counts.index(most)

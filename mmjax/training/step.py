@@ -31,7 +31,7 @@ def train_step(
     the gradients are not finite, parameters and optimizer stay as they were and the step counts as skipped.
     """
     key = jax.random.fold_in(key, state.step)
-    loss, metrics, grads = compute_gradients(state.model, batch, key, rules=rules, parts=accumulate)
+    loss, metrics, grads = compute_gradients(state.model, batch, key, rules=rules, parts=accumulate, step=state.step)
     norm = optax.tree.norm(grads)
     good = jnp.isfinite(loss) & jnp.isfinite(norm)
 
@@ -64,7 +64,7 @@ def train_step(
 
 
 def compute_gradients(
-    model: Multimodal, batch: Batch, key: jax.Array, *, rules: Rules, parts: int
+    model: Multimodal, batch: Batch, key: jax.Array, *, rules: Rules, parts: int, step: jax.Array | None = None
 ) -> tuple[jax.Array, Metrics, Gradients]:
     """Loss, metrics and gradients of a batch, computed in `parts` one after another.
 
@@ -72,7 +72,7 @@ def compute_gradients(
     """
 
     def part_loss(model: Multimodal, part: Batch, key: jax.Array, weights) -> tuple[jax.Array, Metrics]:
-        return model.loss(part, key, weights)
+        return model.loss(part, key, weights, step)
 
     gradient = jax.value_and_grad(part_loss, has_aux=True)
     if parts == 1:

@@ -67,7 +67,7 @@ def run(head, fused, batch):
             unimodal = {
                 name: dataclasses.replace(tokens, values=values[name]) for name, tokens in fused.unimodal.items()
             }
-            loss, metrics = head.loss(Fused(fused.tokens, pooled, unimodal), batch, None)
+            loss, metrics = head.loss(Fused(fused.tokens, pooled, unimodal), batch, None, None)
             return loss.value(), (loss, metrics)
 
         values = {name: tokens.values for name, tokens in fused.unimodal.items()}

@@ -9,7 +9,7 @@ import pytest
 
 from launch import ablate, grid
 from launch.overrides import apply, draft
-from mmjax import encoders, fusion
+from mmjax import encoders, fusion, generators, heads
 from tests.system.conftest import ROOT, TINY, environment, finish
 
 README = (ROOT / "README.md").read_text()
@@ -112,5 +112,5 @@ def test_the_encoder_is_one():
 def test_names_in_the_readme_exist():
     for folder in re.findall(r"`(mmjax/[\w/.]+)`", README):
         assert (ROOT / folder.replace("NAME", "text")).exists(), folder
-    for name in (*encoders.TABLE, *fusion.TABLE):
+    for name in (*encoders.TABLE, *fusion.TABLE, *generators.TABLE, *heads.TABLE):
         assert f"`{name}`" in README

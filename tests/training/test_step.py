@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 from mmjax.encoders import ConvNet, Recurrent, Spectrogram, TextTransformer, ViT
 from mmjax.errors import UserError
 from mmjax.fusion import Concat, CrossAttention
+from mmjax.generators import TextDecoder, Vae
 from mmjax.heads import Classify, Contrast, Regress
 from mmjax.layers.tree import named_leaves
 from mmjax.model import Model
@@ -39,6 +40,7 @@ ALL = Model(
         "place": Regress(target="place"),
         "siglip": Contrast(first="image", second="text", size=8, heads=2),
         "infonce": Contrast(first="speech", second="song", kind="infonce", size=8, heads=2),
+        "text": TextDecoder(target="text", depth=1, heads=2),
     },
     dropout=0.1,
     modality_dropout=0.2,
@@ -52,7 +54,12 @@ SPREAD = Model(
         "text": TextTransformer(depth=2, heads=2),
     },
     fusion=CrossAttention(depth=1, heads=2),
-    outputs={"label": Classify(target="label"), "align": Contrast(first="image", second="text", size=8, heads=2)},
+    outputs={
+        "label": Classify(target="label"),
+        "align": Contrast(first="image", second="text", size=8, heads=2),
+        "text": TextDecoder(target="text", depth=1, heads=2),
+        "picture": Vae(target="image", latent=2, widths=(8,)),
+    },
 )
 TINY = Model(
     width=8,

@@ -1,0 +1,41 @@
+"""scenes_caption: a picture of coloured shapes, and the sentence that describes it, written."""
+
+from mmjax.config import Experiment
+from mmjax.data.inputs import Picture, Sentence
+from mmjax.data.loader import Data
+from mmjax.data.sources.scenes import Scenes
+from mmjax.data.tokenize import Bpe
+from mmjax.encoders import ViT
+from mmjax.fusion import SingleStream
+from mmjax.generators import TextDecoder
+from mmjax.model import Model
+from mmjax.training.checkpoint import Checkpoint
+from mmjax.training.loop import Train
+from mmjax.training.optimizer import Muon
+from mmjax.training.schedule import Constant
+
+
+def scenes_caption() -> Experiment:
+    """Made-up scenes told in a sentence, word by word."""
+    return Experiment(
+        name="scenes_caption",
+        data=Data(
+            source=Scenes(train=65536, speech=False),
+            inputs={
+                "image": Picture(size=64),
+                "text": Sentence(length=24, tokenizer=Bpe(vocabulary=320)),
+            },
+            workers=1,
+        ),
+        model=Model(
+            width=128,
+            dtype="float32",
+            encoders={"image": ViT(patch=8, depth=2)},
+            fusion=SingleStream(depth=1),
+            outputs={"text": TextDecoder(target="text", depth=2)},
+            unroll=True,
+        ),
+        optimizer=Muon(learning_rate=3e-3, weight_decay=0.05, schedule=Constant(warmup=100)),
+        train=Train(steps=2000, batch_size=64, evaluate_every=500),
+        checkpoint=Checkpoint(every=500),
+    )

@@ -1,0 +1,72 @@
+"""Pictures and spectra as grids that convolutions work on, and back."""
+
+import dataclasses
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from mmjax.errors import UserError
+from mmjax.types import Batch, Image, Spectrum
+
+
+@dataclasses.dataclass(frozen=True)
+class Canvas:
+    """The grid of a feature: a picture's pixels in [-1, 1], or a spectrum's frames by bands in one channel.
+
+    Both sides are filled up, with zeros, to multiples of `unit`.
+    """
+
+    target: str
+    feature: Image | Spectrum
+    unit: int
+
+    @property
+    def real(self) -> tuple[int, int]:
+        """Rows and columns that mean something."""
+        feature = self.feature
+        if isinstance(feature, Image):
+            return feature.height, feature.width
+        return feature.frames, feature.bands
+
+    @property
+    def channels(self) -> int:
+        """Numbers a place."""
+        return self.feature.channels if isinstance(self.feature, Image) else 1
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns of the grid."""
+        rows, columns = (-(-side // self.unit) * self.unit for side in self.real)
+        return rows, columns
+
+    def paint(self, batch: Batch) -> Float[Array, "B H W C"]:
+        """The feature's values on the grid; zero where the feature is absent or a frame is not real."""
+        values, weights = batch.values[self.target].astype(jnp.float32), self.weights(batch)
+        x = 2 * values - 1 if isinstance(self.feature, Image) else values[..., None]
+        (rows, columns), (height, width) = self.real, self.shape
+        # What is absent may hold anything, and NaN times zero is NaN.
+        x = jnp.where(weights[..., None, None] > 0, x, 0)
+        return jnp.pad(x, ((0, 0), (0, height - rows), (0, width - columns), (0, 0)))
+
+    def weights(self, batch: Batch) -> Float[Array, "B T"]:
+        """1 for each real row of an example that has the feature, else 0."""
+        there = batch.present[self.target][:, None]
+        if self.target in batch.mask:
+            there = there & batch.mask[self.target]
+        return jnp.broadcast_to(there.astype(jnp.float32), (there.shape[0], self.real[0]))
+
+    def crop(self, x: Float[Array, "B H W C"]) -> Float[Array, "B T M C"]:
+        """The part of the grid that means something."""
+        rows, columns = self.real
+        return x[:, :rows, :columns]
+
+    def values(self, x: Float[Array, "B H W C"]) -> Float[Array, "B ..."]:
+        """What a grid shows, in the feature's own terms."""
+        x = self.crop(x).astype(jnp.float32)
+        return jnp.clip((x + 1) / 2, 0, 1) if isinstance(self.feature, Image) else x[..., 0]
+
+
+def check_widths(name: str, widths: tuple[int, ...]) -> None:
+    """Raise UserError unless there is at least one level."""
+    if not widths or min(widths) < 1:
+        raise UserError(f"{name}.widths={widths} needs a positive number of channels for each halving of the sides")

@@ -1,0 +1,150 @@
+"""Pictures and spectra from latent numbers: the variational autoencoder."""
+
+import functools
+
+import chz
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from mmjax.generators.canvas import Canvas, check_widths
+from mmjax.layers.linear import Linear, make_parameter
+from mmjax.layers.output import Output, find_feature
+from mmjax.layers.patches import reshape
+from mmjax.layers.pyramid import Grow, Shrink
+from mmjax.layers.settings import Settings
+from mmjax.types import Average, Batch, Feature, Fused, Image, Metrics, Spectrum
+
+# Bounds of the logarithm of a deviation.
+LEAST, MOST = -6.0, 3.0
+Gaussian = tuple[Float[Array, "B h w Z"], Float[Array, "B h w Z"]]
+
+
+@chz.chz
+class Vae(Output):
+    """Conditional variational autoencoder of a picture or a spectrum x (Kingma & Welling 2014; Sohn et al. 2015).
+
+    -log p(x | z, fused) + beta * sum over channels of max(KL(q(z | x) || p(z | fused)), free_bits), per number of x:
+    z ~ q is a grid of Gaussians; p(x | z, fused) is a Gaussian of one learned deviation (Rybkin et al. 2021); free bits
+    are those of Kingma et al. (2016), here for each example and channel. Without `conditional` the fused features are
+    not read and p(z) is the standard Gaussian.
+    """
+
+    target: str = chz.field(doc="name of the picture or spectrum")
+    latent: int = chz.field(default=8, doc="channels of z")
+    widths: tuple[int, ...] = chz.field(default=(32, 64, 128), doc="channels by level; each halves the sides")
+    conditional: bool = chz.field(default=True, doc="prior and decoder read the fused features")
+    beta: float = chz.field(default=1.0, doc="weight of the KL divergence (Higgins et al. 2017)")
+    free_bits: float = chz.field(default=0.0, doc="nats that each channel's divergence counts at least")
+    warmup: int = chz.field(default=0, doc="steps over which beta climbs from 0")
+
+    @chz.validate
+    def _possible(self) -> None:
+        if self.latent < 1:
+            raise ValueError(f"latent={self.latent} must be at least 1")
+        for name in ("beta", "free_bits", "warmup"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} must not be negative")
+
+    @property
+    def blind(self) -> tuple[str, ...]:
+        return (self.target,)
+
+    def build(self, features: dict[str, Feature], settings: Settings, rngs: nnx.Rngs) -> "VaeModule":
+        check_widths("Vae", self.widths)
+        feature = find_feature("Vae.target", self.target, features, Image, Spectrum)
+        assert isinstance(feature, Image | Spectrum)
+        return VaeModule(self, Canvas(self.target, feature, 2 ** len(self.widths)), settings, rngs)
+
+
+class VaeModule(nnx.Module):
+    """x Float[B H W C] -> q(z | x), Float[B h w Z] twice -> p(x | z, fused). Statistics are in float32."""
+
+    def __init__(self, config: Vae, canvas: Canvas, settings: Settings, rngs: nnx.Rngs):
+        rules, width = settings.rules, settings.width
+        rows, columns = (side // canvas.unit for side in canvas.shape)
+        condition = width if config.conditional else None
+        self.shrink = Shrink(canvas.channels, config.widths, 2 * config.latent, rules=rules, rngs=rngs)
+        self.grow = Grow(config.latent, config.widths, canvas.channels, condition, rules=rules, rngs=rngs)
+        shape, axes = (width, rows * columns * config.latent * 2), ("embed", None)
+        prior = functools.partial(Linear, shape, axes, bias=True, scale=0.0, rules=rules, rngs=rngs)
+        self.prior = prior() if config.conditional else None
+        self.deviation = make_parameter(jax.nn.initializers.zeros, (), (), rules=rules, rngs=rngs)
+        self.canvas, self.shape = canvas, (rows, columns, config.latent)
+        self.beta, self.free_bits, self.warmup = config.beta, config.free_bits, config.warmup
+        self.dtype, self.rules = settings.dtype, rules
+
+    def encode(self, x: Float[Array, "B H W C"]) -> Gaussian:
+        """Mean and deviation of q(z | x)."""
+        return _gaussian(self.shrink(x.astype(self.dtype)))
+
+    def imagine(self, fused: Fused) -> Gaussian:
+        """Mean and deviation of p(z | fused)."""
+        count = fused.pooled.shape[0]
+        shape = (count, *self.shape)
+        if self.prior is None:
+            zeros = jnp.zeros(shape, jnp.float32, out_sharding=self.rules.spec("batch", None, None, None))
+            return zeros, zeros + 1
+        rows, columns, latent = self.shape
+        return _gaussian(reshape(self.prior(fused.pooled), rows, columns, 2 * latent, rules=self.rules))
+
+    def decode(self, z: Float[Array, "B h w Z"], fused: Fused) -> Float[Array, "B H W C"]:
+        """The mean of p(x | z, fused), in float32."""
+        return self.grow(z.astype(self.dtype), fused.pooled).astype(jnp.float32)
+
+    def weight(self, batch: Batch) -> Float[Array, ""]:
+        return self._size(batch).sum()
+
+    def _size(self, batch: Batch) -> Float[Array, "B"]:
+        """Numbers of x that are there."""
+        return self.canvas.weights(batch).sum(1) * self.canvas.real[1] * self.canvas.channels
+
+    def loss(
+        self, fused: Fused, batch: Batch, key: jax.Array | None, step: Int[Array, ""] | None
+    ) -> tuple[Average, Metrics]:
+        x, rows, size = self.canvas.paint(batch), self.canvas.weights(batch), self._size(batch)
+        q, p = self.encode(x), self.imagine(fused)
+        said = self.decode(q[0] if key is None else _draw(q, key), fused)
+        squares = jnp.einsum("btmc,bt->b", jnp.square(self.canvas.crop(said - x)), rows)
+        log_deviation = jnp.clip(self.deviation[...], LEAST, MOST)
+        half_log = log_deviation + 0.5 * jnp.log(2 * jnp.pi)
+        negative = squares * jnp.exp(-2 * log_deviation) / 2 + size * half_log
+        divergence = divergence_of(q, p).sum((1, 2))
+        warmth = 1.0 if step is None or not self.warmup else jnp.minimum(1.0, step / self.warmup)
+        costs = negative + warmth * self.beta * jnp.maximum(divergence, self.free_bits).sum(-1)
+        there = size > 0
+
+        def each(totals: Float[Array, "B"]) -> Average:
+            """Of one total an example, the average of its numbers."""
+            return Average.of(totals / jnp.maximum(size, 1), size)
+
+        loss = each(costs)
+        metrics: Metrics = {
+            "loss": loss,
+            "reconstruction": each(negative),
+            "square_error": each(squares),
+            "kl": Average.of(divergence.sum(-1), there),
+        }
+        return loss, metrics
+
+    def predict(self, fused: Fused, key: jax.Array | None) -> dict[str, Array]:
+        """What the prior gives: its mean without a key, else a draw."""
+        p = self.imagine(fused)
+        return {"values": self.canvas.values(self.decode(p[0] if key is None else _draw(p, key), fused))}
+
+
+def _gaussian(x: Float[Array, "B h w Y"]) -> Gaussian:
+    mean, log_deviation = jnp.split(x.astype(jnp.float32), 2, -1)
+    return mean, jnp.exp(jnp.clip(log_deviation, LEAST, MOST))
+
+
+def _draw(of: Gaussian, key: jax.Array) -> Float[Array, "B h w Z"]:
+    mean, deviation = of
+    return mean + deviation * jax.random.normal(key, mean.shape, out_sharding=jax.typeof(mean).sharding)
+
+
+def divergence_of(q: Gaussian, p: Gaussian) -> Float[Array, "B h w Z"]:
+    """KL(q || p) of independent Gaussians, nats."""
+    ratio = jnp.square(q[1] / p[1])
+    return 0.5 * (ratio + jnp.square((q[0] - p[0]) / p[1]) - 1 - jnp.log(ratio))

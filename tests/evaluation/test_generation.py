@@ -1,0 +1,34 @@
+"""Scores of what was made, against figures worked out by hand."""
+
+import math
+
+import pytest
+
+from mmjax.evaluation.generation import cider, text_metrics
+
+TRUTH = ["a red circle above a blue star", "a small green square", "two stars", "a large red circle"]
+
+
+def test_the_truth_itself_scores_highest():
+    found = text_metrics(TRUTH, TRUTH)
+    assert found["bleu"] == pytest.approx(100)
+    assert (found["exact"], found["word_error"], found["character_error"]) == (1, 0, 0)
+    # "two stars" has no three words and no four: 2 of its 4 orders count.
+    assert found["cider"] == pytest.approx(10 * (3 * 4 + 2) / 16)
+
+
+def test_errors_are_counted_by_words_and_characters():
+    said = ["a red circle above a blue star", "a small green circle", "two", ""]
+    found = text_metrics(said, TRUTH)
+    assert found["exact"] == 0.25
+    assert found["word_error"] == pytest.approx((0 + 1 + 1 + 4) / 17)
+    # circle for square: i for q, r for u, c for a, l for r, and the first letter, c for s.
+    assert found["character_error"] == pytest.approx((0 + 5 + 6 + 18) / sum(map(len, TRUTH)))
+
+
+def test_cider_by_hand():
+    """Of "a b" and "c": "a" is said where "a b" is true, and "c c" where "c" is."""
+    weight = math.log(2)
+    assert weight > 0
+    # One word: [a] against [a b], all weights log 2: cos = 1 / sqrt 2; [c c] against [c]: 1. Two words: none in common.
+    assert cider(["a", "c c"], ["a b", "c"]) == pytest.approx(10 * (1 / math.sqrt(2) + 1) / 2 / 4)

@@ -1,0 +1,201 @@
+"""The text decoder against plain NumPy, its memories against the whole pass, its searches against trying everything."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mmjax.generators import Decoding, TextDecoder
+from mmjax.generators.decoding import decode, narrow
+from mmjax.layers.settings import Settings
+from mmjax.sharding.mesh import MeshShape
+from mmjax.sharding.rules import PRESETS
+from mmjax.types import Fused, Text, Tokens
+from tests import reference
+from tests.reference import QUICK, draw, wide
+from tests.small import FEATURES, make_batch, put
+
+WIDTH, SIZE = 16, 6
+RULES = PRESETS["data"]
+SETTINGS = Settings(width=WIDTH, rules=RULES)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def mesh():
+    with jax.set_mesh(MeshShape(data=1).build()) as mesh:
+        yield mesh
+
+
+@pytest.fixture(scope="module")
+def batch():
+    """Six examples of which the second has no text."""
+    batch = make_batch(size=SIZE)
+    batch.present["text"][1] = False
+    return batch
+
+
+@pytest.fixture(scope="module")
+def fused():
+    """Three fused tokens an example, some masked; the last example has none."""
+    rng = np.random.default_rng(1)
+    mask = rng.uniform(size=(SIZE, 3)) < 0.7
+    mask[0], mask[-1] = True, False
+    values = rng.normal(size=(SIZE, 3, WIDTH)).astype(np.float32)
+    tokens = Tokens(*jax.device_put((values, mask), RULES.spec("batch")))
+    return Fused(tokens, jax.device_put(values[:, 0], RULES.spec("batch")), {})
+
+
+@pytest.fixture(scope="module")
+def writer():
+    return draw(lambda rngs: TextDecoder(target="text", depth=2, heads=2).build(FEATURES, SETTINGS, rngs))
+
+
+def expected_logits(writer, ids, values, mask):
+    """Place by place, from the tokens before it alone."""
+    table, position = wide(writer.embed.table), wide(writer.position)
+    context = reference.norm(writer.decoder.context_norm, np.asarray(values, np.float64))
+    x = np.stack([table[np.append(0, row[:-1])] for row in ids]) + position
+    for block in reference.layers(writer.decoder.stack):
+        normed = reference.norm(block.own_norm, x)
+        own = [reference.attention(block.own, normed[:, n : n + 1], normed[:, : n + 1]) for n in range(ids.shape[1])]
+        x = x + np.concatenate(own, 1)
+        x = x + reference.attention(block.seen, reference.norm(block.seen_norm, x), context, np.asarray(mask))
+        x = x + reference.mlp(block.mlp, reference.norm(block.mlp_norm, x))
+    return reference.linear(writer.logits, reference.norm(writer.decoder.norm, x))
+
+
+def test_loss_and_metrics(writer, batch, fused):
+    loss, metrics = jax.jit(lambda writer, fused, batch: writer.loss(fused, batch, None, None), compiler_options=QUICK)(
+        writer, fused, put(batch, RULES)
+    )
+    ids, there = batch.values["text"], batch.mask["text"] & batch.present["text"][:, None]
+    logits = expected_logits(writer, ids, fused.tokens.values, fused.tokens.mask)
+    right, losses = logits.argmax(-1) == ids, -np.log(np.take_along_axis(reference.softmax(logits), ids[..., None], 2))
+    np.testing.assert_allclose(loss.value(), losses[there].mean(), rtol=1e-5)
+    np.testing.assert_allclose(metrics["accuracy"].value(), right[there].mean(), rtol=1e-5)
+    whole = [all(row[real]) for row, real in zip(right, there, strict=True) if real.any()]
+    np.testing.assert_allclose(metrics["exact"].value(), np.mean(whole), rtol=1e-5)
+    assert float(writer.weight(put(batch, RULES))) == there.sum() == float(loss.weight)
+
+
+def test_memories_give_what_the_whole_pass_gives(writer, batch, fused):
+    """Also where an example has nothing to read."""
+    ids = jnp.asarray(batch.values["text"])
+    whole = jax.jit(lambda ids: writer(ids, fused, None), compiler_options=QUICK)(ids)
+
+    def step_by_step(ids):
+        memories, seen = writer.decoder.begin(fused.tokens, ids.shape[1], writer.dtype), []
+        for place in range(ids.shape[1]):
+            last = ids[:, place - 1] if place else jnp.zeros_like(ids[:, 0])
+            logits, memories = writer.step(last, jnp.int32(place), memories, fused.tokens.mask)
+            seen.append(logits)
+        return jnp.stack(seen, 1)
+
+    np.testing.assert_allclose(jax.jit(step_by_step, compiler_options=QUICK)(ids)[..., 1:], whole[..., 1:], atol=1e-4)
+
+
+def test_what_is_written_is_likeliest_at_every_place(writer, fused):
+    said = np.asarray(jax.jit(lambda fused: writer.predict(fused, None)["ids"], compiler_options=QUICK)(fused))
+    logits = expected_logits(writer, said, fused.tokens.values, fused.tokens.mask)
+    logits[..., 0] = -np.inf
+    for row, best in zip(said, logits.argmax(-1), strict=True):
+        end = row.tolist().index(1) + 1 if 1 in row else len(row)
+        assert row[:end].tolist() == best[:end].tolist()
+        assert not row[end:].any()
+    assert said.shape == (SIZE, 5)
+
+
+MESHES = {
+    "data": (MeshShape(data=8), PRESETS["data"]),
+    "fsdp_tensor": (MeshShape(data=2, fsdp=2, tensor=2), PRESETS["fsdp_tensor"]),
+}
+
+
+@pytest.mark.parametrize("name", MESHES)
+def test_every_mesh_writes_the_same(name):
+    ways = Decoding(), Decoding(beams=3), Decoding(temperature=1.0, top_k=5, top_p=0.9)
+    values = np.random.default_rng(2).normal(size=(8, 3, WIDTH)).astype(np.float32)
+
+    def write(shape, rules):
+        with jax.set_mesh(shape.build()):
+            settings = Settings(width=WIDTH, rules=rules)
+            writer = draw(lambda rngs: TextDecoder(target="text", depth=2, heads=2).build(FEATURES, settings, rngs))
+            tokens = Tokens(*jax.device_put((values, np.ones((8, 3), bool)), rules.spec("batch")))
+            fused = Fused(tokens, tokens.values[:, 0], {})
+            key = jax.random.key(3)
+            run = jax.jit(lambda writer, fused: [writer.write(fused, key, how) for how in ways], compiler_options=QUICK)
+            return [np.asarray(said) for said in run(writer, fused)]
+
+    for said, expected in zip(write(*MESHES[name]), write(MeshShape(data=1), PRESETS["data"]), strict=True):
+        np.testing.assert_array_equal(said, expected)
+
+
+@pytest.mark.parametrize("beams", [1, 200])
+def test_a_wide_enough_beam_finds_the_best_of_all(writer, fused, beams):
+    """Every sequence of up to three tokens of four, scored by the decoder itself."""
+    small = Text(3, 5)
+    writer = draw(
+        lambda rngs: TextDecoder(target="text", depth=1, heads=2).build({"text": small}, SETTINGS, rngs), scale=1.0
+    )
+    how = Decoding(beams=beams, length_penalty=0.6)
+    said = np.asarray(jax.jit(lambda fused: writer.write(fused, None, how), compiler_options=QUICK)(fused))
+    candidates = [(*body, 1)[:3] for length in range(4) for body in itertools.product((2, 3, 4), repeat=length)]
+    rows = np.array([[*c, *[0] * (3 - len(c))] for c in candidates])
+    for example in range(SIZE):
+        alone = (np.asarray(x)[[example] * len(rows)] for x in (fused.tokens.values, fused.tokens.mask))
+        logits = expected_logits(writer, rows, *alone)
+        logits[..., 0] = -np.inf
+        likely = np.log(reference.softmax(logits))
+        scores = [
+            sum(likely[place, n, token] for n, token in enumerate(c)) / ((5 + len(c)) / 6) ** 0.6
+            for place, c in enumerate(candidates)
+        ]
+        best = rows[int(np.argmax(scores))].tolist()
+        if beams > 1:
+            assert said[example].tolist() == best
+        else:
+            assert scores[rows.tolist().index(said[example].tolist())] <= max(scores)
+
+
+def test_narrowing_against_sorting_by_hand():
+    logits = np.random.default_rng(0).normal(size=(50, 12)).astype(np.float32)
+    kept = np.asarray(narrow(jnp.asarray(logits), 4, None)) > -1e8
+    assert (kept.sum(1) == 4).all()
+    kept = np.asarray(narrow(jnp.asarray(logits), None, 0.7)) > -1e8
+    for row, keep in zip(logits.astype(np.float64), kept, strict=True):
+        order = np.argsort(-row)
+        total = np.cumsum(reference.softmax(row)[order])
+        assert set(np.flatnonzero(keep)) == set(order[: int(np.argmax(total >= 0.7)) + 1])
+
+
+def test_draws_have_the_frequencies_of_the_distribution():
+    logits = jnp.log(jnp.array([1e-9, 0.1, 0.2, 0.3, 0.4]))
+    count = 4000
+
+    def step(last, place, memories):
+        return jnp.broadcast_to(logits, (count, 5)), memories
+
+    how = Decoding(temperature=0.5)
+    key = jax.random.key(0)
+    said = np.asarray(jax.jit(lambda: decode(step, (), count, 1, key, how, RULES))())[:, 0]
+    squared = np.array([0.1, 0.2, 0.3, 0.4]) ** 2
+    np.testing.assert_allclose(np.bincount(said, minlength=5)[1:] / count, squared / squared.sum(), atol=0.03)
+    again = np.asarray(jax.jit(lambda: decode(step, (), count, 1, key, how, RULES))())[:, 0]
+    np.testing.assert_array_equal(said, again)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"temperature": -1.0}, "must not be negative"),
+        ({"top_k": 0}, "top_k=0 must be at least 1"),
+        ({"top_p": 0.0}, "must lie in"),
+        ({"beams": 0}, "beams=0 must be at least 1"),
+        ({"beams": 2, "temperature": 1.0}, "leave temperature at 0"),
+    ],
+)
+def test_wrong_values(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        Decoding(**wrong)
