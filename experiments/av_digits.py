@@ -11,7 +11,7 @@ from mmjax.heads import Classify
 from mmjax.model import Model
 from mmjax.training.checkpoint import Checkpoint
 from mmjax.training.loop import Train
-from mmjax.training.optimizer import AdamW
+from mmjax.training.optimizer import Muon
 from mmjax.training.schedule import Cosine
 
 
@@ -38,7 +38,7 @@ def av_digits() -> Experiment:
             modality_dropout=0.1,
             unroll=True,
         ),
-        optimizer=AdamW(learning_rate=1e-3, weight_decay=0.05, schedule=Cosine(warmup=200)),
-        train=Train(steps=1720, batch_size=128, evaluate_every=430),
+        optimizer=Muon(learning_rate=5e-3, weight_decay=0.05, schedule=Cosine(warmup=50)),
+        train=Train(steps=1720, batch_size=128, ablation_steps=320, evaluate_every=430),
         checkpoint=Checkpoint(every=430),
     )

@@ -3,7 +3,7 @@
 from mmjax.config import Experiment
 from mmjax.data.inputs import Labels, Picture, Sentence
 from mmjax.data.loader import Data
-from mmjax.data.sources.interactions import CELL, CLASSES, MOST_CHARACTERS, SIDE, Interactions
+from mmjax.data.sources.interactions import CLASSES, MOST_CHARACTERS, SIDE, Interactions
 from mmjax.encoders import TextTransformer, ViT
 from mmjax.fusion import CrossAttention
 from mmjax.heads import Classify
@@ -11,11 +11,11 @@ from mmjax.model import Model
 from mmjax.training.checkpoint import Checkpoint
 from mmjax.training.loop import Train
 from mmjax.training.optimizer import Muon
-from mmjax.training.schedule import Cosine
+from mmjax.training.schedule import Constant
 
 
 def interactions() -> Experiment:
-    """Made-up letters and bars whose label only both together tell; learns in a minute on a laptop, with most seeds.
+    """Made-up letters and bars whose label only both together tell; learns in a minute on a laptop.
 
     `data.source.unique_a`, `unique_b`, `redundant` and `synergy` say who tells how many bits of the label; the source's
     `information` says what that comes to. A modality of another form wants another input and encoder, such as
@@ -34,15 +34,15 @@ def interactions() -> Experiment:
             },
         ),
         model=Model(
-            width=128,
+            width=64,
             dtype="float32",
-            encoders={"a": TextTransformer(depth=1), "b": ViT(patch=CELL, depth=1)},
+            encoders={"a": TextTransformer(depth=1), "b": ViT(patch=SIDE, depth=1)},
             fusion=CrossAttention(depth=1),
             outputs={"label": Classify(target="label")},
             modality_dropout=0.1,
             unroll=True,
         ),
-        optimizer=Muon(learning_rate=2e-3, schedule=Cosine(warmup=50)),
-        train=Train(steps=300, batch_size=128, evaluate_every=100),
-        checkpoint=Checkpoint(every=300),
+        optimizer=Muon(learning_rate=2e-3, schedule=Constant(warmup=50)),
+        train=Train(steps=800, batch_size=128, evaluate_every=200),
+        checkpoint=Checkpoint(every=400),
     )

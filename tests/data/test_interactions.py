@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mmjax.data.inputs import Picture, Sentence, Speech
-from mmjax.data.sources.interactions import SECONDS, SIDE, Interactions
+from mmjax.data.sources.interactions import BEAT, CELL, HERTZ, RATE, SECONDS, SIDE, WORDS, Interactions
 from mmjax.errors import UserError
 from mmjax.evaluation.information import decompose
 
@@ -79,6 +79,34 @@ def test_forms_can_be_read(form, reader, counts):
     for index in range(5):
         values, _ = reader.read(records[index]["a"], None)
         assert np.isfinite(values).all()
+
+
+def letters_of(text):
+    told = {letter: bit for word in WORDS for bit, letters in enumerate(word) for letter in letters}
+    return [told[letter] for letter in text if letter in told]
+
+
+def bars_of(picture):
+    """A standing bar fills columns, whose sums then differ more than those of rows."""
+    cells = [picture[top : top + CELL, left : left + CELL, 0] for top in (0, CELL) for left in (0, CELL)]
+    return [int(cell.sum(0).std() > cell.sum(1).std()) for cell in cells]
+
+
+def tones_of(sound):
+    """Of a slot's two frequencies the stronger one in the spectrum of its turn."""
+    times, found = np.arange(BEAT) / RATE, []
+    for slot, pair in enumerate(HERTZ):
+        turn = sound.samples[slot * BEAT : (slot + 1) * BEAT]
+        found.append(int(np.argmax([abs(np.exp(-2j * np.pi * hertz * times) @ turn) for hertz in pair])))
+    return found
+
+
+@pytest.mark.parametrize(("form", "read"), [("tokens", letters_of), ("picture", bars_of), ("sound", tones_of)])
+def test_forms_tell_their_bits_without_error(form, read):
+    records = Interactions(a=form, b=form).open("", "test")
+    for example in (records[index] for index in range(300)):
+        assert read(example["a"]) == example["a_bits"]
+        assert read(example["b"]) == example["b_bits"]
 
 
 @pytest.mark.parametrize("wrong", [{"synergy": 0}, {"synergy": 5}, {"noise": 0.6}, {"unique_a": -1}, {"train": 0}])

@@ -150,36 +150,32 @@ class InteractionRecords:
 
 
 def write(bits: list[int], rng: np.random.Generator) -> str:
-    """A letter for each slot, in any order, and one or two digits that say nothing."""
+    """A letter for each slot in turn, and one or two digits that say nothing."""
     choices = rng.integers(2, size=len(bits)).tolist()
     letters = [WORDS[slot][bit][choice] for slot, (bit, choice) in enumerate(zip(bits, choices, strict=True))]
     fillers = [FILLERS[digit] for digit in rng.integers(len(FILLERS), size=rng.integers(1, MOST_FILLERS + 1))]
-    characters = letters + fillers
-    return "".join(characters[place] for place in rng.permutation(len(characters)))
+    return "".join(letters + fillers)
 
 
 def draw(bits: list[int], rng: np.random.Generator) -> UInt8[np.ndarray, "16 16 1"]:
-    """A bright bar for each slot, in any cells, in noise.
-
-    It lies (0) in the slot's rows of its cell or stands (1) in the slot's columns, anywhere along them.
-    """
+    """A bright bar in the cell of each slot, in noise: it lies (0) or stands (1) across its middle."""
     grey, contrast = rng.uniform((110, 60), (140, 90)).tolist()
     pixels = rng.uniform(grey - 20, grey + 20, (SIDE, SIDE))
     width, length = BAR
-    cells, shifts = rng.permutation(4).tolist(), rng.integers(CELL - length + 1, size=len(bits)).tolist()
-    for slot, (bit, cell, shift) in enumerate(zip(bits, cells, shifts, strict=False)):
-        top, left = CELL * (cell // 2), CELL * (cell % 2)
+    across, shifts = (CELL - width) // 2, rng.integers(CELL - length + 1, size=len(bits)).tolist()
+    for slot, (bit, shift) in enumerate(zip(bits, shifts, strict=True)):
+        top, left = CELL * (slot // 2), CELL * (slot % 2)
         square = pixels[top : top + CELL, left : left + CELL]
-        (square.T if bit else square)[slot * width : (slot + 1) * width, shift : shift + length] += contrast
+        (square.T if bit else square)[across : across + width, shift : shift + length] += contrast
     return pixels.astype(np.uint8)[:, :, None]
 
 
 def play(bits: list[int], rng: np.random.Generator) -> Recording:
-    """A tone for each slot, one after the other in any order, of one of the slot's two frequencies, in white noise."""
+    """A tone for each slot in turn, of one of the slot's two frequencies, in white noise."""
     samples = 0.05 * rng.standard_normal(MOST_BITS * BEAT, np.float32)
     times = 2 * np.pi / RATE * np.arange(TONE, dtype=np.float32)
-    for slot, (bit, beat) in enumerate(zip(bits, rng.permutation(MOST_BITS).tolist(), strict=False)):
-        start = beat * BEAT + rng.integers(BEAT - TONE + 1)
+    for slot, bit in enumerate(bits):
+        start = slot * BEAT + rng.integers(BEAT - TONE + 1)
         phase, loudness = rng.uniform((0, 0.2), (2 * np.pi, 0.5)).tolist()
         samples[start : start + TONE] += loudness * np.sin(HERTZ[slot][bit] * times + phase)
     return Recording(samples, RATE)
