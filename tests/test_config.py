@@ -10,7 +10,7 @@ import chz
 import pytest
 
 from launch.overrides import resolve
-from mmjax import config, encoders, fusion, heads
+from mmjax import config, encoders, fusion
 from mmjax.config import Experiment
 from mmjax.data import sources
 from mmjax.data.inputs import Labels, Picture, Speech
@@ -21,7 +21,8 @@ from mmjax.errors import UserError
 from mmjax.fields import choices
 from mmjax.fusion import CrossAttention
 from mmjax.heads import Classify
-from mmjax.model import Model
+from mmjax.layers.output import Output
+from mmjax.model import OUTPUTS, Model
 from mmjax.training import optimizer, schedule
 from mmjax.training.loop import Train
 from mmjax.training.optimizer import AdamW, Rule
@@ -218,7 +219,7 @@ def test_a_file_in_the_place_of_the_run_directory_is_named(tmp_path: Path):
         (sources.Source, sources.TABLE),
         (encoders.Encoder, encoders.TABLE),
         (fusion.Fusion, fusion.TABLE),
-        (heads.Output, heads.TABLE),
+        (Output, OUTPUTS),
         (optimizer.Optimizer, optimizer.TABLE),
         (schedule.Schedule, schedule.TABLE),
     ],
