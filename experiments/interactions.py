@@ -39,7 +39,6 @@ def interactions() -> Experiment:
             encoders={"a": TextTransformer(depth=1), "b": ViT(patch=SIDE, depth=1)},
             fusion=CrossAttention(depth=1),
             outputs={"label": Classify(target="label")},
-            modality_dropout=0.1,
             unroll=True,
         ),
         optimizer=Muon(learning_rate=2e-3, schedule=Constant(warmup=50)),
