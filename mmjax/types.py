@@ -122,6 +122,10 @@ class Image:
     channels: int
 
 
+# The ids that stand for no text: what fills up, and what ends every text.
+PADDING, END = 0, 1
+
+
 @dataclasses.dataclass(frozen=True)
 class Text:
     """Token ids Int[B N] below `vocabulary`, at most `length` of them. Id 0 is padding."""

@@ -13,8 +13,8 @@ from mmjax.data.clean import BadInput, clean_text
 from mmjax.data.sources.base import Records
 from mmjax.errors import UserError
 from mmjax.files import explained, write_atomic
+from mmjax.types import END, PADDING
 
-PADDING, END = 0, 1
 SPECIAL = ("<pad>", "<end>")  # their places are their ids
 CORPUS_EXAMPLES = 20_000  # a tokenizer learns from this many examples, evenly spread
 

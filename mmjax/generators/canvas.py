@@ -6,7 +6,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mmjax.errors import UserError
-from mmjax.types import Batch, Image, Spectrum
+from mmjax.layers.output import find_feature
+from mmjax.types import Batch, Feature, Image, Spectrum
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +56,10 @@ class Canvas:
             there = there & batch.mask[self.target]
         return jnp.broadcast_to(there.astype(jnp.float32), (there.shape[0], self.real[0]))
 
+    def size(self, batch: Batch) -> Float[Array, "B"]:
+        """How many numbers of each example are there."""
+        return self.weights(batch).sum(1) * self.real[1] * self.channels
+
     def crop(self, x: Float[Array, "B H W C"]) -> Float[Array, "B T M C"]:
         """The part of the grid that means something."""
         rows, columns = self.real
@@ -66,7 +71,13 @@ class Canvas:
         return jnp.clip((x + 1) / 2, 0, 1) if isinstance(self.feature, Image) else x[..., 0]
 
 
-def check_widths(name: str, widths: tuple[int, ...]) -> None:
-    """Raise UserError unless there is at least one level."""
+def make_canvas(name: str, target: str, widths: tuple[int, ...], features: dict[str, Feature]) -> Canvas:
+    """The grid of a feature whose sides each of `widths` halves; `name` is what wants it.
+
+    Raises UserError where there is no such picture or spectrum, or no level at all.
+    """
     if not widths or min(widths) < 1:
         raise UserError(f"{name}.widths={widths} needs a positive number of channels for each halving of the sides")
+    feature = find_feature(f"{name}.target", target, features, Image, Spectrum)
+    assert isinstance(feature, Image | Spectrum)
+    return Canvas(target, feature, 2 ** len(widths))

@@ -9,9 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from mmjax.sharding.rules import Rules
+from mmjax.types import END, PADDING
 
-# The ids that every tokenizer gives padding and the end; a sequence is begun with padding.
-PADDING, END = 0, 1
 IMPOSSIBLE = -1e9
 
 # (token before, its place, what is remembered) -> logits of the token at that place, what is remembered then.

@@ -6,14 +6,14 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from mmjax.generators.decoding import IMPOSSIBLE, PADDING, Decoding, decode
+from mmjax.generators.decoding import IMPOSSIBLE, Decoding, decode
 from mmjax.layers.attention import check_heads
 from mmjax.layers.decoder import Decoder, Memories
 from mmjax.layers.linear import Embedding, Linear
 from mmjax.layers.output import Output, find_feature
 from mmjax.layers.position import make_position
 from mmjax.layers.settings import Settings
-from mmjax.types import Average, Batch, Feature, Fused, Metrics, Text
+from mmjax.types import PADDING, Average, Batch, Feature, Fused, Metrics, Text
 
 
 @chz.chz

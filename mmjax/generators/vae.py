@@ -8,13 +8,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from mmjax.generators.canvas import Canvas, check_widths
+from mmjax.generators.canvas import Canvas, make_canvas
 from mmjax.layers.linear import Linear, make_parameter
-from mmjax.layers.output import Output, find_feature
+from mmjax.layers.output import Output
 from mmjax.layers.patches import reshape
 from mmjax.layers.pyramid import Grow, Shrink
 from mmjax.layers.settings import Settings
-from mmjax.types import Average, Batch, Feature, Fused, Image, Metrics, Spectrum
+from mmjax.types import Average, Batch, Feature, Fused, Metrics
 
 # Bounds of the logarithm of a deviation.
 LEAST, MOST = -6.0, 3.0
@@ -52,10 +52,7 @@ class Vae(Output):
         return (self.target,)
 
     def build(self, features: dict[str, Feature], settings: Settings, rngs: nnx.Rngs) -> "VaeModule":
-        check_widths("Vae", self.widths)
-        feature = find_feature("Vae.target", self.target, features, Image, Spectrum)
-        assert isinstance(feature, Image | Spectrum)
-        return VaeModule(self, Canvas(self.target, feature, 2 ** len(self.widths)), settings, rngs)
+        return VaeModule(self, make_canvas("Vae", self.target, self.widths, features), settings, rngs)
 
 
 class VaeModule(nnx.Module):
@@ -94,16 +91,12 @@ class VaeModule(nnx.Module):
         return self.grow(z.astype(self.dtype), fused.pooled).astype(jnp.float32)
 
     def weight(self, batch: Batch) -> Float[Array, ""]:
-        return self._size(batch).sum()
-
-    def _size(self, batch: Batch) -> Float[Array, "B"]:
-        """Numbers of x that are there."""
-        return self.canvas.weights(batch).sum(1) * self.canvas.real[1] * self.canvas.channels
+        return self.canvas.size(batch).sum()
 
     def loss(
         self, fused: Fused, batch: Batch, key: jax.Array | None, step: Int[Array, ""] | None
     ) -> tuple[Average, Metrics]:
-        x, rows, size = self.canvas.paint(batch), self.canvas.weights(batch), self._size(batch)
+        x, rows, size = self.canvas.paint(batch), self.canvas.weights(batch), self.canvas.size(batch)
         q, p = self.encode(x), self.imagine(fused)
         said = self.decode(q[0] if key is None else _draw(q, key), fused)
         squares = jnp.einsum("btmc,bt->b", jnp.square(self.canvas.crop(said - x)), rows)

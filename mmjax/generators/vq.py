@@ -6,12 +6,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from mmjax.generators.canvas import Canvas, check_widths
+from mmjax.generators.canvas import Canvas, make_canvas
 from mmjax.generators.codes import Codebook, Quantizer
-from mmjax.layers.output import Output, find_feature
+from mmjax.layers.output import Output
 from mmjax.layers.pyramid import Grow, Shrink
 from mmjax.layers.settings import Settings
-from mmjax.types import Average, Batch, Counts, Feature, Fused, Image, Metrics, Spectrum
+from mmjax.types import Average, Batch, Counts, Feature, Fused, Metrics
 
 
 @chz.chz
@@ -27,10 +27,7 @@ class VqVae(Output):
     widths: tuple[int, ...] = chz.field(default=(32, 64), doc="channels by level; each halves the sides")
 
     def build(self, features: dict[str, Feature], settings: Settings, rngs: nnx.Rngs) -> "VqModule":
-        check_widths("VqVae", self.widths)
-        feature = find_feature("VqVae.target", self.target, features, Image, Spectrum)
-        assert isinstance(feature, Image | Spectrum)
-        return VqModule(self, Canvas(self.target, feature, 2 ** len(self.widths)), settings, rngs)
+        return VqModule(self, make_canvas("VqVae", self.target, self.widths, features), settings, rngs)
 
 
 class VqModule(nnx.Module):
@@ -53,16 +50,12 @@ class VqModule(nnx.Module):
         return self.canvas.values(self.grow(self.quantizer.look_up(codes).astype(self.dtype), None))
 
     def weight(self, batch: Batch) -> Float[Array, ""]:
-        return self._size(batch).sum()
-
-    def _size(self, batch: Batch) -> Float[Array, "B"]:
-        """Numbers of x that are there."""
-        return self.canvas.weights(batch).sum(1) * self.canvas.real[1] * self.canvas.channels
+        return self.canvas.size(batch).sum()
 
     def loss(
         self, fused: Fused, batch: Batch, key: jax.Array | None, step: Int[Array, ""] | None
     ) -> tuple[Average, Metrics]:
-        x, rows, size = self.canvas.paint(batch), self.canvas.weights(batch), self._size(batch)
+        x, rows, size = self.canvas.paint(batch), self.canvas.weights(batch), self.canvas.size(batch)
         z, codes, cost = self.quantizer(self.shrink(x.astype(self.dtype)), key)
         said = self.grow(z, None).astype(jnp.float32)
         squares = jnp.einsum("btmc,bt->b", jnp.square(self.canvas.crop(said - x)), rows) / jnp.maximum(size, 1)
