@@ -35,7 +35,7 @@ def av_digits() -> Experiment:
             fusion=CrossAttention(depth=1),
             outputs={"label": Classify(target="label", smoothing=0.1)},
             dropout=0.1,
-            modality_dropout=0.1,
+            modality_dropout=0.2,
             unroll=True,
         ),
         optimizer=Muon(learning_rate=5e-3, weight_decay=0.05, schedule=Cosine(warmup=50)),
