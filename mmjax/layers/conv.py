@@ -1,4 +1,7 @@
-"""Convolutions over two spatial dimensions; the kernel is gathered where it is used, the batch stays split."""
+"""Convolutions over time or space; the kernel is gathered where it is used, the batch stays split."""
+
+import itertools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +11,12 @@ from jaxtyping import Array, Float
 from mmjax.layers.linear import make_parameter, use
 from mmjax.sharding.rules import Rules
 
+# One size an axis, (5,) over time, (5, 1) over rows and columns; a single number is the side of a square.
+Sizes = int | tuple[int, ...]
+
 
 class Conv(nnx.Module):
-    """2-D convolution with bias, channels last, padded to keep ceil(size / stride).
+    """Convolution with bias over one or two dimensions S, channels last, padded to keep ceil(size / stride).
 
     The kernel is stored split along its outputs, or, where these are few, along its inputs.
     """
@@ -19,48 +25,65 @@ class Conv(nnx.Module):
         self,
         inputs: int,
         outputs: int,
-        kernel: int,
+        kernel: Sizes,
         *,
-        stride: int = 1,
+        stride: Sizes = 1,
+        dilation: int = 1,
         scale: float = 1.0,
         few_outputs: bool = False,
         rules: Rules,
         rngs: nnx.Rngs,
     ):
-        init = jax.nn.initializers.variance_scaling(scale, "fan_in", "truncated_normal", (0, 1, 2), 3)
-        self.axes = (None, None, "embed", None) if few_outputs else (None, None, None, "embed")
-        self.kernel = make_parameter(init, (kernel, kernel, inputs, outputs), self.axes, rules=rules, rngs=rngs)
+        sides = _square(kernel)
+        count = len(sides)
+        fan_in = tuple(range(count + 1))
+        init = jax.nn.initializers.variance_scaling(scale, "fan_in", "truncated_normal", fan_in, count + 1)
+        whole = (None,) * count
+        self.axes = (*whole, "embed", None) if few_outputs else (*whole, None, "embed")
+        self.kernel = make_parameter(init, (*sides, inputs, outputs), self.axes, rules=rules, rngs=rngs)
         self.bias = make_parameter(jax.nn.initializers.zeros, (outputs,), (None,), rules=rules, rngs=rngs)
-        self.stride, self.rules = stride, rules
+        self.stride = (stride,) * count if isinstance(stride, int) else stride
+        self.dilation, self.rules = (dilation,) * count, rules
 
-    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w D"]:
+    def __call__(self, x: Float[Array, "B *S C"]) -> Float[Array, "B *s D"]:
         kernel = use(self.kernel, self.axes, x.dtype, self.rules)
+        axes = "HW"[: len(self.stride)]
         y = jax.lax.conv_general_dilated(
-            x, kernel, (self.stride, self.stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+            x,
+            kernel,
+            self.stride,
+            "SAME",
+            rhs_dilation=self.dilation,
+            dimension_numbers=(f"N{axes}C", f"{axes}IO", f"N{axes}C"),
         )
         return y + self.bias[...].astype(x.dtype)
 
 
 class DepthwiseConv(nnx.Module):
-    """2-D convolution of every channel by its own kernel (stride 1, same padding), as a sum of shifted products.
+    """Convolution of every channel by its own kernel (stride 1, same padding), as a sum of shifted products.
 
     XLA fuses the sum into few passes, while its own grouped convolution is several times slower forward and backward
     on a CPU.
     """
 
-    def __init__(self, channels: int, kernel: int, *, rules: Rules, rngs: nnx.Rngs):
-        init = jax.nn.initializers.normal(1 / kernel)
-        self.kernel = make_parameter(init, (kernel, kernel, channels), (None, None, "embed"), rules=rules, rngs=rngs)
+    def __init__(self, channels: int, kernel: Sizes, *, rules: Rules, rngs: nnx.Rngs):
+        sides = _square(kernel)
+        self.axes = (*[None] * len(sides), "embed")
+        init = jax.nn.initializers.normal(math.prod(sides) ** -0.5)
+        self.kernel = make_parameter(init, (*sides, channels), self.axes, rules=rules, rngs=rngs)
         self.bias = make_parameter(jax.nn.initializers.zeros, (channels,), (None,), rules=rules, rngs=rngs)
         self.rules = rules
 
-    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
-        kernel = use(self.kernel, (None, None, "embed"), x.dtype, self.rules)
-        size, (_, height, width, _) = kernel.shape[0], x.shape
-        before, after = (size - 1) // 2, size // 2
-        padded = jnp.pad(x, ((0, 0), (before, after), (before, after), (0, 0)))
+    def __call__(self, x: Float[Array, "B *S C"]) -> Float[Array, "B *S C"]:
+        kernel = use(self.kernel, self.axes, x.dtype, self.rules)
+        sides, sizes = kernel.shape[:-1], x.shape[1:-1]
+        padded = jnp.pad(x, ((0, 0), *(((side - 1) // 2, side // 2) for side in sides), (0, 0)))
         y = self.bias[...].astype(x.dtype)
-        for row in range(size):
-            for column in range(size):
-                y = y + padded[:, row : row + height, column : column + width] * kernel[row, column]
+        for place in itertools.product(*map(range, sides)):
+            window = (slice(start, start + size) for start, size in zip(place, sizes, strict=True))
+            y = y + padded[:, *window] * kernel[place]
         return y
+
+
+def _square(kernel: Sizes) -> tuple[int, ...]:
+    return (kernel, kernel) if isinstance(kernel, int) else kernel

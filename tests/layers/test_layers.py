@@ -159,6 +159,42 @@ def test_convolution(rng, kernel, stride):
     close(layer(jnp.asarray(x)), expected)
 
 
+@pytest.mark.parametrize(("kernel", "stride", "dilation"), [(5, 1, 1), (3, 2, 1), (3, 1, 3), (4, 1, 2)])
+def test_convolution_over_time(rng, kernel, stride, dilation):
+    """Against NumPy's correlation with a kernel that has zeros between its entries."""
+    layer = draw(lambda rngs: Conv(3, 8, (kernel,), stride=stride, dilation=dilation, rules=RULES, rngs=rngs))
+    x = rng.normal(size=(2, 11, 3)).astype(np.float32)
+    spread = np.zeros((dilation * (kernel - 1) + 1, 3, 8))
+    spread[::dilation] = reference.wide(layer.kernel)
+    missing = max((-(-11 // stride) - 1) * stride + len(spread) - 11, 0)
+    padded = np.pad(x, ((0, 0), (missing // 2, missing - missing // 2), (0, 0)))
+    expected = np.zeros((2, -(-11 // stride), 8))
+    for b, c, d in np.ndindex(2, 3, 8):
+        expected[b, :, d] += np.correlate(padded[b, :, c], spread[:, c, d], "valid")[::stride]
+    close(layer(jnp.asarray(x)), expected + reference.wide(layer.bias))
+
+
+def test_convolution_along_the_rows_alone(rng):
+    layer = draw(lambda rngs: Conv(3, 8, (5, 1), stride=(3, 1), rules=RULES, rngs=rngs))
+    x = rng.normal(size=(2, 11, 4, 3)).astype(np.float32)
+    over_time = draw(lambda rngs: Conv(3, 8, (5,), stride=3, rules=RULES, rngs=rngs))
+    over_time.kernel[...] = layer.kernel[...][:, 0]
+    over_time.bias[...] = layer.bias[...]
+    for column in range(4):
+        close(layer(jnp.asarray(x))[:, :, column], over_time(jnp.asarray(x[:, :, column])))
+
+
+@pytest.mark.parametrize("kernel", [3, 4])
+def test_depthwise_convolution_over_time(rng, kernel):
+    layer = draw(lambda rngs: DepthwiseConv(WIDTH, (kernel,), rules=RULES, rngs=rngs))
+    x = rng.normal(size=(2, 9, WIDTH)).astype(np.float32)
+    padded = np.pad(x, ((0, 0), ((kernel - 1) // 2, kernel // 2), (0, 0)))
+    weights, expected = reference.wide(layer.kernel), np.zeros(x.shape)
+    for b, c in np.ndindex(2, WIDTH):
+        expected[b, :, c] = np.correlate(padded[b, :, c], weights[:, c], "valid")
+    close(layer(jnp.asarray(x)), expected + reference.wide(layer.bias))
+
+
 def test_pictures_are_cut_row_by_row(rng):
     x = rng.normal(size=(2, 6, 8, 3)).astype(np.float32)
     patches = np.asarray(cut_picture(jnp.asarray(x), 2, rules=RULES))
