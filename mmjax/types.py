@@ -18,6 +18,7 @@ class Batch:
       an image     Float[B H W C] in [0, 1]
       a text       Int[B N]          token ids
       a spectrum   Float[B T M]      log-mel frames
+      a waveform   Float[B T]        samples of sound
       a label      Int[B S]          S answers from the same classes
       a quantity   Float[B S Q]      S vectors of Q numbers
     `mask[name]` says which of the N, T or S places are real (every feature but images has one) and `present[name]`
@@ -144,6 +145,14 @@ class Spectrum:
 
 
 @dataclasses.dataclass(frozen=True)
+class Waveform:
+    """Samples of sound Float[B T]: at most `samples` of them, `rate` a second."""
+
+    samples: int
+    rate: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Label:
     """`slots` answers, each one of `names`, as Int[B S]."""
 
@@ -159,4 +168,4 @@ class Quantity:
     slots: int = 1
 
 
-Feature = Image | Text | Spectrum | Label | Quantity
+Feature = Image | Text | Spectrum | Waveform | Label | Quantity

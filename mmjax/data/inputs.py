@@ -1,4 +1,4 @@
-"""How one raw field becomes arrays of fixed shape: pictures, sentences, speech, labels and quantities."""
+"""How one raw field becomes arrays of fixed shape: pictures, sentences, speech, waves, labels and quantities."""
 
 import abc
 import math
@@ -13,9 +13,12 @@ from mmjax.data import clean, spectrogram
 from mmjax.data.augment import PictureAugment, SpeechAugment
 from mmjax.data.clean import BadInput
 from mmjax.data.tokenize import END, Bytes, Corpus, Tokenizer
-from mmjax.types import Feature, Image, Label, Quantity, Spectrum, Text
+from mmjax.types import Feature, Image, Label, Quantity, Spectrum, Text, Waveform
 
-__all__ = ["BadInput", "Input", "Labels", "Picture", "Quantities", "Sentence", "Speech"]
+# What the samples of a waveform come to: 20 dB below full scale leaves room for the peaks of speech.
+LEVEL = 0.1
+
+__all__ = ["BadInput", "Input", "Labels", "Picture", "Quantities", "Sentence", "Speech", "Wave"]
 
 
 @chz.chz
@@ -219,6 +222,36 @@ class Speech(Input):
                 low=float(self.low),
                 high=self._high,
             )
+
+
+@chz.chz
+class Wave(Input):
+    """A recording as samples Float[T], T = seconds * rate, cut or padded at the end.
+
+    They are scaled to a root mean square of `LEVEL`, so loudness is gone as it is in `Speech`.
+    """
+
+    rate: int = chz.field(default=8000, doc="samples a second; recordings of another rate are resampled")
+    seconds: float = chz.field(default=1.0, doc="longest recording; the rest is cut")
+
+    @chz.validate
+    def _valid(self) -> None:
+        if self.rate < 1:
+            raise ValueError("rate must be 1 or more")
+        if self.feature.samples < 1:
+            raise ValueError("seconds must hold a sample or more")
+
+    @property
+    def feature(self) -> Waveform:
+        return Waveform(round(self.seconds * self.rate), self.rate)
+
+    def read(self, raw: Any, rng: np.random.Generator | None) -> tuple[np.ndarray, np.ndarray]:
+        length = self.feature.samples
+        samples = spectrogram.resample(*clean.clean_recording(raw), self.rate)[:length]
+        loudness = np.sqrt(np.mean(np.square(samples, dtype=np.float64)))
+        values = np.zeros(length, np.float32)
+        values[: len(samples)] = samples * (LEVEL / (loudness + 1e-4))
+        return values, np.arange(length) < len(samples)
 
 
 @chz.chz

@@ -26,7 +26,7 @@ from mmjax.data.sources.base import Records, Source
 from mmjax.data.tokenize import Corpus, store
 from mmjax.errors import UserError
 from mmjax.fields import OPERATIONAL
-from mmjax.types import Batch, Feature, Image, Label, Quantity, Spectrum, Text
+from mmjax.types import Batch, Feature, Image, Label, Quantity, Spectrum, Text, Waveform
 
 if TYPE_CHECKING:
     import grain
@@ -332,6 +332,8 @@ def _shape(feature: Feature) -> tuple[tuple[int, ...], type[np.generic]]:
             return (length,), np.int32
         case Spectrum(frames, bands, _):
             return (frames, bands), np.float32
+        case Waveform(samples, _):
+            return (samples,), np.float32
         case Label(_, slots):
             return (slots,), np.int32
         case Quantity(size, slots):

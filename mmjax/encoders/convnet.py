@@ -4,16 +4,16 @@ import chz
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool
 
 from mmjax.encoders.base import Encoder, Intermediates, expect
-from mmjax.layers.conv import Conv, DepthwiseConv
-from mmjax.layers.linear import Linear, make_parameter
-from mmjax.layers.norm import Norm, dropout
+from mmjax.layers.conv import Conv
+from mmjax.layers.convnext import ConvBlock
+from mmjax.layers.linear import Linear
+from mmjax.layers.norm import Norm
 from mmjax.layers.patches import cut_sequence, fill_up, reshape
 from mmjax.layers.settings import Settings
 from mmjax.layers.stack import Stack
-from mmjax.sharding.rules import Rules
 from mmjax.types import Feature, Image, Spectrum, Tokens
 
 
@@ -36,23 +36,6 @@ class ConvNet(Encoder):
 
     def build(self, feature: Feature, settings: Settings, rngs: nnx.Rngs) -> "ConvNetEncoder":
         return ConvNetEncoder(self, expect(self, feature, Image, Spectrum), settings, rngs)
-
-
-class ConvBlock(nnx.Module):
-    """Depthwise convolution, norm, perceptron over channels, scaled residual (Liu et al. 2022, section 2)."""
-
-    def __init__(self, width: int, kernel: int, *, rate: float, rules: Rules, rngs: nnx.Rngs):
-        self.spatial = DepthwiseConv(width, kernel, rules=rules, rngs=rngs)
-        self.norm = Norm(width, rules=rules, rngs=rngs)
-        self.up = Linear((width, 4 * width), ("embed", "mlp"), bias=True, rules=rules, rngs=rngs)
-        self.down = Linear((4 * width, width), ("mlp", "embed"), rules=rules, rngs=rngs)
-        init = jax.nn.initializers.constant(0.1)
-        self.gain = make_parameter(init, (width,), (None,), rules=rules, rngs=rngs)
-        self.rate = rate
-
-    def __call__(self, x: Float[Array, "B H W C"], key: jax.Array | None) -> Float[Array, "B H W C"]:
-        y = self.down(jax.nn.gelu(self.up(self.norm(self.spatial(x)))))
-        return x + dropout(y * self.gain[...].astype(x.dtype), self.rate, key)
 
 
 class ConvNetEncoder(nnx.Module):
@@ -97,7 +80,7 @@ class ConvNetEncoder(nnx.Module):
         keys = [None] * len(self.stages) if key is None else jax.random.split(key, len(self.stages))
         layers = {}
         for index, (shrink, stage, stage_key) in enumerate(zip(self.reduce, self.stages, keys, strict=True)):
-            x, layers[f"stage{index}"] = stage(shrink(x), key=stage_key)
+            x, layers[f"stage{index}"] = stage(shrink(x), None, key=stage_key)
         _, rows, columns, channels = x.shape
         x = self.norm(x)
         if mask is None:

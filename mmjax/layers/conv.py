@@ -43,7 +43,7 @@ class Conv(nnx.Module):
         self.kernel = make_parameter(init, (*sides, inputs, outputs), self.axes, rules=rules, rngs=rngs)
         self.bias = make_parameter(jax.nn.initializers.zeros, (outputs,), (None,), rules=rules, rngs=rngs)
         self.stride = (stride,) * count if isinstance(stride, int) else stride
-        self.dilation, self.rules = (dilation,) * count, rules
+        self.dilation, self.inputs, self.rules = (dilation,) * count, count + 1, rules
 
     def __call__(self, x: Float[Array, "B *S C"]) -> Float[Array, "B *s D"]:
         kernel = use(self.kernel, self.axes, x.dtype, self.rules)

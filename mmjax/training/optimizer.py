@@ -216,7 +216,7 @@ def matrix_dimensions(model: Any) -> dict[str, optax.contrib.MuonDimensionNumber
     for path, owner in found:
         if not isinstance(owner, Linear | Conv):
             continue
-        rank, inputs = (len(owner.axes), owner.inputs) if isinstance(owner, Linear) else (4, 3)
+        rank, inputs = len(owner.axes), owner.inputs
         first, end = owner.kernel.ndim - rank, owner.kernel.ndim
         axes = tuple(range(first, first + inputs)), tuple(range(first + inputs, end))
         dimensions[path_name((*path, GetAttrKey("kernel")))] = optax.contrib.MuonDimensionNumbers(*axes)

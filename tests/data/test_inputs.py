@@ -8,9 +8,9 @@ import pytest
 import soundfile
 
 from mmjax.data import TABLE
-from mmjax.data.inputs import BadInput, Input, Labels, Picture, Quantities, Sentence, Speech
+from mmjax.data.inputs import BadInput, Input, Labels, Picture, Quantities, Sentence, Speech, Wave
 from mmjax.data.sources.base import Recording
-from mmjax.types import Image, Label, Quantity, Spectrum, Text
+from mmjax.types import Image, Label, Quantity, Spectrum, Text, Waveform
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
@@ -215,6 +215,34 @@ def test_silence_is_no_error():
     assert np.abs(values).max() < 1e-2
 
 
+def test_waves_have_one_loudness():
+    raw = samples(0.5)
+    quiet, loud = (Wave().read(Recording(gain * raw, 8000), None) for gain in (0.5, 8.0))
+    np.testing.assert_allclose(quiet[0], loud[0], atol=2e-3)
+    assert quiet[0].shape == (8000,)
+    assert quiet[1].tolist() == [True] * 4000 + [False] * 4000
+    assert np.sqrt(np.mean(quiet[0][:4000] ** 2)) == pytest.approx(0.1, rel=5e-3)
+    assert np.corrcoef(quiet[0][:4000], raw)[0, 1] > 0.9999
+    assert not quiet[0][4000:].any()
+
+
+def test_waves_are_cut_and_resampled():
+    time = np.arange(16000) / 16000
+    tone = 0.3 * np.sin(2 * np.pi * 440 * time).astype(np.float32)
+    values, mask = Wave(seconds=0.5).read(Recording(tone, 16000), None)
+    assert mask.all()
+    inside = slice(100, -100)
+    expected = 0.1 * np.sqrt(2) * np.sin(2 * np.pi * 440 * np.arange(4000) / 8000)
+    np.testing.assert_allclose(values[inside], expected[inside], atol=2e-3)
+    assert not Wave().read(Recording(np.zeros(800, np.int16), 8000), None)[0].any()
+
+
+def test_a_wave_too_loud_for_a_spectrum_is_a_wave():
+    """Its loudness goes before anything is squared in 32 bits."""
+    values, _ = Wave().read(Recording(HUGE, 8000), None)
+    assert np.isfinite(values).all()
+
+
 def test_labels():
     one = Labels(names=("a", "b", "c"))
     for raw in (2, np.int64(2), [2], np.array([2])):
@@ -262,13 +290,15 @@ def test_features_tell_the_shapes():
         (Picture(size=8), picture(), Image(8, 8, 3)),
         (Sentence(length=5), "hello", Text(5, 258)),
         (speech, Recording(samples(), 8000), Spectrum(62, 32, 0.02)),
+        (Wave(rate=4000, seconds=0.1), Recording(samples(), 8000), Waveform(400, 4000)),
         (Labels(names=("a", "b"), slots=2), 1, Label(("a", "b"), 2)),
         (Quantities(size=3, slots=2), [1, 2, 3], Quantity(3, 2)),
     ]
     for node, raw, feature in cases:
         assert node.feature == feature
         values, mask = node.read(raw, None)
-        shape = {Image: (8, 8, 3), Text: (5,), Spectrum: (62, 32), Label: (2,), Quantity: (2, 3)}[type(feature)]
+        shapes = {Image: (8, 8, 3), Text: (5,), Spectrum: (62, 32), Waveform: (400,), Label: (2,), Quantity: (2, 3)}
+        shape = shapes[type(feature)]
         assert values.shape == shape
         assert mask is None or (mask.shape == shape[:1] and mask.dtype == bool)
 
@@ -282,6 +312,7 @@ def test_features_tell_the_shapes():
         lambda: Speech(bands=400),
         lambda: Speech(high=5000.0),
         lambda: Speech(hop=0.0),
+        lambda: Wave(seconds=0.0),
         lambda: Labels(names=()),
         lambda: Quantities(size=0),
     ],

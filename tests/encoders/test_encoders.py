@@ -145,7 +145,7 @@ def test_recurrent_over_frames():
 
 def convolve(encoder, x):
     for shrink, stage in zip(encoder.reduce, encoder.stages, strict=True):
-        x = reference.convolve(x, wide(shrink.kernel), shrink.stride) + wide(shrink.bias)
+        x = reference.convolve(x, wide(shrink.kernel), shrink.stride[0]) + wide(shrink.bias)
         for block in reference.layers(stage):
             kernel = wide(block.spatial.kernel)
             full = np.einsum("hwc,cd->hwcd", kernel, np.eye(x.shape[-1]))

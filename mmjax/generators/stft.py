@@ -1,0 +1,47 @@
+"""How far a waveform is from another one in the magnitudes of its spectra."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from mmjax.layers.patches import cut_sequence
+from mmjax.sharding.rules import Rules
+
+# Of a full-scale signal's power; below it magnitudes are not told apart.
+FLOOR = 1e-7
+
+
+def frame(x: Float[Array, "B T"], window: int, *, rules: Rules) -> Float[Array, "B F W"]:
+    """All stretches of `window` samples that begin at a multiple of a quarter of it and touch x; zeros around x."""
+    hop = window // 4
+    padded = jnp.pad(x, ((0, 0), (window - hop, -x.shape[1] % hop + window - hop)))
+    quarters = cut_sequence(padded, hop, rules=rules)
+    count = quarters.shape[1] - 3
+    return jnp.concatenate([quarters[:, start : start + count] for start in range(4)], -1)
+
+
+def magnitudes(x: Float[Array, "B T"], window: int, *, rules: Rules) -> Float[Array, "B F K"]:
+    """|STFT| with a periodic Hann window, at K = window / 2 + 1 frequencies, not less than sqrt(`FLOOR`)."""
+    hann = 0.5 - 0.5 * jnp.cos(2 * jnp.pi * jnp.arange(window) / window)
+    spectrum = jnp.fft.rfft(frame(x, window, rules=rules) * hann)
+    power = jnp.square(spectrum.real) + jnp.square(spectrum.imag)
+    return jnp.sqrt(jnp.maximum(power, FLOOR))
+
+
+def spectral_distance(
+    said: Float[Array, "B T"], true: Float[Array, "B T"], real: Bool[Array, "B T"], window: int, *, rules: Rules
+) -> Float[Array, "B"]:
+    """Spectral convergence and the mean difference of log-magnitudes (Yamamoto et al. 2020, equations 4 and 5).
+
+    |S' - S| / |S| (Frobenius) plus the mean of |log S' - log S|, over the frames that touch real samples; 0 where an
+    example has none.
+    """
+    said, true = (jnp.where(real, x.astype(jnp.float32), 0) for x in (said, true))
+    made, wanted = (magnitudes(x, window, rules=rules) for x in (said, true))
+    counts = frame(real.astype(jnp.float32), window, rules=rules).any(-1, keepdims=True)
+    error = jnp.where(counts, jnp.square(made - wanted), 0).sum((1, 2))
+    power = jnp.where(counts, jnp.square(wanted), 0).sum((1, 2))
+    # The gradient of a root at 0 is not finite.
+    convergence = jnp.sqrt(jnp.maximum(error, FLOOR) / jnp.maximum(power, FLOOR))
+    logs = jnp.where(counts, jnp.abs(jnp.log(made) - jnp.log(wanted)), 0).sum((1, 2))
+    numbers = counts.sum((1, 2)) * made.shape[2]
+    return jnp.where(numbers > 0, convergence + logs / jnp.maximum(numbers, 1), 0)

@@ -1,0 +1,143 @@
+"""Waveforms from log-mel frames."""
+
+import functools
+import math
+
+import chz
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from mmjax.errors import UserError
+from mmjax.generators.stft import spectral_distance
+from mmjax.layers.conv import Conv
+from mmjax.layers.output import Output, find_feature
+from mmjax.layers.patches import reshape
+from mmjax.layers.settings import Settings
+from mmjax.sharding.rules import Rules
+from mmjax.types import Average, Batch, Feature, Fused, Metrics, Spectrum, Waveform
+
+SLOPE = 0.1  # of the leaky rectifiers
+
+
+@chz.chz
+class Vocoder(Output):
+    """HiFi-GAN's generator (Kong et al. 2020), from the log-mel frames of a recording to its samples.
+
+    The loss is the spectral distance (see `spectral_distance`), averaged over `windows`, the multi-resolution STFT loss
+    of Yamamoto et al. (2020). A frame grows by nearest neighbours and a convolution instead of a transposed one, which
+    leaves no pattern of its stride, and weights are not normalised. It does not read the fused features, and predicts
+    nothing.
+    """
+
+    target: str = chz.field(doc="name of the waveform")
+    mel: str = chz.field(doc="name of the spectrum of the same recording")
+    channels: int = chz.field(default=128, doc="channels of a frame, halved whenever its places multiply")
+    factors: tuple[int, ...] = chz.field(default=(5, 5, 4), doc="how often a place multiplies, a level each")
+    kernels: tuple[int, ...] = chz.field(default=(3, 7, 11), doc="places that each of a level's residual branches sees")
+    dilations: tuple[int, ...] = chz.field(default=(1, 3, 5), doc="how far these are apart, a block of a branch each")
+    windows: tuple[int, ...] = chz.field(default=(128, 256, 512), doc="samples of the loss's windows, multiples of 4")
+
+    @chz.validate
+    def _possible(self) -> None:
+        for name in ("factors", "kernels", "dilations", "windows"):
+            if not getattr(self, name) or min(getattr(self, name)) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be positive numbers, one or more")
+        if any(window % 4 for window in self.windows):
+            raise ValueError(f"windows={self.windows} must be multiples of 4")
+        if self.channels < 2 ** len(self.factors):
+            raise ValueError(f"channels={self.channels} cannot be halved {len(self.factors)} times")
+
+    def build(self, features: dict[str, Feature], settings: Settings, rngs: nnx.Rngs) -> "VocoderModule":
+        wave = find_feature("Vocoder.target", self.target, features, Waveform)
+        spectrum = find_feature("Vocoder.mel", self.mel, features, Spectrum)
+        hop = spectrum.seconds * wave.rate
+        if not math.isclose(math.prod(self.factors), hop):
+            raise UserError(
+                f"Vocoder.factors={self.factors} make {math.prod(self.factors)} samples of a frame of {self.mel}, "
+                f"which has {hop:g}; choose factors whose product that is"
+            )
+        if spectrum.frames * hop < wave.samples:
+            raise UserError(
+                f"{self.target} is longer than {self.mel}: give data.inputs.{self.target}.seconds and "
+                f"data.inputs.{self.mel}.seconds the same value"
+            )
+        return VocoderModule(self, spectrum, wave, settings, rngs)
+
+
+class Branch(nnx.Module):
+    """x + conv(act(conv(act(x)))) for every dilation of the inner convolution; act is a leaky rectifier."""
+
+    def __init__(self, channels: int, kernel: int, dilations: tuple[int, ...], *, rules: Rules, rngs: nnx.Rngs):
+        conv = functools.partial(Conv, channels, channels, (kernel,), rules=rules, rngs=rngs)
+        self.inner = nnx.List([conv(dilation=dilation) for dilation in dilations])
+        self.outer = nnx.List([conv(scale=0.1) for _ in dilations])
+
+    def __call__(self, x: Float[Array, "B T C"]) -> Float[Array, "B T C"]:
+        for inner, outer in zip(self.inner, self.outer, strict=True):
+            x = x + outer(_activate(inner(_activate(x))))
+        return x
+
+
+class VocoderModule(nnx.Module):
+    """See `Vocoder`: frames -> for every factor, more places and the mean of residual branches -> samples."""
+
+    def __init__(self, config: Vocoder, spectrum: Spectrum, wave: Waveform, settings: Settings, rngs: nnx.Rngs):
+        rules = settings.rules
+        make = functools.partial(Conv, rules=rules, rngs=rngs)
+        self.stem = make(spectrum.bands, config.channels, (7,))
+        widths = [config.channels // 2**level for level in range(len(config.factors) + 1)]
+        self.widen = nnx.List(
+            [
+                make(before, after, (2 * factor + 1,))
+                for before, after, factor in zip(widths, widths[1:], config.factors, strict=False)
+            ]
+        )
+        branch = functools.partial(Branch, dilations=config.dilations, rules=rules, rngs=rngs)
+        self.levels = nnx.List([nnx.List([branch(width, kernel) for kernel in config.kernels]) for width in widths[1:]])
+        self.out = make(widths[-1], 1, (7,), few_outputs=True)
+        self.factors, self.windows, self.samples = config.factors, config.windows, wave.samples
+        self.target, self.mel, self.dtype, self.rules = config.target, config.mel, settings.dtype, rules
+
+    def decode(self, mel: Float[Array, "B T M"], mask: Bool[Array, "B T"]) -> Float[Array, "B S"]:
+        """Samples in [-1, 1] of log-mel frames, of which those that are not real count as zeros."""
+        x = self.stem(jnp.where(mask[..., None], mel, 0).astype(self.dtype))
+        for factor, widen, branches in zip(self.factors, self.widen, self.levels, strict=True):
+            x = widen(repeat(_activate(x), factor, self.rules))
+            first, *others = (branch(x) for branch in branches)
+            x = sum(others, first) / len(branches)
+        return jnp.tanh(self.out(_activate(x))[:, : self.samples, 0].astype(jnp.float32))
+
+    def weight(self, batch: Batch) -> Float[Array, ""]:
+        return self._real(batch).astype(jnp.float32).sum()
+
+    def _real(self, batch: Batch) -> Bool[Array, "B S"]:
+        """The samples that count: real ones, of examples that also have the spectrum."""
+        return batch.mask[self.target] & (batch.present[self.target] & batch.present[self.mel])[:, None]
+
+    def loss(
+        self, fused: Fused, batch: Batch, key: jax.Array | None, step: Int[Array, ""] | None
+    ) -> tuple[Average, Metrics]:
+        """Every sample of an example weighs as much as another, whichever example it is of."""
+        real = self._real(batch)
+        said = self.decode(batch.values[self.mel], batch.mask[self.mel] & batch.present[self.mel][:, None])
+        distances = [
+            spectral_distance(said, batch.values[self.target], real, window, rules=self.rules)
+            for window in self.windows
+        ]
+        loss = Average.of(jnp.stack(distances).mean(0), real.sum(1))
+        return loss, {"loss": loss}
+
+    def predict(self, fused: Fused, key: jax.Array | None) -> dict[str, Array]:
+        return {}
+
+
+def repeat(x: Float[Array, "B T C"], factor: int, rules: Rules) -> Float[Array, "B T*{factor} C"]:
+    """Every place as `factor` places."""
+    _, time, channels = x.shape
+    return reshape(jnp.stack([x] * factor, 2), time * factor, channels, rules=rules)
+
+
+def _activate(x: Float[Array, "B T C"]) -> Float[Array, "B T C"]:
+    return jax.nn.leaky_relu(x, SLOPE)

@@ -1,0 +1,80 @@
+"""ConvNeXt blocks, over space or time, and a network of them over time."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from mmjax.layers.conv import DepthwiseConv, Sizes
+from mmjax.layers.linear import Linear, make_parameter
+from mmjax.layers.norm import Norm, dropout
+from mmjax.layers.settings import Settings
+from mmjax.layers.stack import Stack
+from mmjax.sharding.rules import Rules
+
+
+class ConvBlock(nnx.Module):
+    """Depthwise convolution, norm, perceptron over channels, scaled residual (Liu et al. 2022, section 2).
+
+    The convolution sees zeros at places with a false mask.
+    """
+
+    def __init__(self, width: int, kernel: Sizes, *, rate: float, rules: Rules, rngs: nnx.Rngs):
+        self.spatial = DepthwiseConv(width, kernel, rules=rules, rngs=rngs)
+        self.norm = Norm(width, rules=rules, rngs=rngs)
+        self.up = Linear((width, 4 * width), ("embed", "mlp"), bias=True, rules=rules, rngs=rngs)
+        self.down = Linear((4 * width, width), ("mlp", "embed"), rules=rules, rngs=rngs)
+        init = jax.nn.initializers.constant(0.1)
+        self.gain = make_parameter(init, (width,), (None,), rules=rules, rngs=rngs)
+        self.rate = rate
+
+    def __call__(
+        self, x: Float[Array, "B *S C"], mask: Bool[Array, "B *S"] | None, key: jax.Array | None
+    ) -> Float[Array, "B *S C"]:
+        seen = x if mask is None else jnp.where(mask[..., None], x, 0)
+        y = self.down(jax.nn.gelu(self.up(self.norm(self.spatial(seen)))))
+        return x + dropout(y * self.gain[...].astype(x.dtype), self.rate, key)
+
+
+class TimeNet(nnx.Module):
+    """x [B T I], summary [B D] -> [B T O]: dense maps of both, added up, ConvNeXt blocks over time, norm, dense map.
+
+    `scale` is the variance that the last map begins with, as in `Linear`. Entries of x with a false mask count as
+    zeros, and what comes out there means nothing.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        depth: int,
+        kernel: int,
+        settings: Settings,
+        rngs: nnx.Rngs,
+        *,
+        scale: float = 1.0,
+    ):
+        rules, width = settings.rules, settings.width
+        linear = functools.partial(Linear, rules=rules, rngs=rngs)
+        self.into = linear((inputs, width), (None, "embed"), bias=True)
+        self.condition = linear((width, width), ("embed", None))
+
+        def make(rngs: nnx.Rngs) -> ConvBlock:
+            return ConvBlock(width, (kernel,), rate=settings.dropout, rules=rules, rngs=rngs)
+
+        self.stack = Stack(make, depth, remat=settings.remat, unroll=settings.unroll, rngs=rngs)
+        self.norm = Norm(width, rules=rules, rngs=rngs)
+        self.out = linear((width, outputs), ("embed", None), bias=True, scale=scale)
+
+    def __call__(
+        self,
+        x: Float[Array, "B T I"],
+        mask: Bool[Array, "B T"],
+        summary: Float[Array, "B D"],
+        key: jax.Array | None = None,
+    ) -> Float[Array, "B T O"]:
+        x = jnp.where(mask[..., None], x, 0)
+        x = self.into(x) + self.condition(summary.astype(x.dtype))[:, None]
+        return self.out(self.norm(self.stack(x, mask, key=key)[0]))
