@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool
 
 from mmjax.encoders.base import Encoder, Intermediates, expect
 from mmjax.layers.conv import Conv
-from mmjax.layers.convnext import ConvBlock
+from mmjax.layers.convnet import ConvBlock
 from mmjax.layers.linear import Linear
 from mmjax.layers.norm import Norm
 from mmjax.layers.patches import cut_sequence, fill_up, reshape

@@ -4,9 +4,10 @@ from mmjax.generators.decoding import Decoding
 from mmjax.generators.speech import SpeechVae
 from mmjax.generators.text import TextDecoder
 from mmjax.generators.vae import Vae
+from mmjax.generators.vocoder import Vocoder
 from mmjax.generators.vq import VqVae
 from mmjax.layers.output import Output
 
-TABLE: dict[str, type[Output]] = {output.__name__: output for output in (TextDecoder, SpeechVae, Vae, VqVae)}
+TABLE: dict[str, type[Output]] = {output.__name__: output for output in (TextDecoder, SpeechVae, Vae, Vocoder, VqVae)}
 
-__all__ = ["TABLE", "Decoding", "SpeechVae", "TextDecoder", "Vae", "VqVae"]
+__all__ = ["TABLE", "Decoding", "SpeechVae", "TextDecoder", "Vae", "Vocoder", "VqVae"]

@@ -10,10 +10,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mmjax.generators.vae import LEAST, MOST
 from mmjax.layers.alignment import align, regulate
-from mmjax.layers.convnext import TimeNet
 from mmjax.layers.linear import make_parameter
 from mmjax.layers.output import Output, find_feature
 from mmjax.layers.settings import Settings
+from mmjax.layers.time_net import TimeNet
 from mmjax.types import Average, Batch, Feature, Fused, Metrics, Spectrum, Text, Tokens
 
 # Means and logarithms of deviations, by frame and by token.

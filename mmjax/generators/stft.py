@@ -41,7 +41,8 @@ def spectral_distance(
     error = jnp.where(counts, jnp.square(made - wanted), 0).sum((1, 2))
     power = jnp.where(counts, jnp.square(wanted), 0).sum((1, 2))
     # The gradient of a root at 0 is not finite.
-    convergence = jnp.sqrt(jnp.maximum(error, FLOOR) / jnp.maximum(power, FLOOR))
+    apart = error > 0
+    convergence = jnp.where(apart, jnp.sqrt(jnp.where(apart, error / jnp.maximum(power, FLOOR), 1)), 0)
     logs = jnp.where(counts, jnp.abs(jnp.log(made) - jnp.log(wanted)), 0).sum((1, 2))
     numbers = counts.sum((1, 2)) * made.shape[2]
     return jnp.where(numbers > 0, convergence + logs / jnp.maximum(numbers, 1), 0)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mmjax.layers.convnext import TimeNet
 from mmjax.layers.settings import Settings
+from mmjax.layers.time_net import TimeNet
 from mmjax.sharding.mesh import MeshShape
 from mmjax.sharding.rules import PRESETS
 from tests import reference

@@ -1,0 +1,40 @@
+"""vocoder: spoken digits from their log-mel frames."""
+
+from mmjax.config import Experiment
+from mmjax.data.inputs import Speech, Wave
+from mmjax.data.loader import Data
+from mmjax.data.sources.av_digits import AvDigits
+from mmjax.encoders import Spectrogram
+from mmjax.fusion import Concat
+from mmjax.generators import Vocoder
+from mmjax.model import Model
+from mmjax.training.checkpoint import Checkpoint
+from mmjax.training.loop import Train
+from mmjax.training.optimizer import AdamW
+from mmjax.training.schedule import Cosine
+
+
+def vocoder() -> Experiment:
+    """The Free Spoken Digit Dataset, from spectra like those of scenes_speech back to sound."""
+    return Experiment(
+        name="vocoder",
+        data=Data(
+            source=AvDigits(noise="clean"),
+            inputs={
+                "speech": Speech(seconds=1.0, window=0.05, hop=0.0125, bands=48),
+                "wave": Wave(field="speech", seconds=1.0),
+            },
+            workers=1,
+        ),
+        model=Model(
+            width=16,
+            dtype="float32",
+            encoders={"speech": Spectrogram(depth=1)},
+            fusion=Concat(hidden=16),
+            outputs={"wave": Vocoder(target="wave", mel="speech", channels=64, kernels=(3, 7), dilations=(1, 3))},
+            unroll=True,
+        ),
+        optimizer=AdamW(learning_rate=1e-3, schedule=Cosine(warmup=100)),
+        train=Train(steps=4000, batch_size=16, evaluate_every=1000),
+        checkpoint=Checkpoint(every=1000),
+    )

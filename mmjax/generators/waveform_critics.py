@@ -1,0 +1,92 @@
+"""HiFi-GAN's critics, which tell recorded waveforms from made ones by their periods and their scales."""
+
+import functools
+
+import chz
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from mmjax.layers.conv import Conv
+from mmjax.layers.patches import cut_sequence
+from mmjax.layers.settings import Settings
+from mmjax.sharding.rules import Rules
+
+# How true each part is, in float32, and what the layers saw.
+Judgement = tuple[Float[Array, "B ..."], list[Float[Array, "B ..."]]]
+
+
+@chz.chz
+class WaveformCritic:
+    """The multi-period and multi-scale discriminators of HiFi-GAN (Kong et al. 2020, section 2.3), a network each.
+
+    One reads the waveform in rows of p samples, and only along columns, so between samples that are p apart; the other
+    reads it averaged over s samples. Convolutions are neither grouped nor normalised.
+    """
+
+    periods: tuple[int, ...] = chz.field(default=(2, 3, 5, 7, 11), doc="samples of a row, a network each")
+    scales: tuple[int, ...] = chz.field(default=(1, 2, 4), doc="samples averaged, a network each")
+    widths: tuple[int, ...] = chz.field(default=(16, 32, 64), doc="channels of each network's strided convolutions")
+
+    @chz.validate
+    def _possible(self) -> None:
+        if min((1, *self.periods, *self.scales, *self.widths)) < 1 or not self.widths:
+            raise ValueError("periods, scales and widths must be positive, and there must be a width")
+        if not self.periods and not self.scales:
+            raise ValueError("a critic needs a period or a scale")
+
+    def build(self, settings: Settings, rngs: nnx.Rngs) -> "WaveformCriticModule":
+        """The module."""
+        return WaveformCriticModule(self, settings, rngs)
+
+
+class Tower(nnx.Module):
+    """Strided convolutions with leaky rectifiers, and a score for every place of what they leave."""
+
+    def __init__(
+        self,
+        kernel: tuple[int, ...],
+        stride: tuple[int, ...],
+        score: tuple[int, ...],
+        widths: tuple[int, ...],
+        *,
+        rules: Rules,
+        rngs: nnx.Rngs,
+    ):
+        make = functools.partial(Conv, rules=rules, rngs=rngs)
+        pairs = zip((1, *widths), widths, strict=False)
+        self.layers = nnx.List([make(before, after, kernel, stride=stride, scale=2.0) for before, after in pairs])
+        self.score = make(widths[-1], 1, score, few_outputs=True)
+
+    def __call__(self, x: Float[Array, "B *S 1"]) -> Judgement:
+        features = []
+        for layer in self.layers:
+            x = jax.nn.leaky_relu(layer(x), 0.1)
+            features.append(x)
+        return self.score(x)[..., 0].astype(jnp.float32), features
+
+
+class WaveformCriticModule(nnx.Module):
+    """See `WaveformCritic`."""
+
+    def __init__(self, config: WaveformCritic, settings: Settings, rngs: nnx.Rngs):
+        make = functools.partial(Tower, widths=config.widths, rules=settings.rules, rngs=rngs)
+        self.of_periods = nnx.List([make((5, 1), (3, 1), (3, 1)) for _ in config.periods])
+        self.of_scales = nnx.List([make((15,), (4,), (3,)) for _ in config.scales])
+        self.periods, self.scales = config.periods, config.scales
+        self.dtype, self.rules = settings.dtype, settings.rules
+
+    def __call__(self, wave: Float[Array, "B T"]) -> list[Judgement]:
+        """What each network says, those of periods first."""
+        wave = wave.astype(self.dtype)
+        rows = [self._rows(wave, period)[..., None] for period in self.periods]
+        averages = [self._rows(wave, scale).mean(2)[..., None] for scale in self.scales]
+        return [
+            *(tower(x) for tower, x in zip(self.of_periods, rows, strict=True)),
+            *(tower(x) for tower, x in zip(self.of_scales, averages, strict=True)),
+        ]
+
+    def _rows(self, wave: Float[Array, "B T"], length: int) -> Float[Array, "B R {length}"]:
+        """The samples in rows, the last of which zeros fill up."""
+        return cut_sequence(jnp.pad(wave, ((0, 0), (0, -wave.shape[1] % length))), length, rules=self.rules)

@@ -1,0 +1,261 @@
+"""The vocoder: its loss by NumPy's Fourier transform, its layers, what is absent, and tones to be learned."""
+
+import dataclasses
+
+import chz
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import scipy.signal
+from flax import nnx
+
+from mmjax.errors import UserError
+from mmjax.generators import Vocoder
+from mmjax.generators.stft import FLOOR, magnitudes, spectral_distance
+from mmjax.generators.vocoder import repeat
+from mmjax.layers.settings import Settings
+from mmjax.sharding.mesh import MeshShape
+from mmjax.sharding.rules import PRESETS
+from mmjax.types import Batch, Fused, Spectrum, Tokens, Waveform
+from tests.reference import QUICK, draw, wide
+
+SIZE, FRAMES, BANDS, SAMPLES = 8, 10, 4, 58
+RULES = PRESETS["data"]
+SETTINGS = Settings(width=8, rules=RULES)
+FEATURES = {"speech": Spectrum(FRAMES, BANDS, 0.006), "wave": Waveform(SAMPLES, 1000)}
+CONFIG = Vocoder(
+    target="wave", mel="speech", channels=8, factors=(3, 2), kernels=(3, 5), dilations=(1, 2), windows=(16, 8)
+)
+
+
+# What a vocoder is given beside the batch, and does not read.
+NOTHING = Fused(Tokens(jnp.zeros((SIZE, 1, 8)), jnp.ones((SIZE, 1), bool)), jnp.zeros((SIZE, 8)), {})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def mesh():
+    with jax.set_mesh(MeshShape(data=1).build()) as mesh:
+        yield mesh
+
+
+@pytest.fixture(scope="module")
+def batch():
+    """Eight recordings of several lengths; the third has no spectrum, the fourth no samples."""
+    rng = np.random.default_rng(0)
+    samples = rng.integers(6, SAMPLES + 1, SIZE)
+    values = {
+        "speech": rng.normal(size=(SIZE, FRAMES, BANDS)).astype(np.float32),
+        "wave": (0.1 * rng.normal(size=(SIZE, SAMPLES))).astype(np.float32),
+    }
+    mask = {
+        "speech": np.arange(FRAMES) < -(-samples[:, None] // 6),
+        "wave": np.arange(SAMPLES) < samples[:, None],
+    }
+    present = {name: np.ones(SIZE, bool) for name in values}
+    present["speech"][2] = present["wave"][3] = False
+    values["speech"][2] = values["wave"][3] = np.nan
+    return Batch(values, mask, present)
+
+
+def build(config=CONFIG, rules=RULES):
+    settings = dataclasses.replace(SETTINGS, rules=rules)
+    return draw(lambda rngs: config.build(FEATURES, settings, rngs))
+
+
+@pytest.fixture(scope="module")
+def vocoder():
+    return build()
+
+
+def put(tree, rules=RULES):
+    return jax.device_put(tree, rules.spec("batch"))
+
+
+def numpy_magnitudes(x, window):
+    """Frame by frame, those that begin at multiples of a quarter window and touch the signal."""
+    hop = window // 4
+    starts = range(-(window - hop), -(-len(x) // hop) * hop, hop)
+    padded = np.pad(x, (window, 2 * window))
+    hann = scipy.signal.get_window("hann", window)
+    power = [np.abs(np.fft.rfft(padded[window + start : 2 * window + start] * hann)) ** 2 for start in starts]
+    return np.sqrt(np.maximum(power, FLOOR))
+
+
+def distance(said, true, real, window):
+    count = real.sum()
+    if not count:
+        return 0.0
+    # What lies behind the real samples is zero, and frames there do not count.
+    made, wanted = (numpy_magnitudes(np.where(real, x, 0).astype(np.float64)[:count], window) for x in (said, true))
+    convergence = np.linalg.norm(made - wanted) / np.linalg.norm(wanted)
+    return convergence + np.abs(np.log(made) - np.log(wanted)).mean()
+
+
+@pytest.mark.parametrize("window", [8, 16, 32])
+def test_magnitudes(window):
+    x = np.random.default_rng(1).normal(size=(2, SAMPLES)).astype(np.float32)
+    found = jax.jit(lambda x: magnitudes(x, window, rules=RULES))(put(x))
+    for row, expected in zip(np.asarray(found), x.astype(np.float64), strict=True):
+        np.testing.assert_allclose(row, numpy_magnitudes(expected, window), atol=1e-4)
+
+
+def test_distances_of_ragged_signals(batch):
+    rng = np.random.default_rng(2)
+    said = (0.1 * rng.normal(size=(SIZE, SAMPLES))).astype(np.float32)
+    true, real = np.nan_to_num(batch.values["wave"]), batch.mask["wave"].copy()
+    real[5] = False
+    run = jax.jit(lambda *arrays: spectral_distance(*arrays, 16, rules=RULES))
+    found = run(*put((said, true, real)))
+    expected = [distance(*each, 16) for each in zip(said, true, real, strict=True)]
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(run(*put((true, true, real))), 0)
+
+
+def test_the_loss(vocoder, batch):
+    loss, metrics = jax.jit(lambda v, batch: v.loss(NOTHING, batch, None, None), compiler_options=QUICK)(
+        vocoder, put(batch)
+    )
+    real = batch.mask["wave"] & (batch.present["wave"] & batch.present["speech"])[:, None]
+    mask = batch.mask["speech"] & batch.present["speech"][:, None]
+    said = np.asarray(vocoder.decode(put(np.nan_to_num(batch.values["speech"])), put(mask)))
+    total = 0.0
+    for row in range(SIZE):
+        apart = [distance(said[row], batch.values["wave"][row], real[row], window) for window in (16, 8)]
+        total += np.mean(apart) * real[row].sum()
+    assert real.any(1).sum() == SIZE - 2
+    np.testing.assert_allclose(loss.value(), total / real.sum(), rtol=1e-4)
+    assert float(loss.weight) == real.sum() == float(vocoder.weight(put(batch)))
+    assert float(metrics["loss"].value()) == float(loss.value())
+
+
+def convolve(layer, x, dilation=1):
+    """[T C] -> [T D] by NumPy's correlation, zeros around."""
+    kernel = wide(layer.kernel)
+    spread = np.zeros((dilation * (len(kernel) - 1) + 1, *kernel.shape[1:]))
+    spread[::dilation] = kernel
+    before = (len(spread) - 1) // 2
+    padded = np.pad(x, ((before, len(spread) - 1 - before), (0, 0)))
+    y = np.stack([np.tensordot(padded[place : place + len(spread)], spread, 2) for place in range(len(x))])
+    return y + wide(layer.bias)
+
+
+def leaky(x):
+    return np.where(x > 0, x, 0.1 * x)
+
+
+def test_the_generator_layer_by_layer(vocoder, batch):
+    mask = batch.mask["speech"]
+    found = jax.jit(lambda mel, mask: vocoder.decode(mel, mask))(*put((batch.values["speech"], mask)))
+    for row in (0, 1, 4):
+        x = convolve(vocoder.stem, np.where(mask[row, :, None], batch.values["speech"][row].astype(np.float64), 0))
+        for factor, widen, branches in zip((3, 2), vocoder.widen, vocoder.levels, strict=True):
+            x = convolve(widen, np.repeat(leaky(x), factor, axis=0))
+            parts = []
+            for branch in branches:
+                y = x
+                for dilation, inner, outer in zip((1, 2), branch.inner, branch.outer, strict=True):
+                    y = y + convolve(outer, leaky(convolve(inner, leaky(y), dilation)))
+                parts.append(y)
+            x = np.mean(parts, axis=0)
+        np.testing.assert_allclose(found[row], np.tanh(convolve(vocoder.out, leaky(x))[:SAMPLES, 0]), atol=1e-4)
+
+
+def test_repeating():
+    x = np.random.default_rng(0).normal(size=(2, 3, 4)).astype(np.float32)
+    np.testing.assert_array_equal(repeat(put(x), 5, RULES), np.repeat(x, 5, axis=1))
+
+
+@pytest.mark.parametrize("name", ["speech", "wave"])
+def test_what_is_absent_changes_nothing(vocoder, batch, name):
+    example = int(np.flatnonzero(~batch.present[name])[0])
+
+    def gradients(value):
+        values = batch.values[name].copy()
+        values[example] = value
+        placed = put(dataclasses.replace(batch, values=batch.values | {name: values}))
+        compute = jax.value_and_grad(lambda vocoder: vocoder.loss(NOTHING, placed, None, None)[0].value())
+        return jax.tree.leaves(jax.jit(compute, compiler_options=QUICK)(vocoder))
+
+    for first, second in zip(gradients(np.nan), gradients(7.0), strict=True):
+        assert np.isfinite(first).all()
+        np.testing.assert_array_equal(first, second)
+
+
+MESHES = {
+    "data": (MeshShape(data=8), PRESETS["data"]),
+    "fsdp_tensor": (MeshShape(data=2, fsdp=2, tensor=2), PRESETS["fsdp_tensor"]),
+}
+
+
+@pytest.mark.parametrize("name", MESHES)
+def test_every_mesh_computes_the_same(batch, name):
+    def compute(shape, rules):
+        with jax.set_mesh(shape.build()):
+            placed = put(batch, rules)
+            run = jax.value_and_grad(lambda vocoder: vocoder.loss(NOTHING, placed, None, None)[0].value())
+            loss, gradients = jax.jit(run, compiler_options=QUICK)(build(rules=rules))
+            return float(loss), float(optax.tree.norm(gradients))
+
+    np.testing.assert_allclose(compute(*MESHES[name]), compute(MeshShape(data=1), PRESETS["data"]), rtol=1e-4)
+
+
+def test_tones_are_learned():
+    """Each frame's band says which of four tones sounds; what is made has its power there."""
+    rng = np.random.default_rng(0)
+    tones = rng.integers(0, 4, SIZE)
+    hertz = np.array([100, 170, 260, 380])[tones]
+    time = np.arange(SAMPLES) / 1000
+    wave = 0.3 * np.sin(2 * np.pi * hertz[:, None] * time + rng.uniform(0, 6, (SIZE, 1)))
+    mel = np.repeat(np.eye(4)[tones][:, None], FRAMES, 1)
+    ones = {"speech": np.ones((SIZE, FRAMES), bool), "wave": np.ones((SIZE, SAMPLES), bool)}
+    batch = put(
+        Batch(
+            {"speech": mel.astype(np.float32), "wave": wave.astype(np.float32)},
+            ones,
+            {name: np.ones(SIZE, bool) for name in ones},
+        )
+    )
+    config = chz.replace(CONFIG, channels=32, windows=(32,))
+    vocoder = jax.jit(lambda key: config.build(FEATURES, SETTINGS, nnx.Rngs(key)))(jax.random.key(0))
+    optimizer = optax.adam(3e-3)
+
+    @jax.jit
+    def step(vocoder, state):
+        loss, gradients = jax.value_and_grad(lambda vocoder: vocoder.loss(NOTHING, batch, None, None)[0].value())(
+            vocoder
+        )
+        updates, state = optimizer.update(gradients, state)
+        return optax.apply_updates(vocoder, updates), state, loss
+
+    state, losses = optimizer.init(vocoder), []
+    for _ in range(150):
+        vocoder, state, loss = step(vocoder, state)
+        losses.append(float(loss))
+    assert losses[-1] < 0.5 * losses[0]
+    made = np.asarray(vocoder.decode(batch.values["speech"], batch.mask["speech"]))
+    loudest = np.abs(np.fft.rfft(made * np.hanning(SAMPLES), 1000)).argmax(1)
+    np.testing.assert_allclose(loudest, hertz, atol=12)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "message"),
+    [
+        ({"factors": ()}, ValueError, "must be positive numbers"),
+        ({"windows": (10,)}, ValueError, "must be multiples of 4"),
+        ({"channels": 2}, ValueError, "cannot be halved 2 times"),
+        ({"factors": (3, 3)}, UserError, "make 9 samples of a frame of speech, which has 6; choose factors"),
+        ({"mel": "wave"}, UserError, "Vocoder.mel=wave is not among the features it can be: speech"),
+        ({"target": "speech"}, UserError, "Vocoder.target=speech is not among the features it can be: wave"),
+    ],
+)
+def test_wrong_values(wrong, error, message):
+    with pytest.raises(error, match=message):
+        build(chz.replace(CONFIG, **wrong))
+
+
+def test_spectra_must_be_as_long_as_their_waveforms():
+    features = FEATURES | {"wave": Waveform(61, 1000)}
+    with pytest.raises(UserError, match="wave is longer than speech"):
+        CONFIG.build(features, SETTINGS, nnx.Rngs(0))
