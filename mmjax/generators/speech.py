@@ -170,26 +170,30 @@ class Speaker(nnx.Module):
         least = self.free_bits * frames.sum(1, keepdims=True)
         costs = negative + warmth * self.beta * jnp.maximum(divergence, least).sum(-1)
 
-        lasted, said = path.sum(1), self.log_durations(fused)
-        wrong = jnp.where(lasted > 0, jnp.square(said - jnp.log(jnp.maximum(lasted, 1))), 0).sum(1)
-        duration_error = wrong / jnp.maximum((lasted > 0).sum(1), 1)
-        length = _whole(said, tokens).sum(1)
+        duration_error, length_error = self._timing(path, fused)
 
         def each(totals: Float[Array, "B"]) -> Average:
             """Of one total an example, the average of its numbers."""
             return Average.of(totals / jnp.maximum(size, 1), size)
 
-        loss, count = each(costs + size * duration_error), jnp.maximum(frames.sum(1), 1)
-        there = size > 0
+        loss = each(costs + size * duration_error)
         metrics: Metrics = {
             "loss": loss,
             "reconstruction": each(negative),
             "square_error": each(squares),
-            "kl_per_frame": Average.of(divergence.sum(-1) / count, size),
+            "kl_per_frame": Average(divergence.sum(), frames.sum().astype(jnp.float32)),
             "duration_error": Average.of(duration_error, size),
-            "length_error": Average.of(jnp.abs(length - frames.sum(1)) / count, there),
+            "length_error": Average.of(length_error, size > 0),
         }
         return loss, metrics
+
+    def _timing(self, path: Bool[Array, "B T N"], fused: Fused) -> tuple[Float[Array, "B"], Float[Array, "B"]]:
+        """The mean squared error of tokens' log-durations, and what the predicted length is wrong by, as a share."""
+        lasted, said = path.sum(1), self.log_durations(fused)
+        spoken, length = lasted > 0, jnp.maximum(lasted.sum(1), 1)
+        squares = jnp.where(spoken, jnp.square(said - jnp.log(jnp.maximum(lasted, 1))), 0).sum(1)
+        predicted = _whole(said, fused.unimodal[self.text]).sum(1)
+        return squares / jnp.maximum(spoken.sum(1), 1), jnp.abs(predicted - length) / length
 
     def _divergence(self, q: Gaussian, u: Float[Array, "B T Z"], p: Gaussian) -> Float[Array, "B T Z"]:
         """log q(z) in the mean over q, less log p of this u = flow(z), in nats; the flow keeps volume."""

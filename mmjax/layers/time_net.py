@@ -2,7 +2,6 @@
 
 import functools
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
@@ -38,19 +37,15 @@ class TimeNet(nnx.Module):
         self.condition = linear((width, width), ("embed", None))
 
         def make(rngs: nnx.Rngs) -> ConvBlock:
-            return ConvBlock(width, (kernel,), rate=settings.dropout, rules=rules, rngs=rngs)
+            return ConvBlock(width, (kernel,), rate=0.0, rules=rules, rngs=rngs)
 
         self.stack = Stack(make, depth, remat=settings.remat, unroll=settings.unroll, rngs=rngs)
         self.norm = Norm(width, rules=rules, rngs=rngs)
         self.out = linear((width, outputs), ("embed", None), bias=True, scale=scale)
 
     def __call__(
-        self,
-        x: Float[Array, "B T I"],
-        mask: Bool[Array, "B T"],
-        summary: Float[Array, "B D"],
-        key: jax.Array | None = None,
+        self, x: Float[Array, "B T I"], mask: Bool[Array, "B T"], summary: Float[Array, "B D"]
     ) -> Float[Array, "B T O"]:
         x = jnp.where(mask[..., None], x, 0)
         x = self.into(x) + self.condition(summary.astype(x.dtype))[:, None]
-        return self.out(self.norm(self.stack(x, mask, key=key)[0]))
+        return self.out(self.norm(self.stack(x, mask)[0]))
