@@ -1,0 +1,80 @@
+"""The trunk of a convolutional network: a strided stem, then stages of blocks that halve the resolution."""
+
+import chz
+import jax
+from flax import nnx
+from jaxtyping import Array, Float
+
+from mmjax.layers.conv import Conv, DepthwiseConv
+from mmjax.layers.linear import Linear, make_parameter
+from mmjax.layers.norm import Norm, dropout
+from mmjax.layers.settings import Settings
+from mmjax.layers.stack import Stack
+from mmjax.sharding.rules import Rules
+
+
+@chz.chz
+class ConvTrunk:
+    """Stages of ConvNeXt-like blocks (Liu et al. 2022)."""
+
+    stem: int = chz.field(default=4, doc="side and stride of the first convolution")
+    widths: tuple[int, ...] = chz.field(default=(32, 64), doc="channels of each stage")
+    depths: tuple[int, ...] = chz.field(default=(1, 1), doc="blocks of each stage")
+    kernel: int = chz.field(default=5, doc="side of the depthwise convolutions")
+
+    @chz.validate
+    def _stages(self) -> None:
+        if len(self.widths) != len(self.depths) or not self.widths:
+            raise ValueError(f"widths={self.widths} and depths={self.depths} need one entry a stage each")
+
+    @property
+    def stride(self) -> int:
+        """Pixels, along each side, to a place of the last grid."""
+        return self.stem * 2 ** (len(self.widths) - 1)
+
+
+class ConvBlock(nnx.Module):
+    """Depthwise convolution, norm, perceptron over channels, scaled residual (Liu et al. 2022, section 2)."""
+
+    def __init__(self, width: int, kernel: int, *, rate: float, rules: Rules, rngs: nnx.Rngs):
+        self.spatial = DepthwiseConv(width, kernel, rules=rules, rngs=rngs)
+        self.norm = Norm(width, rules=rules, rngs=rngs)
+        self.up = Linear((width, 4 * width), ("embed", "mlp"), bias=True, rules=rules, rngs=rngs)
+        self.down = Linear((4 * width, width), ("mlp", "embed"), rules=rules, rngs=rngs)
+        init = jax.nn.initializers.constant(0.1)
+        self.gain = make_parameter(init, (width,), (None,), rules=rules, rngs=rngs)
+        self.rate = rate
+
+    def __call__(self, x: Float[Array, "B H W C"], key: jax.Array | None) -> Float[Array, "B H W C"]:
+        y = self.down(jax.nn.gelu(self.up(self.norm(self.spatial(x)))))
+        return x + dropout(y * self.gain[...].astype(x.dtype), self.rate, key)
+
+
+class ConvTrunkModule(nnx.Module):
+    """[B H W C] -> the last stage's grid [B H/s W/s D], normed, with s = stride; sides not divided by it grow."""
+
+    def __init__(self, config: ConvTrunk, channels: int, settings: Settings, rngs: nnx.Rngs):
+        rules = settings.rules
+        self.reduce: nnx.List[Conv] = nnx.List()
+        self.stages: nnx.List[Stack] = nnx.List()
+        for index, (width, depth) in enumerate(zip(config.widths, config.depths, strict=True)):
+            side = config.stem if index == 0 else 2
+            self.reduce.append(Conv(channels, width, side, stride=side, rules=rules, rngs=rngs))
+
+            def make(rngs: nnx.Rngs, width: int = width) -> ConvBlock:
+                return ConvBlock(width, config.kernel, rate=settings.dropout, rules=rules, rngs=rngs)
+
+            self.stages.append(Stack(make, depth, remat=settings.remat, unroll=settings.unroll, rngs=rngs))
+            channels = width
+        self.norm = Norm(channels, rules=rules, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "B H W C"], key: jax.Array | None
+    ) -> tuple[Float[Array, "B h w D"], list[Float[Array, "L B _ _ _"]]]:
+        """Also what every block of each stage gave."""
+        keys = [None] * len(self.stages) if key is None else jax.random.split(key, len(self.stages))
+        layers = []
+        for shrink, stage, stage_key in zip(self.reduce, self.stages, keys, strict=True):
+            x, every = stage(shrink(x), key=stage_key)
+            layers.append(every)
+        return self.norm(x), layers
