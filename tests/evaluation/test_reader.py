@@ -77,7 +77,8 @@ def alone(experiment, held_out):
     both = jax.jit(lambda model, batch: (model(batch)[0].pooled, model.predict(batch)))
 
     def ask(modality, row):
-        batch = jax.tree.map(lambda array: array[row : row + 1].copy(), held_out[1])
+        # Twice, as JAX 0.12 does not let a batch of one through attention.
+        batch = jax.tree.map(lambda array: array[[row, row]], held_out[1])
         for name in set(batch.present) - {modality}:
             batch.present[name][:] = False
         with jax.set_mesh(mesh):
