@@ -16,7 +16,7 @@ from mmjax.sharding.mesh import MeshShape
 from mmjax.sharding.rules import PRESETS
 from mmjax.training.checkpoint import Checkpoint
 from mmjax.training.loop import Train
-from mmjax.training.optimizer import Optimizer
+from mmjax.training.optimizer import AdamW, Optimizer
 
 FILE = "experiment.json"
 FORMAT = 1
@@ -31,6 +31,9 @@ class Experiment:
     model: Model
     optimizer: Optimizer
     train: Train
+    critic_optimizer: Optimizer = chz.field(
+        default=AdamW(learning_rate=3e-4, b1=0.0, b2=0.99), doc="of the adversaries of outputs, where there are some"
+    )
     checkpoint: Checkpoint = chz.field(default=Checkpoint(), metadata=OPERATIONAL)
     mesh: MeshShape = chz.field(default=MeshShape(), metadata=OPERATIONAL)
     rules: str = chz.field(

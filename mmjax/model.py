@@ -14,7 +14,7 @@ from mmjax import generators, heads
 from mmjax.encoders import Encoder
 from mmjax.errors import UserError
 from mmjax.fusion import CrossAttention, Fusion
-from mmjax.layers.output import Output
+from mmjax.layers.output import ContestedModule, Output
 from mmjax.layers.settings import Settings
 from mmjax.layers.stack import Remat
 from mmjax.sharding.rules import Rules
@@ -53,14 +53,7 @@ class Model:
 
     def build(self, features: dict[str, Feature], *, rules: Rules, rngs: nnx.Rngs) -> "Multimodal":
         """The model for these features. Raises UserError where a feature is missing or cannot be encoded so."""
-        settings = Settings(
-            width=self.width,
-            rules=rules,
-            dtype=jnp.dtype(self.dtype),
-            dropout=self.dropout,
-            remat=self.remat,
-            unroll=self.unroll,
-        )
+        settings = self._settings(rules)
         encoders = {name: encoder for name, encoder in sorted(self.encoders.items()) if encoder is not None}
         outputs = {name: output for name, output in sorted(self.outputs.items()) if output is not None}
         for name in encoders:
@@ -77,6 +70,25 @@ class Model:
                         f"model.outputs.{name} reads the tokens of {modality}, which has no model.encoders.{modality}"
                     )
         return Multimodal(self, encoders, outputs, features, settings, rngs)
+
+    def build_critics(self, features: dict[str, Feature], *, rules: Rules, rngs: nnx.Rngs) -> Any:
+        """The adversaries of outputs, by output, trained against the model, no part of it; None where it has none."""
+        settings, critics = self._settings(rules), {}
+        for name, output in sorted(self.outputs.items()):
+            critic = None if output is None else output.build_critic(features, settings, rngs)
+            if critic is not None:
+                critics[name] = critic
+        return nnx.Dict(critics) if critics else None
+
+    def _settings(self, rules: Rules) -> Settings:
+        return Settings(
+            width=self.width,
+            rules=rules,
+            dtype=jnp.dtype(self.dtype),
+            dropout=self.dropout,
+            remat=self.remat,
+            unroll=self.unroll,
+        )
 
 
 class Multimodal(nnx.Module):
@@ -174,20 +186,43 @@ class Multimodal(nnx.Module):
         `weights` are those of the whole batch where this is a part of it (gradient accumulation), so that the losses
         of parts add up. `step` counts the training's steps before this one, None in an evaluation.
         """
+        loss, _, metrics = self.contest({}, batch, key, weights, step)
+        return loss, metrics
+
+    def contest(
+        self,
+        critics: Mapping[str, Any],
+        batch: Batch,
+        key: jax.Array | None = None,
+        weights: dict[str, Float[Array, ""]] | None = None,
+        step: Int[Array, ""] | None = None,
+    ) -> tuple[Float[Array, ""], Float[Array, ""], Metrics]:
+        """`loss` against the critics of some outputs, by output, and the sum of these critics' own losses.
+
+        The gradient of the two losses' sum holds both players' directions: by the model only the first counts, by the
+        critics only the second, and one forward pass serves both.
+        """
         forward_key, output_key = _split(key, 2)
         views, losses = self.views(batch, forward_key)
-        total = jnp.zeros((), jnp.float32)
+        total, critic_total = jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32)
         metrics: Metrics = {}
         for name, own in losses.items():
             size = jnp.float32(_size(batch))
             metrics[f"fusion/{name}"] = Average(own * size, size)
             total = total + own * size / (size if weights is None else weights["fusion"])
         for (name, output), loss_key in zip(self.outputs.items(), _split(output_key, len(self.outputs)), strict=True):
-            loss, details = output.loss(views[self.blind[name]], batch, loss_key, step)
-            whole = loss.weight if weights is None else weights[name]
-            total = total + self.weights[name] * Average(loss.total, whole).value()
+            fused = views[self.blind[name]]
+            if name in critics:
+                assert isinstance(output, ContestedModule)
+                make_key, judge_key = _split(loss_key, 2)
+                attempt = output.attempt(fused, batch, make_key, step)
+                loss, critic_loss, details = critics[name].judge(attempt, fused.pooled, judge_key, step)
+                critic_total = critic_total + _value(critic_loss, name, weights)
+            else:
+                loss, details = output.loss(fused, batch, loss_key, step)
+            total = total + self.weights[name] * _value(loss, name, weights)
             metrics |= {f"{name}/{detail}": average for detail, average in details.items()}
-        return total, metrics
+        return total, critic_total, metrics
 
     def predict(self, batch: Batch, key: jax.Array | None = None) -> dict[str, dict[str, Array]]:
         """Every output's predictions, without dropout."""
@@ -224,6 +259,11 @@ def _named(key: str) -> Iterator[None]:
 
 def _size(batch: Batch) -> int:
     return next(iter(batch.present.values())).shape[0]
+
+
+def _value(loss: Average, name: str, weights: dict[str, Float[Array, ""]] | None) -> Float[Array, ""]:
+    """An output's loss, or its part in that of the whole batch."""
+    return Average(loss.total, loss.weight if weights is None else weights[name]).value()
 
 
 def _split(key: jax.Array | None, count: int) -> list[jax.Array | None]:

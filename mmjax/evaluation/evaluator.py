@@ -13,8 +13,8 @@ from jax.sharding import NamedSharding
 from mmjax.data.inputs import Sentence
 from mmjax.data.loader import Data, HostBatch, Loader
 from mmjax.data.place import Feed, rows_of
-from mmjax.evaluation.generation import text_metrics
 from mmjax.evaluation.retrieval import retrieval_metrics
+from mmjax.evaluation.texts import text_metrics
 from mmjax.generators.text import TextWriter
 from mmjax.heads.contrast import ContrastHead
 from mmjax.lockstep import over_runs, unstack

@@ -49,6 +49,16 @@ class Canvas:
         x = jnp.where(weights[..., None, None] > 0, x, 0)
         return jnp.pad(x, ((0, 0), (0, height - rows), (0, width - columns), (0, 0)))
 
+    def hide(self, x: Float[Array, "B H W C"], batch: Batch) -> Float[Array, "B H W C"]:
+        """A grid that was made, with zeros where that of the batch has them, so that a critic cannot tell by these."""
+        (rows, columns), (height, width) = self.real, self.shape
+        real = jnp.pad(self.weights(batch), ((0, 0), (0, height - rows)))[..., None, None]
+        return jnp.where((real > 0) & (jnp.arange(width) < columns)[:, None], x, 0)
+
+    def squares(self, a: Float[Array, "B H W C"], b: Float[Array, "B H W C"], batch: Batch) -> Float[Array, "B"]:
+        """The sum of squared differences over what is there of each example."""
+        return jnp.einsum("btmc,bt->b", jnp.square(self.crop(a - b)), self.weights(batch))
+
     def weights(self, batch: Batch) -> Float[Array, "B T"]:
         """1 for each real row of an example that has the feature, else 0."""
         there = batch.present[self.target][:, None]

@@ -8,17 +8,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from mmjax.generators.vae import LEAST, MOST
+from mmjax.generators.gaussian import LEAST, MOST, Gaussian
 from mmjax.layers.alignment import align, regulate
 from mmjax.layers.linear import make_parameter
 from mmjax.layers.output import Output, find_feature
 from mmjax.layers.settings import Settings
 from mmjax.layers.time_net import TimeNet
 from mmjax.types import Average, Batch, Feature, Fused, Metrics, Spectrum, Text, Tokens
-
-# Means and logarithms of deviations, by frame and by token.
-Gaussian = tuple[Float[Array, "B T Z"], Float[Array, "B T Z"]]
-OfTokens = tuple[Float[Array, "B N Z"], Float[Array, "B N Z"]]
 
 
 @chz.chz
@@ -114,7 +110,7 @@ class Speaker(nnx.Module):
 
     def encode(self, x: Float[Array, "B T M"], frames: Bool[Array, "B T"], fused: Fused) -> Gaussian:
         """q(z | x, s), frame by frame."""
-        return _gaussian(self.posterior(x.astype(self.dtype), frames, fused.pooled))
+        return Gaussian.of(self.posterior(x.astype(self.dtype), frames, fused.pooled))
 
     def flow(self, z: Float[Array, "B T Z"], frames: Bool[Array, "B T"], fused: Fused) -> Float[Array, "B T Z"]:
         """What follows the tokens' Gaussians if z follows the prior."""
@@ -128,10 +124,10 @@ class Speaker(nnx.Module):
             u = coupling.invert(u, frames, fused.pooled)
         return u
 
-    def read(self, fused: Fused) -> OfTokens:
+    def read(self, fused: Fused) -> Gaussian:
         """The Gaussian of flow(z) in frames in which a token is spoken, token by token."""
         tokens = fused.unimodal[self.text]
-        return _gaussian(self.prior(tokens.values, tokens.mask, fused.pooled))
+        return Gaussian.of(self.prior(tokens.values, tokens.mask, fused.pooled))
 
     def log_durations(self, fused: Fused) -> Float[Array, "B N"]:
         """The logarithms of the frames that tokens last; no gradient goes to the tokens or the summary."""
@@ -157,10 +153,13 @@ class Speaker(nnx.Module):
         frames, tokens = self._frames(batch), fused.unimodal[self.text]
         x = jnp.where(frames[..., None], batch.values[self.target].astype(jnp.float32), 0)
         q = self.encode(x, frames, fused)
-        z = _draw(q, jax.random.key(0) if key is None else key)
+        z = q.draw(jax.random.key(0) if key is None else key)
         u, p = self.flow(z, frames, fused), self.read(fused)
         path = align(log_density(u, p), frames, tokens.mask)
-        divergence = jnp.where(frames[..., None], self._divergence(q, u, _spread(p, path)), 0).sum(1)
+        p = _spread(p, path)
+        # log q(z) in the mean over q, less log p of this u; the flow keeps volume.
+        divergence = jnp.log(p.deviation / q.deviation) - 0.5 + 0.5 * jnp.square((u - p.mean) / p.deviation)
+        divergence = jnp.where(frames[..., None], divergence, 0).sum(1)
 
         size = frames.sum(1).astype(jnp.float32) * self.bands
         squares = jnp.where(frames[..., None], jnp.square(self.decode(z, frames, fused) - x), 0).sum((1, 2))
@@ -195,10 +194,6 @@ class Speaker(nnx.Module):
         predicted = _whole(said, fused.unimodal[self.text]).sum(1)
         return squares / jnp.maximum(spoken.sum(1), 1), jnp.abs(predicted - length) / length
 
-    def _divergence(self, q: Gaussian, u: Float[Array, "B T Z"], p: Gaussian) -> Float[Array, "B T Z"]:
-        """log q(z) in the mean over q, less log p of this u = flow(z), in nats; the flow keeps volume."""
-        return p[1] - q[1] - 0.5 + 0.5 * jnp.square(u - p[0]) * jnp.exp(-2 * p[1])
-
     def predict(self, fused: Fused, key: jax.Array | None) -> dict[str, Array]:
         """Mel frames Float[B T M] of the text and which of them are real, cut at the feature's length.
 
@@ -206,25 +201,25 @@ class Speaker(nnx.Module):
         """
         path = regulate(_whole(self.log_durations(fused), fused.unimodal[self.text]), self.frames)
         frames, p = path.any(2), _spread(self.read(fused), path)
-        z = self.unflow(p[0] if key is None else _draw(p, key), frames, fused)
+        z = self.unflow(p.draw(key), frames, fused)
         return {"values": jnp.where(frames[..., None], self.decode(z, frames, fused), 0), "mask": frames}
 
 
-def log_density(u: Float[Array, "B T Z"], p: OfTokens) -> Float[Array, "B T N"]:
+def log_density(u: Float[Array, "B T Z"], p: Gaussian) -> Float[Array, "B T N"]:
     """The log-density of every frame under every token's Gaussian."""
-    mean, log_deviation = p
-    precision = jnp.exp(-2 * log_deviation)
+    precision = 1 / jnp.square(p.deviation)
     # The square is taken apart, so that no [B T N Z] is made; that leaves differences of large numbers.
     product = functools.partial(jnp.einsum, "btz,bnz->btn", precision=jax.lax.Precision.HIGHEST)
-    squares = product(jnp.square(u), precision) - 2 * product(u, mean * precision)
-    of_token = jnp.square(mean) * precision + 2 * log_deviation + jnp.log(2 * jnp.pi)
+    squares = product(jnp.square(u), precision) - 2 * product(u, p.mean * precision)
+    of_token = jnp.square(p.mean) * precision + 2 * jnp.log(p.deviation) + jnp.log(2 * jnp.pi)
     return -0.5 * (squares + of_token.sum(-1)[:, None])
 
 
-def _spread(p: OfTokens, path: Bool[Array, "B T N"]) -> Gaussian:
+def _spread(p: Gaussian, path: Bool[Array, "B T N"]) -> Gaussian:
     """Each frame's Gaussian, which is its token's; standard where it has none."""
-    mean, log_deviation = (jnp.einsum("btn,bnz->btz", path.astype(jnp.float32), part) for part in p)
-    return mean, log_deviation
+    chosen = path.astype(jnp.float32)
+    mean, deviation = (jnp.einsum("btn,bnz->btz", chosen, part) for part in (p.mean, p.deviation))
+    return Gaussian(mean, deviation + ~path.any(2, keepdims=True))
 
 
 def _whole(log_durations: Float[Array, "B N"], tokens: Tokens) -> Int[Array, "B N"]:
@@ -232,13 +227,3 @@ def _whole(log_durations: Float[Array, "B N"], tokens: Tokens) -> Int[Array, "B 
     # Beyond e^9 frames, more than any feature has, the sum of the durations might not be a number.
     frames = jnp.round(jnp.exp(jnp.clip(log_durations, 0, 9)))
     return jnp.where(tokens.mask, frames, 0).astype(jnp.int32)
-
-
-def _gaussian(x: Float[Array, "B T Y"]) -> Gaussian:
-    mean, log_deviation = jnp.split(x.astype(jnp.float32), 2, -1)
-    return mean, jnp.clip(log_deviation, LEAST, MOST)
-
-
-def _draw(of: Gaussian, key: jax.Array) -> Float[Array, "B T Z"]:
-    mean, log_deviation = of
-    return mean + jnp.exp(log_deviation) * jax.random.normal(key, mean.shape, out_sharding=jax.typeof(mean).sharding)

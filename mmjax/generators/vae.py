@@ -8,17 +8,16 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from mmjax.generators.adversary import Adversary, Attempt, Contested
 from mmjax.generators.canvas import Canvas, make_canvas
+from mmjax.generators.gaussian import LEAST, MOST, Gaussian
+from mmjax.generators.perceptual import Perceptual
 from mmjax.layers.linear import Linear, make_parameter
 from mmjax.layers.output import Output
 from mmjax.layers.patches import reshape
 from mmjax.layers.pyramid import Grow, Shrink
 from mmjax.layers.settings import Settings
 from mmjax.types import Average, Batch, Feature, Fused, Metrics
-
-# Bounds of the logarithm of a deviation.
-LEAST, MOST = -6.0, 3.0
-Gaussian = tuple[Float[Array, "B h w Z"], Float[Array, "B h w Z"]]
 
 
 @chz.chz
@@ -52,13 +51,34 @@ class Vae(Output):
         return (self.target,)
 
     def build(self, features: dict[str, Feature], settings: Settings, rngs: nnx.Rngs) -> "VaeModule":
-        return VaeModule(self, make_canvas("Vae", self.target, self.widths, features), settings, rngs)
+        return VaeModule(self, make_canvas(type(self).__name__, self.target, self.widths, features), settings, rngs)
+
+
+@chz.chz
+class VaeGan(Contested, Vae):
+    """A `Vae` that a critic judges too, and whose distance from the truth is also one of features (Larsen et al. 2016).
+
+    The critic sees what is made of z ~ q(z | x).
+    """
+
+    adversary: Adversary = chz.field(default=Adversary(adaptive=True, weight=0.5), doc="the critic and its game")
+    perceptual: Perceptual | None = chz.field(default=None, doc="distance by what a classifier sees; None: by numbers")
+
+    def build(self, features: dict[str, Feature], settings: Settings, rngs: nnx.Rngs) -> "VaeModule":
+        return VaeModule(self, self.canvas(features), settings, rngs, self.perceptual)
 
 
 class VaeModule(nnx.Module):
     """x Float[B H W C] -> q(z | x), Float[B h w Z] twice -> p(x | z, fused). Statistics are in float32."""
 
-    def __init__(self, config: Vae, canvas: Canvas, settings: Settings, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        config: Vae,
+        canvas: Canvas,
+        settings: Settings,
+        rngs: nnx.Rngs,
+        perceptual: Perceptual | None = None,
+    ):
         rules, width = settings.rules, settings.width
         rows, columns = (side // canvas.unit for side in canvas.shape)
         condition = width if config.conditional else None
@@ -68,23 +88,24 @@ class VaeModule(nnx.Module):
         prior = functools.partial(Linear, shape, axes, bias=True, scale=0.0, rules=rules, rngs=rngs)
         self.prior = prior() if config.conditional else None
         self.deviation = make_parameter(jax.nn.initializers.zeros, (), (), rules=rules, rngs=rngs)
+        self.perceptual = None if perceptual is None else perceptual.build(canvas.channels, settings, rngs)
         self.canvas, self.shape = canvas, (rows, columns, config.latent)
         self.beta, self.free_bits, self.warmup = config.beta, config.free_bits, config.warmup
         self.dtype, self.rules = settings.dtype, rules
 
     def encode(self, x: Float[Array, "B H W C"]) -> Gaussian:
-        """Mean and deviation of q(z | x)."""
-        return _gaussian(self.shrink(x.astype(self.dtype)))
+        """q(z | x)."""
+        return Gaussian.of(self.shrink(x.astype(self.dtype)))
 
     def imagine(self, fused: Fused) -> Gaussian:
-        """Mean and deviation of p(z | fused)."""
+        """p(z | fused)."""
         count = fused.pooled.shape[0]
         shape = (count, *self.shape)
         if self.prior is None:
             zeros = jnp.zeros(shape, jnp.float32, out_sharding=self.rules.spec("batch", None, None, None))
-            return zeros, zeros + 1
+            return Gaussian(zeros, zeros + 1)
         rows, columns, latent = self.shape
-        return _gaussian(reshape(self.prior(fused.pooled), rows, columns, 2 * latent, rules=self.rules))
+        return Gaussian.of(reshape(self.prior(fused.pooled), rows, columns, 2 * latent, rules=self.rules))
 
     def decode(self, z: Float[Array, "B h w Z"], fused: Fused) -> Float[Array, "B H W C"]:
         """The mean of p(x | z, fused), in float32."""
@@ -93,51 +114,37 @@ class VaeModule(nnx.Module):
     def weight(self, batch: Batch) -> Float[Array, ""]:
         return self.canvas.size(batch).sum()
 
+    def attempt(self, fused: Fused, batch: Batch, key: jax.Array | None, step: Int[Array, ""] | None) -> Attempt:
+        """What it makes of the batch."""
+        canvas, size = self.canvas, self.canvas.size(batch)
+        x = canvas.paint(batch)
+        q, p = self.encode(x), self.imagine(fused)
+        made = self.decode(q.draw(key), fused)
+        log_deviation = jnp.clip(self.deviation[...], LEAST, MOST)
+        half_log = log_deviation + 0.5 * jnp.log(2 * jnp.pi)
+        divergence = q.divergence(p).sum((1, 2))
+        warmth = 1.0 if step is None or not self.warmup else jnp.minimum(1.0, step / self.warmup)
+        numbers = jnp.maximum(size, 1)
+
+        def negative(made: Array) -> Float[Array, "B"]:
+            return (canvas.squares(x, made, batch) * jnp.exp(-2 * log_deviation) / 2 + size * half_log) / numbers
+
+        def distance(made: Array) -> Float[Array, "B"]:
+            return negative(made) if self.perceptual is None else negative(made) + self.perceptual(x, made)
+
+        metrics: Metrics = {
+            "reconstruction": Average.of(negative(made), size),
+            "square_error": Average.of(canvas.squares(x, made, batch) / numbers, size),
+            "kl": Average.of(divergence.sum(-1), size > 0),
+        }
+        besides = warmth * self.beta * jnp.maximum(divergence, self.free_bits).sum(-1) / numbers
+        return Attempt(x, canvas.hide(made, batch), distance, besides, size, metrics)
+
     def loss(
         self, fused: Fused, batch: Batch, key: jax.Array | None, step: Int[Array, ""] | None
     ) -> tuple[Average, Metrics]:
-        x, rows, size = self.canvas.paint(batch), self.canvas.weights(batch), self.canvas.size(batch)
-        q, p = self.encode(x), self.imagine(fused)
-        said = self.decode(q[0] if key is None else _draw(q, key), fused)
-        squares = jnp.einsum("btmc,bt->b", jnp.square(self.canvas.crop(said - x)), rows)
-        log_deviation = jnp.clip(self.deviation[...], LEAST, MOST)
-        half_log = log_deviation + 0.5 * jnp.log(2 * jnp.pi)
-        negative = squares * jnp.exp(-2 * log_deviation) / 2 + size * half_log
-        divergence = divergence_of(q, p).sum((1, 2))
-        warmth = 1.0 if step is None or not self.warmup else jnp.minimum(1.0, step / self.warmup)
-        costs = negative + warmth * self.beta * jnp.maximum(divergence, self.free_bits).sum(-1)
-        there = size > 0
-
-        def each(totals: Float[Array, "B"]) -> Average:
-            """Of one total an example, the average of its numbers."""
-            return Average.of(totals / jnp.maximum(size, 1), size)
-
-        loss = each(costs)
-        metrics: Metrics = {
-            "loss": loss,
-            "reconstruction": each(negative),
-            "square_error": each(squares),
-            "kl": Average.of(divergence.sum(-1), there),
-        }
-        return loss, metrics
+        return self.attempt(fused, batch, key, step).loss()
 
     def predict(self, fused: Fused, key: jax.Array | None) -> dict[str, Array]:
         """What the prior gives: its mean without a key, else a draw."""
-        p = self.imagine(fused)
-        return {"values": self.canvas.values(self.decode(p[0] if key is None else _draw(p, key), fused))}
-
-
-def _gaussian(x: Float[Array, "B h w Y"]) -> Gaussian:
-    mean, log_deviation = jnp.split(x.astype(jnp.float32), 2, -1)
-    return mean, jnp.exp(jnp.clip(log_deviation, LEAST, MOST))
-
-
-def _draw(of: Gaussian, key: jax.Array) -> Float[Array, "B h w Z"]:
-    mean, deviation = of
-    return mean + deviation * jax.random.normal(key, mean.shape, out_sharding=jax.typeof(mean).sharding)
-
-
-def divergence_of(q: Gaussian, p: Gaussian) -> Float[Array, "B h w Z"]:
-    """KL(q || p) of independent Gaussians, nats."""
-    ratio = jnp.square(q[1] / p[1])
-    return 0.5 * (ratio + jnp.square((q[0] - p[0]) / p[1]) - 1 - jnp.log(ratio))
+        return {"values": self.canvas.values(self.decode(self.imagine(fused).draw(key), fused))}

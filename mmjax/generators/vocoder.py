@@ -10,7 +10,9 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from mmjax.errors import UserError
+from mmjax.generators.adversary import Adversary, AdversaryModule, Attempt, LeastSquares
 from mmjax.generators.stft import spectral_distance
+from mmjax.generators.waveform_critics import WaveformCritic
 from mmjax.layers.conv import Conv
 from mmjax.layers.output import Output, find_feature
 from mmjax.layers.patches import reshape
@@ -19,16 +21,19 @@ from mmjax.sharding.rules import Rules
 from mmjax.types import Average, Batch, Feature, Fused, Metrics, Spectrum, Waveform
 
 SLOPE = 0.1  # of the leaky rectifiers
+GAME = Adversary(
+    loss=LeastSquares(), critic=WaveformCritic(), weight=0.5, matching=1.0, warmup=500, penalty=0.0, augment=False
+)
 
 
 @chz.chz
 class Vocoder(Output):
-    """HiFi-GAN's generator (Kong et al. 2020), from the log-mel frames of a recording to its samples.
+    """HiFi-GAN (Kong et al. 2020), from the log-mel frames of a recording to its samples.
 
-    The loss is the spectral distance (see `spectral_distance`), averaged over `windows`, the multi-resolution STFT loss
-    of Yamamoto et al. (2020). A frame grows by nearest neighbours and a convolution instead of a transposed one, which
-    leaves no pattern of its stride, and weights are not normalised. It does not read the fused features, and predicts
-    nothing.
+    The generator plays against critics and keeps near the recording, by the spectral distance (see `spectral_distance`)
+    averaged over `windows`, the multi-resolution STFT loss of Yamamoto et al. (2020). A place multiplies by nearest
+    neighbours and a convolution instead of a transposed one, which leaves no pattern of its stride, and weights are not
+    normalised. It does not read the fused features, and predicts nothing.
     """
 
     target: str = chz.field(doc="name of the waveform")
@@ -38,6 +43,7 @@ class Vocoder(Output):
     kernels: tuple[int, ...] = chz.field(default=(3, 7, 11), doc="places that each of a level's residual branches sees")
     dilations: tuple[int, ...] = chz.field(default=(1, 3, 5), doc="how far these are apart, a block of a branch each")
     windows: tuple[int, ...] = chz.field(default=(128, 256, 512), doc="samples of the loss's windows, multiples of 4")
+    adversary: Adversary | None = chz.field(default=GAME, doc="the critics and their game; None: the distance alone")
 
     @chz.validate
     def _possible(self) -> None:
@@ -48,6 +54,10 @@ class Vocoder(Output):
             raise ValueError(f"windows={self.windows} must be multiples of 4")
         if self.channels < 2 ** len(self.factors):
             raise ValueError(f"channels={self.channels} cannot be halved {len(self.factors)} times")
+
+        game = self.adversary
+        if game is not None and (game.augment or not isinstance(game.critic, WaveformCritic)):
+            raise ValueError("adversary needs critic=WaveformCritic and augment=false, as others judge pictures")
 
     def build(self, features: dict[str, Feature], settings: Settings, rngs: nnx.Rngs) -> "VocoderModule":
         wave = find_feature("Vocoder.target", self.target, features, Waveform)
@@ -64,6 +74,9 @@ class Vocoder(Output):
                 f"data.inputs.{self.mel}.seconds the same value"
             )
         return VocoderModule(self, spectrum, wave, settings, rngs)
+
+    def build_critic(self, features: dict[str, Feature], settings: Settings, rngs: nnx.Rngs) -> AdversaryModule | None:
+        return None if self.adversary is None else self.adversary.build(1, settings, rngs)
 
 
 class Branch(nnx.Module):
@@ -116,18 +129,24 @@ class VocoderModule(nnx.Module):
         """The samples that count: real ones, of examples that also have the spectrum."""
         return batch.mask[self.target] & (batch.present[self.target] & batch.present[self.mel])[:, None]
 
+    def attempt(self, fused: Fused, batch: Batch, key: jax.Array | None, step: Int[Array, ""] | None) -> Attempt:
+        """What it makes of the batch's frames. Every real sample weighs alike, whichever example it is of."""
+        real = self._real(batch)
+        true = jnp.where(real, batch.values[self.target].astype(jnp.float32), 0)
+        made = self.decode(batch.values[self.mel], batch.mask[self.mel] & batch.present[self.mel][:, None])
+
+        def distance(made: Float[Array, "B S"]) -> Float[Array, "B"]:
+            each = [spectral_distance(made, true, real, window, rules=self.rules) for window in self.windows]
+            return jnp.stack(each).mean(0)
+
+        size = real.sum(1).astype(jnp.float32)
+        metrics: Metrics = {"spectral_distance": Average.of(distance(made), size)}
+        return Attempt(true, jnp.where(real, made, 0), distance, jnp.zeros_like(size), size, metrics)
+
     def loss(
         self, fused: Fused, batch: Batch, key: jax.Array | None, step: Int[Array, ""] | None
     ) -> tuple[Average, Metrics]:
-        """Every sample of an example weighs as much as another, whichever example it is of."""
-        real = self._real(batch)
-        said = self.decode(batch.values[self.mel], batch.mask[self.mel] & batch.present[self.mel][:, None])
-        distances = [
-            spectral_distance(said, batch.values[self.target], real, window, rules=self.rules)
-            for window in self.windows
-        ]
-        loss = Average.of(jnp.stack(distances).mean(0), real.sum(1))
-        return loss, {"loss": loss}
+        return self.attempt(fused, batch, key, step).loss()
 
     def predict(self, fused: Fused, key: jax.Array | None) -> dict[str, Array]:
         return {}

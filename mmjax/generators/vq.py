@@ -6,8 +6,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from mmjax.generators.adversary import Adversary, Attempt, Contested
 from mmjax.generators.canvas import Canvas, make_canvas
 from mmjax.generators.codes import Codebook, Quantizer
+from mmjax.generators.critics import PatchCritic
+from mmjax.generators.perceptual import Perceptual
 from mmjax.layers.output import Output
 from mmjax.layers.pyramid import Grow, Shrink
 from mmjax.layers.settings import Settings
@@ -27,18 +30,40 @@ class VqVae(Output):
     widths: tuple[int, ...] = chz.field(default=(32, 64), doc="channels by level; each halves the sides")
 
     def build(self, features: dict[str, Feature], settings: Settings, rngs: nnx.Rngs) -> "VqModule":
-        return VqModule(self, make_canvas("VqVae", self.target, self.widths, features), settings, rngs)
+        return VqModule(self, make_canvas(type(self).__name__, self.target, self.widths, features), settings, rngs)
+
+
+@chz.chz
+class VqGan(Contested, VqVae):
+    """A `VqVae` that a critic judges too, its distance from the truth also one of features (Esser et al. 2021)."""
+
+    adversary: Adversary = chz.field(
+        default=Adversary(critic=PatchCritic(conditional=False), adaptive=True, weight=0.5),
+        doc="the critic and its game",
+    )
+    perceptual: Perceptual | None = chz.field(default=None, doc="distance by what a classifier sees; None: by numbers")
+
+    def build(self, features: dict[str, Feature], settings: Settings, rngs: nnx.Rngs) -> "VqModule":
+        return VqModule(self, self.canvas(features), settings, rngs, self.perceptual)
 
 
 class VqModule(nnx.Module):
     """x Float[B H W C] -> codes Int[B h w] -> x."""
 
-    def __init__(self, config: VqVae, canvas: Canvas, settings: Settings, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        config: VqVae,
+        canvas: Canvas,
+        settings: Settings,
+        rngs: nnx.Rngs,
+        perceptual: Perceptual | None = None,
+    ):
         rules = settings.rules
         self.quantizer = config.quantizer.build(rules, rngs)
         latent = self.quantizer.width
         self.shrink = Shrink(canvas.channels, config.widths, latent, rules=rules, rngs=rngs)
         self.grow = Grow(latent, config.widths, canvas.channels, rules=rules, rngs=rngs)
+        self.perceptual = None if perceptual is None else perceptual.build(canvas.channels, settings, rngs)
         self.canvas, self.dtype = canvas, settings.dtype
 
     def encode(self, batch: Batch) -> Int[Array, "B h w"]:
@@ -52,18 +77,32 @@ class VqModule(nnx.Module):
     def weight(self, batch: Batch) -> Float[Array, ""]:
         return self.canvas.size(batch).sum()
 
+    def attempt(self, fused: Fused, batch: Batch, key: jax.Array | None, step: Int[Array, ""] | None) -> Attempt:
+        """What it makes of the batch."""
+        canvas, size = self.canvas, self.canvas.size(batch)
+        x = canvas.paint(batch)
+        z, codes, cost = self.quantizer(self.shrink(x.astype(self.dtype)), key)
+        made = self.grow(z, None).astype(jnp.float32)
+
+        def squares(made: Array) -> Float[Array, "B"]:
+            return canvas.squares(x, made, batch) / jnp.maximum(size, 1)
+
+        def distance(made: Array) -> Float[Array, "B"]:
+            return squares(made) if self.perceptual is None else squares(made) + self.perceptual(x, made)
+
+        there = (size > 0)[:, None, None, None]
+        occurred = jnp.where(there, jax.nn.one_hot(codes, self.quantizer.size), 0).sum((0, 1, 2))
+        metrics: Metrics = {
+            "square_error": Average.of(squares(made), size),
+            "quantization": Average.of(cost, size),
+            "codebook": Counts(occurred),
+        }
+        return Attempt(x, canvas.hide(made, batch), distance, cost, size, metrics)
+
     def loss(
         self, fused: Fused, batch: Batch, key: jax.Array | None, step: Int[Array, ""] | None
     ) -> tuple[Average, Metrics]:
-        x, rows, size = self.canvas.paint(batch), self.canvas.weights(batch), self.canvas.size(batch)
-        z, codes, cost = self.quantizer(self.shrink(x.astype(self.dtype)), key)
-        said = self.grow(z, None).astype(jnp.float32)
-        squares = jnp.einsum("btmc,bt->b", jnp.square(self.canvas.crop(said - x)), rows) / jnp.maximum(size, 1)
-        loss = Average.of(squares + cost, size)
-        there = (size > 0)[:, None, None, None]
-        occurred = jnp.where(there, jax.nn.one_hot(codes, self.quantizer.size), 0).sum((0, 1, 2))
-        metrics = {"square_error": Average.of(squares, size), "quantization": Average.of(cost, size)}
-        return loss, {"loss": loss, **metrics, "codebook": Counts(occurred)}
+        return self.attempt(fused, batch, key, step).loss()
 
     def predict(self, fused: Fused, key: jax.Array | None) -> dict[str, Array]:
         return {}

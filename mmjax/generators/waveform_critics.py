@@ -8,17 +8,15 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from mmjax.generators.critics import Critic, Verdict
 from mmjax.layers.conv import Conv
 from mmjax.layers.patches import cut_sequence
 from mmjax.layers.settings import Settings
 from mmjax.sharding.rules import Rules
 
-# How true each part is, in float32, and what the layers saw.
-Judgement = tuple[Float[Array, "B ..."], list[Float[Array, "B ..."]]]
-
 
 @chz.chz
-class WaveformCritic:
+class WaveformCritic(Critic):
     """The multi-period and multi-scale discriminators of HiFi-GAN (Kong et al. 2020, section 2.3), a network each.
 
     One reads the waveform in rows of p samples, and only along columns, so between samples that are p apart; the other
@@ -36,8 +34,7 @@ class WaveformCritic:
         if not self.periods and not self.scales:
             raise ValueError("a critic needs a period or a scale")
 
-    def build(self, settings: Settings, rngs: nnx.Rngs) -> "WaveformCriticModule":
-        """The module."""
+    def build(self, channels: int, settings: Settings, rngs: nnx.Rngs) -> "WaveformCriticModule":
         return WaveformCriticModule(self, settings, rngs)
 
 
@@ -59,7 +56,8 @@ class Tower(nnx.Module):
         self.layers = nnx.List([make(before, after, kernel, stride=stride, scale=2.0) for before, after in pairs])
         self.score = make(widths[-1], 1, score, few_outputs=True)
 
-    def __call__(self, x: Float[Array, "B *S 1"]) -> Judgement:
+    def __call__(self, x: Float[Array, "B *S 1"]) -> tuple[Float[Array, "B *s"], list[Float[Array, "B ..."]]]:
+        """The scores, in float32, and what each layer saw."""
         features = []
         for layer in self.layers:
             x = jax.nn.leaky_relu(layer(x), 0.1)
@@ -77,16 +75,16 @@ class WaveformCriticModule(nnx.Module):
         self.periods, self.scales = config.periods, config.scales
         self.dtype, self.rules = settings.dtype, settings.rules
 
-    def __call__(self, wave: Float[Array, "B T"]) -> list[Judgement]:
-        """What each network says, those of periods first."""
-        wave = wave.astype(self.dtype)
-        rows = [self._rows(wave, period)[..., None] for period in self.periods]
-        averages = [self._rows(wave, scale).mean(2)[..., None] for scale in self.scales]
-        return [
-            *(tower(x) for tower, x in zip(self.of_periods, rows, strict=True)),
-            *(tower(x) for tower, x in zip(self.of_scales, averages, strict=True)),
-        ]
+    def __call__(self, x: Float[Array, "B T"], condition: Float[Array, "B D"]) -> Verdict:
+        """What each network says, those of periods first; what was asked for is not read."""
+        x = x.astype(self.dtype)
+        rows = [self._rows(x, period)[..., None] for period in self.periods]
+        averages = [self._rows(x, scale).mean(2)[..., None] for scale in self.scales]
+        towers = (*self.of_periods, *self.of_scales)
+        found = [tower(seen) for tower, seen in zip(towers, (*rows, *averages), strict=True)]
+        features = (feature for _, features in found for feature in features)
+        return Verdict(tuple(scores for scores, _ in found), tuple(features))
 
-    def _rows(self, wave: Float[Array, "B T"], length: int) -> Float[Array, "B R {length}"]:
+    def _rows(self, x: Float[Array, "B T"], length: int) -> Float[Array, "B R {length}"]:
         """The samples in rows, the last of which zeros fill up."""
-        return cut_sequence(jnp.pad(wave, ((0, 0), (0, -wave.shape[1] % length))), length, rules=self.rules)
+        return cut_sequence(jnp.pad(x, ((0, 0), (0, -x.shape[1] % length))), length, rules=self.rules)

@@ -1,14 +1,37 @@
-"""The block of convolutional networks, over space or time."""
+"""Convolutional networks: a block over space or time, and a trunk, a strided stem and stages that halve a grid."""
 
+import chz
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from mmjax.layers.conv import DepthwiseConv, Sizes
+from mmjax.layers.conv import Conv, DepthwiseConv, Sizes
 from mmjax.layers.linear import Linear, make_parameter
 from mmjax.layers.norm import Norm, dropout
+from mmjax.layers.settings import Settings
+from mmjax.layers.stack import Stack
 from mmjax.sharding.rules import Rules
+
+
+@chz.chz
+class ConvTrunk:
+    """Stages of ConvNeXt-like blocks (Liu et al. 2022)."""
+
+    stem: int = chz.field(default=4, doc="side and stride of the first convolution")
+    widths: tuple[int, ...] = chz.field(default=(32, 64), doc="channels of each stage")
+    depths: tuple[int, ...] = chz.field(default=(1, 1), doc="blocks of each stage")
+    kernel: int = chz.field(default=5, doc="side of the depthwise convolutions")
+
+    @chz.validate
+    def _stages(self) -> None:
+        if len(self.widths) != len(self.depths) or not self.widths:
+            raise ValueError(f"widths={self.widths} and depths={self.depths} need one entry a stage each")
+
+    @property
+    def stride(self) -> int:
+        """Pixels, along each side, to a place of the last grid."""
+        return self.stem * 2 ** (len(self.widths) - 1)
 
 
 class ConvBlock(nnx.Module):
@@ -32,3 +55,33 @@ class ConvBlock(nnx.Module):
         seen = x if mask is None else jnp.where(mask[..., None], x, 0)
         y = self.down(jax.nn.gelu(self.up(self.norm(self.spatial(seen)))))
         return x + dropout(y * self.gain[...].astype(x.dtype), self.rate, key)
+
+
+class ConvTrunkModule(nnx.Module):
+    """[B H W C] -> the last stage's grid [B H/s W/s D], normed, with s = stride; sides not divided by it grow."""
+
+    def __init__(self, config: ConvTrunk, channels: int, settings: Settings, rngs: nnx.Rngs):
+        rules = settings.rules
+        self.reduce: nnx.List[Conv] = nnx.List()
+        self.stages: nnx.List[Stack] = nnx.List()
+        for index, (width, depth) in enumerate(zip(config.widths, config.depths, strict=True)):
+            side = config.stem if index == 0 else 2
+            self.reduce.append(Conv(channels, width, side, stride=side, rules=rules, rngs=rngs))
+
+            def make(rngs: nnx.Rngs, width: int = width) -> ConvBlock:
+                return ConvBlock(width, config.kernel, rate=settings.dropout, rules=rules, rngs=rngs)
+
+            self.stages.append(Stack(make, depth, remat=settings.remat, unroll=settings.unroll, rngs=rngs))
+            channels = width
+        self.norm = Norm(channels, rules=rules, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "B H W C"], key: jax.Array | None
+    ) -> tuple[Float[Array, "B h w D"], list[Float[Array, "L B _ _ _"]]]:
+        """Also what every block of each stage gave."""
+        keys = [None] * len(self.stages) if key is None else jax.random.split(key, len(self.stages))
+        layers = []
+        for shrink, stage, stage_key in zip(self.reduce, self.stages, keys, strict=True):
+            x, every = stage(shrink(x), None, key=stage_key)
+            layers.append(every)
+        return self.norm(x), layers

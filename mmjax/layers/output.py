@@ -1,7 +1,7 @@
 """What every output is: a configuration that builds a module with a loss and a prediction."""
 
 import abc
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import chz
 import jax
@@ -40,6 +40,15 @@ class OutputModule(Protocol):
         ...
 
 
+@runtime_checkable
+class ContestedModule(OutputModule, Protocol):
+    """A built output whose work an adversary may judge."""
+
+    def attempt(self, fused: Fused, batch: Batch, key: jax.Array | None, step: Int[Array, ""] | None) -> Any:
+        """What it makes of a batch, as its adversary's `judge` reads it."""
+        ...
+
+
 @chz.chz
 class Output(abc.ABC):
     """Configuration of an output. `weight` is its share of the total loss."""
@@ -59,6 +68,14 @@ class Output(abc.ABC):
     @abc.abstractmethod
     def build(self, features: dict[str, Feature], settings: Settings, rngs: nnx.Rngs) -> OutputModule:
         """The module. Raises UserError where the features lack what it needs."""
+
+    def build_critic(self, features: dict[str, Feature], settings: Settings, rngs: nnx.Rngs) -> Any:
+        """The adversary of the module, trained beside the model; None where it has none.
+
+        Its `judge(attempt, condition, key, step)` gives both players' losses of what the module made. The module is a
+        `ContestedModule` then.
+        """
+        return None
 
 
 def find_feature(key: str, name: str, features: dict[str, Feature], *kinds: type[Kind]) -> Kind:

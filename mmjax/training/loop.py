@@ -27,7 +27,7 @@ from mmjax.sharding.rules import Rules
 from mmjax.training.initialize import Initialize, check_origin, initialize
 from mmjax.training.progress import Progress
 from mmjax.training.run import Run
-from mmjax.training.state import TrainState, build_model, init_state
+from mmjax.training.state import TrainState, build_critics, build_model, init_state
 from mmjax.training.step import train_step
 from mmjax.types import Batch, Metrics
 
@@ -115,14 +115,22 @@ class Program:
         self.build = functools.partial(build_model, model=model, features=self.data.features, rules=rules)
         abstract_model = jax.eval_shape(self.build, run.draw_key)
         self.optimizer = self.experiment.optimizer.build(train.steps, abstract_model)
-        self.start = functools.partial(init_state, optimizer=self.optimizer, ema=train.ema is not None)
-        self.abstract = jax.eval_shape(self.start, abstract_model)
+        self.build_critics = functools.partial(build_critics, model=model, features=self.data.features, rules=rules)
+        abstract_critics = jax.eval_shape(self.build_critics, run.draw_key)
+        contested = abstract_critics is not None
+        self.critic_optimizer = (
+            self.experiment.critic_optimizer.build(train.steps, abstract_critics) if contested else None
+        )
+        self.start = functools.partial(
+            init_state, optimizer=self.optimizer, ema=train.ema is not None, critic_optimizer=self.critic_optimizer
+        )
+        self.abstract = jax.eval_shape(self.start, abstract_model, critics=abstract_critics)
         if train.initialize is not None and run.new:
             check_origin(self.abstract.model, train.initialize)
 
     @functools.cached_property
     def _draw(self) -> Callable[[jax.Array], TrainState]:
-        return jit_once(lambda key: self.start(self.build(key)))
+        return jit_once(lambda key: self.start(self.build(key), critics=self.build_critics(key)))
 
     def begin(self, run: Run) -> TrainState:
         """The state before the first step."""
@@ -130,7 +138,7 @@ class Program:
         if origin is None:
             return self._draw(run.draw_key)
         model = initialize(jit_once(self.build)(run.draw_key), origin, say=run.say)
-        return jit_once(self.start)(model)
+        return jit_once(lambda model, key: self.start(model, critics=self.build_critics(key)))(model, run.draw_key)
 
     def batch(self) -> Batch:
         """The shapes of a batch."""
@@ -145,7 +153,12 @@ class Program:
         """The training step of `count` runs."""
         train = self.experiment.train
         step = functools.partial(
-            train_step, optimizer=self.optimizer, rules=self.rules, accumulate=train.accumulate, ema=train.ema
+            train_step,
+            optimizer=self.optimizer,
+            critic_optimizer=self.critic_optimizer,
+            rules=self.rules,
+            accumulate=train.accumulate,
+            ema=train.ema,
         )
 
         def step_together(state: TrainState, batches: list[Batch], keys: jax.Array) -> tuple[TrainState, Metrics]:

@@ -12,6 +12,9 @@ from mmjax.model import Model, Multimodal
 from mmjax.sharding.rules import Rules
 from mmjax.types import Feature
 
+# What the critics' key is made of the model's by.
+CRITICS = 1
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -43,9 +46,22 @@ def build_model(key: jax.Array, model: Model, features: dict[str, Feature], rule
     return model.build(features, rules=rules, rngs=nnx.Rngs(key))
 
 
-def init_state(model: Multimodal, optimizer: optax.GradientTransformation, ema: bool) -> TrainState:
-    """The state before the first step, for a model just drawn or loaded."""
+def build_critics(key: jax.Array, model: Model, features: dict[str, Feature], rules: Rules) -> Any:
+    """Freshly drawn critics of the model's outputs, by output; None where no output has one."""
+    rngs = nnx.Rngs(jax.random.fold_in(key, CRITICS))
+    return model.build_critics(features, rules=rules, rngs=rngs)
+
+
+def init_state(
+    model: Multimodal,
+    optimizer: optax.GradientTransformation,
+    ema: bool,
+    critics: Any = None,
+    critic_optimizer: optax.GradientTransformation | None = None,
+) -> TrainState:
+    """The state before the first step, for a model just drawn or loaded, and its critics where it has some."""
     zero = jnp.zeros((), jnp.int32)
     # The average starts as a copy: the model's own buffers are given away at every step.
     average = jax.tree.map(jnp.copy, model) if ema else None
-    return TrainState(zero, model, optimizer.init(model), average, zero, zero)
+    critic_opt_state = None if critic_optimizer is None else critic_optimizer.init(critics)
+    return TrainState(zero, model, optimizer.init(model), average, zero, zero, critics, critic_opt_state)

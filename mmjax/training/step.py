@@ -22,21 +22,29 @@ def train_step(
     *,
     optimizer: optax.GradientTransformation,
     rules: Rules,
+    critic_optimizer: optax.GradientTransformation | None = None,
     accumulate: int = 1,
     ema: float | None = None,
 ) -> tuple[TrainState, Metrics]:
     """One gradient step on a global batch: (state, batch, the run's key) -> (state, averages to watch).
 
-    The batch is worked through in `accumulate` parts whose gradients add up to those of the whole. Where the loss or
-    the gradients are not finite, parameters and optimizer stay as they were and the step counts as skipped.
+    The batch is worked through in `accumulate` parts whose gradients add up to those of the whole. The critics, where
+    there are some, step with the model, on what it made before. Where the loss or the gradients of either are not
+    finite, all parameters and optimizers stay as they were and the step counts as skipped.
     """
     key = jax.random.fold_in(key, state.step)
-    loss, metrics, grads = compute_gradients(state.model, batch, key, rules=rules, parts=accumulate, step=state.step)
-    norm = optax.tree.norm(grads)
-    good = jnp.isfinite(loss) & jnp.isfinite(norm)
+    players = (state.model, state.critics)
+    losses, metrics, grads = compute_gradients(players, batch, key, rules=rules, parts=accumulate, step=state.step)
+    norms = optax.tree.norm(grads[0]), optax.tree.norm(grads[1])
+    good = jnp.isfinite(sum(losses)) & jnp.isfinite(sum(norms))
 
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.model)
+    updates, opt_state = optimizer.update(grads[0], state.opt_state, state.model)
     model = _choose(good, optax.apply_updates(state.model, updates), state.model)
+    critics, critic_opt_state = state.critics, state.critic_opt_state
+    if critic_optimizer is not None:
+        updates, moved_state = critic_optimizer.update(grads[1], critic_opt_state, critics)
+        critics = _choose(good, optax.apply_updates(critics, updates), critics)
+        critic_opt_state = _choose(good, moved_state, critic_opt_state)
     average = state.ema
     if ema is not None:
         # Early on the average is that of what there is, not of the first draw (as in Tensorflow's `num_updates`).
@@ -52,45 +60,55 @@ def train_step(
         ema=average,
         skipped=state.skipped + bad,
         skipped_in_a_row=jnp.where(good, 0, state.skipped_in_a_row + 1),
+        critics=critics,
+        critic_opt_state=critic_opt_state,
     )
     scalars = {
-        "loss": loss,
-        "gradient_norm": norm,
+        "loss": losses[0],
+        "gradient_norm": norms[0],
         "skipped": state.skipped,
         "skipped_in_a_row": state.skipped_in_a_row,
     }
+    if critic_optimizer is not None:
+        scalars |= {"critic_loss": losses[1], "critic_gradient_norm": norms[1]}
     one = jnp.ones((), jnp.float32)
     return state, metrics | {name: Average(scalar.astype(jnp.float32), one) for name, scalar in scalars.items()}
 
 
 def compute_gradients(
-    model: Multimodal, batch: Batch, key: jax.Array, *, rules: Rules, parts: int, step: jax.Array | None = None
-) -> tuple[jax.Array, Metrics, Gradients]:
-    """Loss, metrics and gradients of a batch, computed in `parts` one after another.
+    players: tuple[Multimodal, Any],
+    batch: Batch,
+    key: jax.Array,
+    *,
+    rules: Rules,
+    parts: int,
+    step: jax.Array | None = None,
+) -> tuple[tuple[jax.Array, jax.Array], Metrics, Gradients]:
+    """Losses, metrics and gradients of the model and its critics on a batch, computed in `parts` one after another.
 
     Exact for losses that are averages over examples; a contrastive loss compares within each part.
     """
 
-    def part_loss(model: Multimodal, part: Batch, key: jax.Array, weights) -> tuple[jax.Array, Metrics]:
-        return model.loss(part, key, weights, step)
+    def part_loss(players: tuple[Multimodal, Any], part: Batch, key: jax.Array, weights: Any) -> tuple[jax.Array, Any]:
+        model, critics = players
+        loss, critic_loss, metrics = model.contest(critics or {}, part, key, weights, step)
+        return loss + critic_loss, ((loss, critic_loss), metrics)
 
-    gradient = jax.value_and_grad(part_loss, has_aux=True)
+    gradient = jax.grad(part_loss, has_aux=True)
     if parts == 1:
-        (loss, metrics), grads = gradient(model, batch, key, None)
-        return loss, metrics, grads
-    weights = model.weigh(batch)
+        grads, (losses, metrics) = gradient(players, batch, key, None)
+        return losses, metrics, grads
+    weights = players[0].weigh(batch)
 
-    def add(total, part_and_key):
-        (loss, metrics), grads = gradient(model, *part_and_key, weights)
-        return jax.tree.map(jnp.add, total, (loss, metrics, grads)), None
+    def add(total: Any, part_and_key: Any) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, gradient(players, *part_and_key, weights)), None
 
     stacked = jax.tree.map(lambda array: _deal(array, parts, rules), batch)
     keys = jax.random.split(key, parts)
     first = jax.tree.map(lambda array: array[0], (stacked, keys))
-    (loss, metrics), grads = jax.eval_shape(gradient, model, *first, weights)
-    start = jax.tree.map(_zeros, (loss, metrics, grads))
-    (loss, metrics, grads), _ = jax.lax.scan(add, start, (stacked, keys))
-    return loss, metrics, grads
+    start = jax.tree.map(_zeros, jax.eval_shape(gradient, players, *first, weights))
+    (grads, (losses, metrics)), _ = jax.lax.scan(add, start, (stacked, keys))
+    return losses, metrics, grads
 
 
 def _zeros(shape: jax.ShapeDtypeStruct) -> jax.Array:

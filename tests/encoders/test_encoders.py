@@ -144,14 +144,14 @@ def test_recurrent_over_frames():
 
 
 def convolve(encoder, x):
-    for shrink, stage in zip(encoder.reduce, encoder.stages, strict=True):
+    for shrink, stage in zip(encoder.trunk.reduce, encoder.trunk.stages, strict=True):
         x = reference.convolve(x, wide(shrink.kernel), shrink.stride[0]) + wide(shrink.bias)
         for block in reference.layers(stage):
             kernel = wide(block.spatial.kernel)
             full = np.einsum("hwc,cd->hwcd", kernel, np.eye(x.shape[-1]))
             y = reference.norm(block.norm, reference.convolve(x, full, 1) + wide(block.spatial.bias))
             x = x + reference.mlp(block, y) * wide(block.gain)
-    return reference.norm(encoder.norm, x)
+    return reference.norm(encoder.trunk.norm, x)
 
 
 def test_convnet_over_pictures():

@@ -1,6 +1,7 @@
 """Speech from text: the loss by SciPy's densities, the flow, what is absent, durations, a toy that must be learned."""
 
 import dataclasses
+import functools
 
 import chz
 import jax
@@ -11,10 +12,14 @@ import pytest
 import scipy.stats
 from flax import nnx
 
+from mmjax.encoders import Spectrogram, TextTransformer
 from mmjax.errors import UserError
+from mmjax.fusion import SingleStream
 from mmjax.generators import SpeechVae
+from mmjax.generators.gaussian import Gaussian
 from mmjax.generators.speech import log_density
 from mmjax.layers.settings import Settings
+from mmjax.model import Model
 from mmjax.sharding.mesh import MeshShape
 from mmjax.sharding.rules import PRESETS
 from mmjax.types import Batch, Fused, Spectrum, Text, Tokens
@@ -95,23 +100,23 @@ def test_the_loss_is_the_bound(speaker, batch, fused, step):
     frames = batch.mask["speech"] & (batch.present["speech"] & batch.present["text"])[:, None]
     there = split(frames)
     x = np.where(frames[..., None], batch.values["speech"], 0)
-    mean, log_deviation = (np.asarray(part, np.float64) for part in speaker.encode(split(x), there, fused))
+    q, p = speaker.encode(split(x), there, fused), speaker.read(fused)
+    mean, deviations = np.asarray(q.mean, np.float64), np.asarray(q.deviation, np.float64)
     noise = np.asarray(jax.random.normal(jax.random.key(0), mean.shape), np.float64)
-    z = mean + np.exp(log_deviation) * noise
+    z = mean + deviations * noise
     u = np.asarray(speaker.flow(split(z), there, fused), np.float64)
     said = np.asarray(speaker.decode(split(z), there, fused), np.float64)
-    prior = [np.asarray(part, np.float64) for part in speaker.read(fused)]
     log_durations = np.asarray(speaker.log_durations(fused), np.float64)
     beta, deviation = 0.5 * (1 if step is None else 0.3), np.exp(float(speaker.deviation[...]))
     total = squares = numbers = 0.0
     divergences, counts, duration_errors, length_errors, sizes = [], [], [], [], []
     for example in np.flatnonzero(frames.any(1)):
         t, n = frames[example].sum(), batch.mask["text"][example].sum()
-        p_mean, p_deviation = prior[0][example], np.exp(prior[1][example])
+        p_mean, p_deviation = np.asarray(p.mean[example], np.float64), np.asarray(p.deviation[example], np.float64)
         scores = scipy.stats.norm.logpdf(u[example, :t, None], p_mean, p_deviation).sum(-1)
         way = np.array(max(every(t, min(n, t)), key=lambda way: scores[np.arange(t), way].sum()))
         # The entropy of q is known; of p there is one sample.
-        kl = -scipy.stats.norm.entropy(0, np.exp(log_deviation[example, :t]))
+        kl = -scipy.stats.norm.entropy(0, deviations[example, :t])
         kl -= scipy.stats.norm.logpdf(u[example, :t], p_mean[way], p_deviation[way])
         density = scipy.stats.norm.logpdf(x[example, :t], said[example, :t], deviation)
         lasted = np.bincount(way)
@@ -136,9 +141,10 @@ def test_the_loss_is_the_bound(speaker, batch, fused, step):
 
 def test_densities_are_those_of_scipy():
     rng = np.random.default_rng(0)
-    u, mean, log_deviation = (rng.normal(size=(2, count, 6)).astype(np.float32) for count in (7, 4, 4))
-    expected = scipy.stats.norm.logpdf(u[:, :, None], mean[:, None], np.exp(log_deviation)[:, None]).sum(-1)
-    found = log_density(jnp.asarray(u), (jnp.asarray(mean), jnp.asarray(log_deviation)))
+    u, mean = (rng.normal(size=(2, count, 6)).astype(np.float32) for count in (7, 4))
+    deviation = rng.uniform(0.3, 3, size=(2, 4, 6)).astype(np.float32)
+    expected = scipy.stats.norm.logpdf(u[:, :, None], mean[:, None], deviation[:, None]).sum(-1)
+    found = log_density(jnp.asarray(u), Gaussian(jnp.asarray(mean), jnp.asarray(deviation)))
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -202,7 +208,7 @@ def test_a_prediction_without_noise_is_the_prior_mean(speaker, batch, fused):
     said = speaker.predict(fused, None)
     frames, values = np.asarray(said["mask"]), np.asarray(said["values"])
     durations = np.maximum(1, np.round(np.exp(np.asarray(speaker.log_durations(fused))))).astype(int)
-    mean, u = np.asarray(speaker.read(fused)[0]), np.zeros((SIZE, 10, 4), np.float32)
+    mean, u = np.asarray(speaker.read(fused).mean), np.zeros((SIZE, 10, 4), np.float32)
     for example in range(SIZE):
         if frames[example].any():
             tokens = batch.mask["text"][example]
@@ -238,6 +244,34 @@ def test_every_mesh_says_the_same(batch, name, dtype):
     np.testing.assert_allclose(norm, expected[1], rtol=tolerance)
     np.testing.assert_array_equal(said["mask"], expected[2]["mask"])
     np.testing.assert_allclose(said["values"], expected[2]["values"], atol=tolerance)
+
+
+def test_in_a_model_the_recording_is_not_read(batch):
+    """What is said follows the text and the voice alone, though the speech has an encoder too."""
+    encoders = {
+        "text": TextTransformer(depth=1, heads=2),
+        "speech": Spectrogram(depth=1, heads=2),
+        "song": Spectrogram(depth=1, heads=2),
+    }
+    outputs = {"speech": CONFIG}
+    config = Model(
+        width=WIDTH, dtype="float32", encoders=encoders, fusion=SingleStream(depth=1, heads=2), outputs=outputs
+    )
+    model = draw(lambda rngs: config.build(FEATURES, rules=RULES, rngs=rngs))
+
+    @functools.partial(jax.jit, compiler_options=QUICK)
+    def compute(batch):
+        return model.predict(batch)["speech"]["values"], model.loss(batch)[0]
+
+    def changed(name):
+        values = batch.values | {name: np.roll(np.nan_to_num(batch.values[name]), 1, axis=0)}
+        return compute(put(dataclasses.replace(batch, values=values), RULES))
+
+    said, loss = compute(put(batch, RULES))
+    assert np.isfinite(loss)
+    np.testing.assert_array_equal(changed("speech")[0], said)
+    assert np.abs(changed("text")[0] - said).max() > 1e-3
+    assert np.abs(changed("song")[0] - said).max() > 1e-3
 
 
 def toy(count=32, seed=0):

@@ -1,6 +1,7 @@
 """The vocoder: its loss by NumPy's Fourier transform, its layers, what is absent, and tones to be learned."""
 
 import dataclasses
+import functools
 
 import chz
 import jax
@@ -12,9 +13,12 @@ import scipy.signal
 from flax import nnx
 
 from mmjax.errors import UserError
-from mmjax.generators import Vocoder
+from mmjax.generators import Gan, Vocoder
+from mmjax.generators.adversary import Adversary, LeastSquares
+from mmjax.generators.critics import PatchCritic
 from mmjax.generators.stft import FLOOR, magnitudes, spectral_distance
 from mmjax.generators.vocoder import repeat
+from mmjax.generators.waveform_critics import WaveformCritic
 from mmjax.layers.settings import Settings
 from mmjax.sharding.mesh import MeshShape
 from mmjax.sharding.rules import PRESETS
@@ -25,8 +29,23 @@ SIZE, FRAMES, BANDS, SAMPLES = 8, 10, 4, 58
 RULES = PRESETS["data"]
 SETTINGS = Settings(width=8, rules=RULES)
 FEATURES = {"speech": Spectrum(FRAMES, BANDS, 0.006), "wave": Waveform(SAMPLES, 1000)}
+GAME = Adversary(
+    loss=LeastSquares(),
+    critic=WaveformCritic(periods=(2, 3), scales=(2,), widths=(4, 8)),
+    weight=0.5,
+    matching=2.0,
+    penalty=0.0,
+    augment=False,
+)
 CONFIG = Vocoder(
-    target="wave", mel="speech", channels=8, factors=(3, 2), kernels=(3, 5), dilations=(1, 2), windows=(16, 8)
+    target="wave",
+    mel="speech",
+    channels=8,
+    factors=(3, 2),
+    kernels=(3, 5),
+    dilations=(1, 2),
+    windows=(16, 8),
+    adversary=GAME,
 )
 
 
@@ -127,7 +146,7 @@ def test_the_loss(vocoder, batch):
     assert real.any(1).sum() == SIZE - 2
     np.testing.assert_allclose(loss.value(), total / real.sum(), rtol=1e-4)
     assert float(loss.weight) == real.sum() == float(vocoder.weight(put(batch)))
-    assert float(metrics["loss"].value()) == float(loss.value())
+    np.testing.assert_allclose(metrics["spectral_distance"].value(), loss.value(), rtol=1e-5)
 
 
 def convolve(layer, x, dilation=1):
@@ -167,16 +186,50 @@ def test_repeating():
     np.testing.assert_array_equal(repeat(put(x), 5, RULES), np.repeat(x, 5, axis=1))
 
 
+def play(vocoder, adversary, batch):
+    """What the two players lose."""
+    nothing = jnp.zeros((SIZE, 8))
+    return adversary.judge(vocoder.attempt(NOTHING, batch, None, None), nothing, None, None)[:2]
+
+
+def build_adversary(rules=RULES):
+    settings = dataclasses.replace(SETTINGS, rules=rules)
+    return draw(lambda rngs: CONFIG.build_critic(FEATURES, settings, rngs))
+
+
+def test_the_game(vocoder, batch):
+    """Least squares over all networks alike and the distance of features over all layers alike, by hand."""
+    adversary, placed = build_adversary(), put(batch)
+    lost, critic_lost = jax.jit(play, compiler_options=QUICK)(vocoder, adversary, placed)
+    attempt = vocoder.attempt(NOTHING, placed, None, None)
+    real, weights = (np.asarray(x, np.float64) for x in (vocoder._real(placed), attempt.weights))
+    assert not np.asarray(attempt.made)[real == 0].any()
+    true, made = (adversary.critic(x, jnp.zeros((SIZE, 8))) for x in (attempt.true, attempt.made))
+
+    def mean(parts):
+        return np.mean([np.asarray(part, np.float64).reshape(SIZE, -1).mean(1) for part in parts], axis=0)
+
+    convinced = mean([(1 - np.asarray(score)) ** 2 for score in made.scores])
+    apart = mean([np.abs(np.asarray(a) - np.asarray(b)) for a, b in zip(true.features, made.features, strict=True)])
+    each = np.asarray(attempt.distance(attempt.made)) + 0.5 * convinced + 2 * apart
+    np.testing.assert_allclose(lost.value(), np.average(each, weights=weights), rtol=1e-4)
+    told = [(1 - np.asarray(a)) ** 2 + np.asarray(b) ** 2 for a, b in zip(true.scores, made.scores, strict=True)]
+    np.testing.assert_allclose(critic_lost.value(), np.average(mean(told), weights=weights), rtol=1e-4)
+
+
 @pytest.mark.parametrize("name", ["speech", "wave"])
 def test_what_is_absent_changes_nothing(vocoder, batch, name):
-    example = int(np.flatnonzero(~batch.present[name])[0])
+    """Neither player's loss nor gradient."""
+    example, players = int(np.flatnonzero(~batch.present[name])[0]), (vocoder, build_adversary())
+
+    @functools.partial(jax.jit, compiler_options=QUICK)
+    def compute(players, batch):
+        return jax.value_and_grad(lambda players: sum(lost.value() for lost in play(*players, batch)))(players)
 
     def gradients(value):
         values = batch.values[name].copy()
         values[example] = value
-        placed = put(dataclasses.replace(batch, values=batch.values | {name: values}))
-        compute = jax.value_and_grad(lambda vocoder: vocoder.loss(NOTHING, placed, None, None)[0].value())
-        return jax.tree.leaves(jax.jit(compute, compiler_options=QUICK)(vocoder))
+        return jax.tree.leaves(compute(players, put(dataclasses.replace(batch, values=batch.values | {name: values}))))
 
     for first, second in zip(gradients(np.nan), gradients(7.0), strict=True):
         assert np.isfinite(first).all()
@@ -194,8 +247,9 @@ def test_every_mesh_computes_the_same(batch, name):
     def compute(shape, rules):
         with jax.set_mesh(shape.build()):
             placed = put(batch, rules)
-            run = jax.value_and_grad(lambda vocoder: vocoder.loss(NOTHING, placed, None, None)[0].value())
-            loss, gradients = jax.jit(run, compiler_options=QUICK)(build(rules=rules))
+            run = jax.value_and_grad(lambda players: sum(lost.value() for lost in play(*players, placed)))
+            players = build(rules=rules), build_adversary(rules)
+            loss, gradients = jax.jit(run, compiler_options=QUICK)(players)
             return float(loss), float(optax.tree.norm(gradients))
 
     np.testing.assert_allclose(compute(*MESHES[name]), compute(MeshShape(data=1), PRESETS["data"]), rtol=1e-4)
@@ -248,6 +302,8 @@ def test_tones_are_learned():
     [
         ({"factors": ()}, ValueError, "must be positive numbers"),
         ({"windows": (10,)}, ValueError, "must be multiples of 4"),
+        ({"adversary": chz.replace(GAME, augment=True)}, ValueError, "needs critic=WaveformCritic and augment=false"),
+        ({"adversary": chz.replace(GAME, critic=PatchCritic())}, ValueError, "needs critic=WaveformCritic"),
         ({"channels": 2}, ValueError, "cannot be halved 2 times"),
         ({"factors": (3, 3)}, UserError, "make 9 samples of a frame of speech, which has 6; choose factors"),
         ({"mel": "wave"}, UserError, "Vocoder.mel=wave is not among the features it can be: speech"),
@@ -263,3 +319,8 @@ def test_spectra_must_be_as_long_as_their_waveforms():
     features = FEATURES | {"wave": Waveform(61, 1000)}
     with pytest.raises(UserError, match="wave is longer than speech"):
         CONFIG.build(features, SETTINGS, nnx.Rngs(0))
+
+
+def test_pictures_are_not_judged_as_waveforms():
+    with pytest.raises(ValueError, match="a WaveformCritic judges waveforms"):
+        Gan(target="image", adversary=GAME)

@@ -28,12 +28,15 @@ def wave():
 
 
 def build(rules=RULES):
-    return draw(lambda rngs: CONFIG.build(Settings(width=8, rules=rules), rngs))
+    return draw(lambda rngs: CONFIG.build(1, Settings(width=8, rules=rules), rngs))
 
 
 def judge(wave, critic, rules=RULES):
-    found = jax.jit(lambda critic, wave: critic(wave))(critic, jax.device_put(wave, rules.spec("batch")))
-    return jax.tree.map(np.asarray, found)
+    """Scores and features of each of the networks."""
+    placed = jax.device_put((wave, np.zeros((SIZE, 8), np.float32)), rules.spec("batch"))
+    verdict = jax.tree.map(np.asarray, jax.jit(lambda critic, *placed: critic(*placed))(critic, *placed))
+    assert len(verdict.features) == 2 * len(verdict.scores)
+    return list(zip(verdict.scores, zip(verdict.features[::2], verdict.features[1::2], strict=True), strict=True))
 
 
 def convolve(layer, x, stride):

@@ -1,8 +1,6 @@
 """Training on one device and on meshes of eight: the same losses, and the collectives that the rules ask for."""
 
 import functools
-import re
-from collections import Counter
 from pathlib import Path
 
 import jax
@@ -16,6 +14,7 @@ from mmjax.data.place import place, rows_of
 from mmjax.sharding.mesh import choose_rules
 from mmjax.training.state import build_model, init_state
 from mmjax.training.step import train_step
+from tests.golden import check_collectives
 from tests.system.conftest import TINY
 
 STEPS = 20
@@ -26,7 +25,6 @@ MESHES = {
     "tensor": ("mesh.data=2", "mesh.tensor=4", "rules=tensor"),
     "fsdp_tensor": ("mesh.data=2", "mesh.fsdp=2", "mesh.tensor=2", "rules=fsdp_tensor"),
 }
-GOLDEN = Path(__file__).parent / "golden"
 
 
 def run(words: tuple[str, ...], data_dir: Path, steps: int) -> tuple[list[float], str]:
@@ -62,29 +60,4 @@ def test_meshes_train_alike(name, data_dir, one_device, request):
     losses, program = run(MESHES[name], data_dir, STEPS)
     np.testing.assert_allclose(losses, one_device, rtol=1e-4)
     assert losses[-1] < losses[0]
-    check_golden(f"collectives_{name}_jax{'.'.join(jax.__version__.split('.')[:2])}.txt", collectives(program))
-
-
-def collectives(program: str) -> str:
-    """How many collectives of each kind there are, by the number of devices that talk to each other."""
-    pattern = re.compile(r" (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(.*")
-    counts: Counter[str] = Counter()
-    for match in pattern.finditer(program):
-        groups = re.search(r"replica_groups=(\{\{[\d,]+\}|\[\d+,\d+\])", match.group(0))
-        size = "all" if groups is None else group_size(groups.group(1))
-        counts[f"{match.group(1)} among {size}"] += 1
-    return "".join(f"{kind}: {count}\n" for kind, count in sorted(counts.items()))
-
-
-def group_size(groups: str) -> int:
-    numbers = re.findall(r"\d+", groups)
-    return len(numbers) if groups.startswith("{") else int(numbers[1])
-
-
-def check_golden(name: str, content: str) -> None:
-    """Compare with the file; a version of JAX that has none yet gets one, and the test fails once to say so."""
-    path = GOLDEN / name
-    if not path.exists():
-        path.write_text(content)
-        pytest.fail(f"{path.name} was not there and has been written; look at it and commit it")
-    assert content == path.read_text()
+    check_collectives(name, program)

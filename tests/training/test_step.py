@@ -136,7 +136,7 @@ def test_parameters_and_moments_lie_as_the_rules_say(name, query, down, table, c
         "encoders/text/stack/blocks/attention/query/kernel": P(None, *query),
         "fusion/stack/blocks/readers/image/block/mlp/down/kernel": P(None, *down),
         "encoders/text/embed/table": P(*table),
-        "encoders/image/reduce/0/kernel": P(None, None, None, conv),
+        "encoders/image/trunk/reduce/0/kernel": P(None, None, None, conv),
         "encoders/text/norm/gain": P(None),
     }
     adam = after.opt_state[1][0]
@@ -191,7 +191,9 @@ def compiled_gradients(parts, rules):
 
 
 def gradients(batch, parts, rules):
-    return compiled_gradients(parts, rules)(tiny(rules), put(batch, rules), jax.random.key(KEY))
+    players = (tiny(rules), None)
+    (loss, _), metrics, (grads, _) = compiled_gradients(parts, rules)(players, put(batch, rules), jax.random.key(KEY))
+    return loss, metrics, grads
 
 
 def test_parts_add_up_to_the_whole(two_devices):

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from mmjax.evaluation.generation import cider, text_metrics
+from mmjax.evaluation.texts import cider, text_metrics
 
 TRUTH = ["a red circle above a blue star", "a small green square", "two stars", "a large red circle"]
 

@@ -1,0 +1,43 @@
+"""emoji_name: the picture of an emoji, and its name, written."""
+
+from mmjax.config import Experiment
+from mmjax.data.augment import PictureAugment
+from mmjax.data.inputs import Picture, Sentence
+from mmjax.data.loader import Data
+from mmjax.data.sources.emoji import Emoji
+from mmjax.data.tokenize import Bpe
+from mmjax.encoders import ConvNet
+from mmjax.fusion import SingleStream
+from mmjax.generators import TextDecoder
+from mmjax.model import Model
+from mmjax.training.checkpoint import Checkpoint
+from mmjax.training.loop import Train
+from mmjax.training.optimizer import Muon
+from mmjax.training.schedule import Constant
+
+
+def emoji_name() -> Experiment:
+    """Real art told by its Unicode name."""
+    return Experiment(
+        name="emoji_name",
+        data=Data(
+            source=Emoji(skin_tones="all"),
+            inputs={
+                "image": Picture(size=64, augment=PictureAugment(crop=0.1, rotate=10, scale=0.1)),
+                "text": Sentence(length=32, tokenizer=Bpe(vocabulary=1024)),
+            },
+            workers=1,
+        ),
+        model=Model(
+            width=128,
+            dtype="float32",
+            encoders={"image": ConvNet(stem=4, widths=(32, 64, 128), depths=(1, 2, 2))},
+            fusion=SingleStream(depth=1),
+            outputs={"text": TextDecoder(target="text", depth=2)},
+            dropout=0.1,
+            unroll=True,
+        ),
+        optimizer=Muon(learning_rate=2e-3, weight_decay=0.05, schedule=Constant(warmup=100)),
+        train=Train(steps=1500, batch_size=32, evaluate_every=500),
+        checkpoint=Checkpoint(every=500),
+    )

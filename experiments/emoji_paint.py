@@ -1,0 +1,46 @@
+"""emoji_paint: the name of an emoji, and its picture, painted."""
+
+from mmjax.config import Experiment
+from mmjax.data.inputs import Picture, Sentence
+from mmjax.data.loader import Data
+from mmjax.data.sources.emoji import Emoji
+from mmjax.data.tokenize import Bpe
+from mmjax.encoders import TextTransformer
+from mmjax.fusion import SingleStream
+from mmjax.generators import Gan
+from mmjax.generators.adversary import Adversary
+from mmjax.generators.critics import PatchCritic
+from mmjax.model import Model
+from mmjax.training.checkpoint import Checkpoint
+from mmjax.training.loop import Train
+from mmjax.training.optimizer import AdamW
+from mmjax.training.schedule import Constant
+
+
+def emoji_paint() -> Experiment:
+    """Emoji painted by their names, in a game against a critic that knows what was asked for."""
+    return Experiment(
+        name="emoji_paint",
+        data=Data(
+            source=Emoji(),
+            inputs={"image": Picture(size=32), "text": Sentence(length=24, tokenizer=Bpe(vocabulary=1024))},
+        ),
+        model=Model(
+            width=128,
+            dtype="float32",
+            encoders={"text": TextTransformer(depth=1)},
+            fusion=SingleStream(depth=1),
+            outputs={
+                "image": Gan(
+                    target="image",
+                    widths=(32, 64, 96),
+                    adversary=Adversary(critic=PatchCritic(widths=(32, 64, 96)), penalty=0.5),
+                )
+            },
+            unroll=True,
+        ),
+        optimizer=AdamW(learning_rate=3e-4, b1=0.0, b2=0.99, schedule=Constant(warmup=100, cooldown=0.0)),
+        critic_optimizer=AdamW(learning_rate=3e-4, b1=0.0, b2=0.99, schedule=Constant(warmup=100, cooldown=0.0)),
+        train=Train(steps=3000, batch_size=32, ema=0.995, evaluate_every=1000),
+        checkpoint=Checkpoint(every=1000),
+    )

@@ -1,0 +1,46 @@
+"""scenes_paint: a sentence that describes coloured shapes, and a picture of them, painted."""
+
+from mmjax.config import Experiment
+from mmjax.data.inputs import Picture, Sentence
+from mmjax.data.loader import Data
+from mmjax.data.sources.scenes import Scenes
+from mmjax.data.tokenize import Bpe
+from mmjax.encoders import TextTransformer
+from mmjax.fusion import SingleStream
+from mmjax.generators import CodeDecoder
+from mmjax.generators.codes import Codebook
+from mmjax.model import Model
+from mmjax.training.checkpoint import Checkpoint
+from mmjax.training.loop import Train
+from mmjax.training.optimizer import Muon
+from mmjax.training.schedule import Constant
+
+
+def scenes_paint() -> Experiment:
+    """Made-up scenes painted after a sentence, code by code."""
+    return Experiment(
+        name="scenes_paint",
+        data=Data(
+            source=Scenes(train=65536, speech=False),
+            inputs={
+                "image": Picture(size=64),
+                "text": Sentence(length=24, tokenizer=Bpe(vocabulary=320)),
+            },
+            workers=1,
+        ),
+        model=Model(
+            width=128,
+            dtype="float32",
+            encoders={"text": TextTransformer(depth=2)},
+            fusion=SingleStream(depth=1),
+            outputs={
+                "image": CodeDecoder(
+                    target="image", quantizer=Codebook(size=256), widths=(16, 32, 64), depth=4, heads=4
+                )
+            },
+            unroll=True,
+        ),
+        optimizer=Muon(learning_rate=2e-3, weight_decay=0.05, schedule=Constant(warmup=100)),
+        train=Train(steps=3000, batch_size=32, evaluate_every=1000),
+        checkpoint=Checkpoint(every=1000),
+    )

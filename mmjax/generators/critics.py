@@ -1,0 +1,112 @@
+"""Critics: networks that tell what is true from what is made, patch by patch."""
+
+import abc
+import dataclasses
+import functools
+from typing import Protocol, runtime_checkable
+
+import chz
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from mmjax.layers.conv import Conv
+from mmjax.layers.linear import Linear
+from mmjax.layers.settings import Settings
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What a critic says: how true each part is, in float32, and what its layers saw."""
+
+    scores: tuple[Float[Array, "B ..."], ...]
+    features: tuple[Float[Array, "B ..."], ...]
+
+    def mean(self) -> Float[Array, "B"]:
+        """The mean score of each example, every network of the critic weighing alike."""
+        means = [score.reshape(score.shape[0], -1).mean(1) for score in self.scores]
+        return sum(means[1:], means[0]) / len(means)
+
+
+@runtime_checkable
+class CriticModule(Protocol):
+    """A built critic."""
+
+    def __call__(self, x: Float[Array, "B ..."], condition: Float[Array, "B D"]) -> Verdict:
+        """Its verdict on true or made examples, given what was asked for."""
+        ...
+
+
+@chz.chz
+class Critic(abc.ABC):
+    """Configuration of a critic."""
+
+    @abc.abstractmethod
+    def build(self, channels: int, settings: Settings, rngs: nnx.Rngs) -> CriticModule:
+        """The module for grids of so many channels."""
+
+
+@chz.chz
+class PatchCritic(Critic):
+    """A convolutional network with a score for every patch (Isola et al. 2017), without norms (Huang et al. 2024).
+
+    What was asked for counts as the inner product of its projection with a patch's features (Miyato & Koyama 2018).
+    """
+
+    widths: tuple[int, ...] = chz.field(default=(32, 64, 128), doc="channels by level; each halves the sides")
+    conditional: bool = chz.field(default=True, doc="reads what was asked for, the fused features")
+
+    @chz.validate
+    def _some(self) -> None:
+        if not self.widths or min(self.widths) < 1:
+            raise ValueError(f"widths={self.widths} needs a positive number of channels for each halving of the sides")
+
+    def build(self, channels: int, settings: Settings, rngs: nnx.Rngs) -> "PatchCriticModule":
+        return PatchCriticModule(self, channels, settings, rngs)
+
+
+class PatchCriticModule(nnx.Module):
+    """See `PatchCritic`."""
+
+    def __init__(self, config: PatchCritic, channels: int, settings: Settings, rngs: nnx.Rngs):
+        rules = settings.rules
+        conv = functools.partial(Conv, rules=rules, rngs=rngs)
+        before = (config.widths[0], *config.widths)
+        self.stem = conv(channels, config.widths[0], 3)
+        self.halve = nnx.List([conv(a, b, 4, stride=2) for a, b in zip(before, config.widths, strict=False)])
+        self.blocks = nnx.List([PlainBlock(width, settings, rngs) for width in config.widths])
+        last = config.widths[-1]
+        self.score = conv(last, 1, 3, few_outputs=True)
+        project = functools.partial(Linear, (settings.width, last), ("embed", None), rules=rules, rngs=rngs)
+        self.project = project() if config.conditional else None
+        self.dtype = settings.dtype
+
+    def __call__(self, x: Float[Array, "B H W C"], condition: Float[Array, "B D"]) -> Verdict:
+        x = self.stem(x.astype(self.dtype))
+        features = []
+        for halve, block in zip(self.halve, self.blocks, strict=True):
+            x = block(halve(_leak(x)))
+            features.append(x)
+        x = _leak(x)
+        scores = self.score(x)[..., 0].astype(jnp.float32)
+        if self.project is not None:
+            asked = self.project(condition.astype(self.dtype))
+            scores = scores + jnp.einsum("bhwc,bc->bhw", x, asked).astype(jnp.float32) * x.shape[-1] ** -0.5
+        return Verdict((scores,), tuple(features))
+
+
+class PlainBlock(nnx.Module):
+    """x + conv(leak(conv(leak(x)))), its last convolution small at first (Zhang et al. 2019, Fixup)."""
+
+    def __init__(self, width: int, settings: Settings, rngs: nnx.Rngs):
+        conv = functools.partial(Conv, width, width, 3, rules=settings.rules, rngs=rngs)
+        self.first, self.second = conv(), conv(scale=0.01)
+
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+        return x + self.second(_leak(self.first(_leak(x))))
+
+
+def _leak(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    return jax.nn.leaky_relu(x, 0.2)

@@ -1,0 +1,111 @@
+"""Pictures and spectra from noise and fused tokens, by a game against a critic."""
+
+import functools
+
+import chz
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from mmjax.generators.adversary import Attempt, Contested
+from mmjax.generators.canvas import Canvas
+from mmjax.layers.attention import CrossBlock, check_heads
+from mmjax.layers.linear import Linear
+from mmjax.layers.norm import Norm
+from mmjax.layers.patches import reshape
+from mmjax.layers.position import make_position
+from mmjax.layers.pyramid import Grow
+from mmjax.layers.settings import Settings
+from mmjax.layers.stack import Stack
+from mmjax.types import Average, Batch, Feature, Fused, Metrics
+
+
+@chz.chz
+class Gan(Contested):
+    """Makes a picture or a spectrum of noise z and the fused tokens (Goodfellow et al. 2014; Mirza & Osindero 2014).
+
+    Every place of the smallest grid, a learned position and z, attends to the others and to the fused tokens; then the
+    grid grows by convolutions that z and the fused summary modulate. Beside what the critic says, the squared error
+    may count, which then draws to the mean of what is possible.
+    """
+
+    noise: int = chz.field(default=64, doc="numbers of z")
+    depth: int = chz.field(default=2, doc="blocks in which places attend to the fused tokens")
+    heads: int = chz.field(default=4, doc="attention heads")
+    reconstruction: float = chz.field(default=0.0, doc="weight of the squared error per number")
+
+    @chz.validate
+    def _possible(self) -> None:
+        if self.noise < 1 or self.depth < 1 or self.reconstruction < 0:
+            raise ValueError("noise and depth must be at least 1, and reconstruction not negative")
+
+    @property
+    def blind(self) -> tuple[str, ...]:
+        return (self.target,)
+
+    def build(self, features: dict[str, Feature], settings: Settings, rngs: nnx.Rngs) -> "GanModule":
+        check_heads("Gan", self.heads, settings.width)
+        return GanModule(self, self.canvas(features), settings, rngs)
+
+
+class GanModule(nnx.Module):
+    """z Float[B Z], fused -> x Float[B H W C]."""
+
+    def __init__(self, config: Gan, canvas: Canvas, settings: Settings, rngs: nnx.Rngs):
+        rules, width = settings.rules, settings.width
+        rows, columns = (side // canvas.unit for side in canvas.shape)
+        linear = functools.partial(Linear, axes=(None, "embed"), rules=rules, rngs=rngs)
+        self.noise = linear((config.noise, width))
+        self.position = make_position((rows, columns, width), rules=rules, rngs=rngs)
+        self.blocks = Stack(
+            lambda rngs: CrossBlock(width, config.heads, rate=settings.dropout, rules=rules, rngs=rngs),
+            config.depth,
+            remat=settings.remat,
+            unroll=settings.unroll,
+            rngs=rngs,
+        )
+        self.norm = Norm(width, rules=rules, rngs=rngs)
+        self.grow = Grow(width, config.widths, canvas.channels, 2 * width, rules=rules, rngs=rngs)
+        self.canvas, self.shape, self.numbers = canvas, (rows, columns, width), config.noise
+        self.reconstruction, self.dtype, self.rules = config.reconstruction, settings.dtype, rules
+
+    def __call__(self, fused: Fused, key: jax.Array | None) -> Float[Array, "B H W C"]:
+        """What noise drawn by `key` becomes, in float32; without a key the noise is zero."""
+        count, (rows, columns, width) = fused.pooled.shape[0], self.shape
+        spec = self.rules.spec("batch", None)
+        z = jnp.zeros((count, self.numbers), jnp.float32, out_sharding=spec)
+        if key is not None:
+            z = jax.random.normal(key, z.shape, out_sharding=spec)
+        z, tokens = self.noise(z.astype(self.dtype)), fused.tokens
+        position = self.position[...].astype(self.dtype).reshape(rows * columns, width)
+        x = position + z[:, None]
+        x, _ = self.blocks(x, None, tokens.values.astype(self.dtype), tokens.mask)
+        x = reshape(self.norm(x), rows, columns, width, rules=self.rules)
+        condition = jnp.concatenate([fused.pooled.astype(self.dtype), z], -1)
+        return self.grow(x, condition).astype(jnp.float32)
+
+    def attempt(self, fused: Fused, batch: Batch, key: jax.Array | None, step: Int[Array, ""] | None) -> Attempt:
+        """What it makes of the batch's noise and tokens."""
+        canvas, size = self.canvas, self.canvas.size(batch)
+        x, made = canvas.paint(batch), self(fused, key)
+
+        def squares(made: Array) -> Float[Array, "B"]:
+            return canvas.squares(x, made, batch) / jnp.maximum(size, 1)
+
+        def distance(made: Array) -> Float[Array, "B"]:
+            return self.reconstruction * squares(made)
+
+        metrics: Metrics = {"square_error": Average.of(squares(made), size)}
+        return Attempt(x, canvas.hide(made, batch), distance, jnp.zeros_like(size), size, metrics)
+
+    def weight(self, batch: Batch) -> Float[Array, ""]:
+        return self.canvas.size(batch).sum()
+
+    def loss(
+        self, fused: Fused, batch: Batch, key: jax.Array | None, step: Int[Array, ""] | None
+    ) -> tuple[Average, Metrics]:
+        return self.attempt(fused, batch, key, step).loss()
+
+    def predict(self, fused: Fused, key: jax.Array | None) -> dict[str, Array]:
+        return {"values": self.canvas.values(self(fused, key))}

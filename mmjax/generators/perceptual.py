@@ -1,0 +1,54 @@
+"""Distance by what a classifier sees."""
+
+import chz
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from mmjax.layers.convnet import ConvTrunk, ConvTrunkModule
+from mmjax.layers.settings import Settings
+
+
+@chz.chz
+class Perceptual(ConvTrunk):
+    """The mean squared distance of unit features in every layer of a classifier (Zhang et al. 2018, unweighted).
+
+    The classifier is the trunk of a `ConvNet` with these fields that was trained before: `train.initialize` takes its
+    parameters from that run (`rename` of encoders/NAME/trunk to outputs/NAME/judge), and an entry of `optimizer.rules`
+    with `freeze` for "/judge/" keeps them.
+    """
+
+    weight: float = chz.field(default=1.0, doc="of this distance, beside the one by numbers")
+
+    @chz.validate
+    def _positive(self) -> None:
+        if self.weight < 0:
+            raise ValueError(f"weight={self.weight} must not be negative")
+
+    def build(self, channels: int, settings: Settings, rngs: nnx.Rngs) -> "PerceptualDistance":
+        """The distance of grids of so many channels."""
+        return PerceptualDistance(self, channels, settings, rngs)
+
+
+class PerceptualDistance(nnx.Module):
+    """See `Perceptual`. Nothing is learned through it."""
+
+    def __init__(self, config: Perceptual, channels: int, settings: Settings, rngs: nnx.Rngs):
+        self.judge = ConvTrunkModule(config, channels, settings, rngs)
+        self.weight, self.dtype = config.weight, settings.dtype
+
+    def __call__(self, true: Float[Array, "B H W C"], made: Float[Array, "B H W C"]) -> Float[Array, "B"]:
+        """weight * the distance of grids with values in [-1, 1]."""
+        seen = [self._features(x) for x in (true, made)]
+        apart = [jnp.square(a - b).sum(-1).mean((0, 2, 3)) for a, b in zip(*seen, strict=True)]
+        return self.weight * sum(apart[1:], apart[0]) / len(apart)
+
+    def _features(self, x: Float[Array, "B H W C"]) -> list[Float[Array, "L B _ _ _"]]:
+        # An encoder of pictures gives its trunk values from -0.5 to 0.5.
+        _, layers = jax.lax.stop_gradient(self.judge)((x / 2).astype(self.dtype), None)
+        return [_unit(layer.astype(jnp.float32)) for layer in layers]
+
+
+def _unit(x: Float[Array, "... C"]) -> Float[Array, "... C"]:
+    return x * jax.lax.rsqrt(jnp.square(x).sum(-1, keepdims=True) + 1e-10)

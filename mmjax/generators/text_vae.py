@@ -1,0 +1,100 @@
+"""Text with a latent: what of it the fused tokens do not tell."""
+
+import dataclasses
+
+import chz
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from mmjax.generators.decoding import Decoding
+from mmjax.generators.gaussian import Gaussian
+from mmjax.generators.text import TextDecoder, TextWriter
+from mmjax.layers.attention import AttentionPool, Block, check_heads
+from mmjax.layers.linear import Linear
+from mmjax.layers.output import find_feature
+from mmjax.layers.settings import Settings
+from mmjax.layers.stack import Stack
+from mmjax.types import Average, Batch, Feature, Fused, Metrics, Text, Tokens
+
+
+@chz.chz
+class TextVae(TextDecoder):
+    """A `TextDecoder` with a latent z a text, so that one input has many texts (Sohn et al. 2015; Bowman et al. 2016).
+
+    -log p(text | z, fused) + beta * sum over numbers of z of max(KL(q(z | text, fused) || p(z | fused)), free_bits),
+    per token; p and q are Gaussians. The decoder reads z as one more fused token.
+    """
+
+    latent: int = chz.field(default=16, doc="numbers of z")
+    beta: float = chz.field(default=1.0, doc="weight of the KL divergence (Higgins et al. 2017)")
+    free_bits: float = chz.field(default=0.1, doc="nats that each number's divergence counts at least")
+    warmup: int = chz.field(default=0, doc="steps over which beta climbs from 0")
+
+    @chz.validate
+    def _possible(self) -> None:
+        if self.latent < 1 or min(self.beta, self.free_bits, self.warmup) < 0:
+            raise ValueError(f"latent must be 1 or more, beta, free_bits and warmup 0 or more: {self}")
+
+    def build(self, features: dict[str, Feature], settings: Settings, rngs: nnx.Rngs) -> "TextVaeWriter":
+        check_heads("TextVae", self.heads, settings.width)
+        return TextVaeWriter(self, find_feature("TextVae.target", self.target, features, Text), settings, rngs)
+
+
+class TextVaeWriter(TextWriter):
+    """See `TextVae`."""
+
+    def __init__(self, config: TextVae, text: Text, settings: Settings, rngs: nnx.Rngs):
+        super().__init__(config, text, settings, rngs)
+        rules, width, latent = settings.rules, settings.width, config.latent
+        self.reader = Stack(
+            lambda rngs: Block(width, config.heads, rate=settings.dropout, rules=rules, rngs=rngs),
+            1,
+            remat=settings.remat,
+            unroll=settings.unroll,
+            rngs=rngs,
+        )
+        self.pool = AttentionPool(width, config.heads, rules=rules, rngs=rngs)
+        # Both start as the standard Gaussian, and so without a divergence.
+        self.prior, self.posterior = (
+            Linear((inputs, 2 * latent), ("embed", None), bias=True, scale=0.0, rules=rules, rngs=rngs)
+            for inputs in (width, 2 * width)
+        )
+        self.say = Linear((latent, width), (None, "embed"), rules=rules, rngs=rngs)
+        self.beta, self.free_bits, self.warmup = config.beta, config.free_bits, config.warmup
+
+    def imagine(self, fused: Fused) -> Gaussian:
+        """p(z | fused), Float[B Z]."""
+        return Gaussian.of(self.prior(fused.pooled))
+
+    def encode(self, ids: Int[Array, "B N"], there: Bool[Array, "B N"], fused: Fused) -> Gaussian:
+        """q(z | text, fused), Float[B Z]."""
+        x = self.embed(ids, self.dtype) + self.position[...].astype(self.dtype)
+        x, _ = self.reader(x, there)
+        return Gaussian.of(self.posterior(jnp.concatenate([self.pool(x, there), fused.pooled.astype(x.dtype)], -1)))
+
+    def tell(self, z: Float[Array, "B Z"], fused: Fused) -> Fused:
+        """The fused features with z as one more token."""
+        tokens = fused.tokens
+        token = self.say(z.astype(tokens.values.dtype))[:, None]
+        values = jnp.concatenate([tokens.values, token], 1)
+        mask = jnp.concatenate([tokens.mask, jnp.ones_like(tokens.mask[:, :1])], 1)
+        return dataclasses.replace(fused, tokens=Tokens(values, mask))
+
+    def loss(
+        self, fused: Fused, batch: Batch, key: jax.Array | None, step: Int[Array, ""] | None
+    ) -> tuple[Average, Metrics]:
+        there = self._there(batch)
+        q, p = self.encode(batch.values[self.target], there, fused), self.imagine(fused)
+        draw_key, decode_key = (None, None) if key is None else jax.random.split(key)
+        loss, metrics = super().loss(self.tell(q.draw(draw_key), fused), batch, decode_key, step)
+        divergence, some = q.divergence(p), there.any(1)
+        warmth = 1.0 if step is None or not self.warmup else jnp.minimum(1.0, step / self.warmup)
+        cost = Average.of(jnp.maximum(divergence, self.free_bits).sum(1), some).total
+        total = Average(loss.total + warmth * self.beta * cost, loss.weight)
+        return total, {**metrics, "loss": total, "tokens": loss, "kl": Average.of(divergence.sum(1), some)}
+
+    def write(self, fused: Fused, key: jax.Array | None, how: Decoding) -> Int[Array, "B N"]:
+        draw_key, decode_key = (None, None) if key is None else jax.random.split(key)
+        return super().write(self.tell(self.imagine(fused).draw(draw_key), fused), decode_key, how)

@@ -1,0 +1,368 @@
+"""The game against a critic: its losses by hand, whose gradient is whose, one forward pass, every mesh, every dtype."""
+
+import dataclasses
+import functools
+import re
+
+import chz
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from mmjax.encoders import TextTransformer
+from mmjax.fusion import Concat, SingleStream
+from mmjax.generators import Gan, VaeGan, VqGan
+from mmjax.generators.adversary import Adversary, Attempt, Hinge, LeastSquares, NonSaturating, Relativistic
+from mmjax.generators.augmentation import augment
+from mmjax.generators.codes import Codebook
+from mmjax.generators.critics import PatchCritic, Verdict
+from mmjax.generators.perceptual import Perceptual
+from mmjax.layers.settings import Settings
+from mmjax.layers.tree import named_leaves
+from mmjax.model import Model
+from mmjax.sharding.mesh import MeshShape
+from mmjax.sharding.rules import PRESETS
+from mmjax.training.state import build_critics, build_model, init_state
+from mmjax.training.step import compute_gradients, train_step
+from tests.golden import check_collectives
+from tests.reference import QUICK, convolve, draw, linear, wide
+from tests.small import FEATURES, make_batch, put
+
+RULES = PRESETS["data"]
+CRITIC = PatchCritic(widths=(4, 8))
+ADVERSARY = Adversary(critic=CRITIC)
+PLAIN = chz.replace(ADVERSARY, augment=False)
+TRUE, MADE = np.array([0.3, -2.0, 1.5]), np.array([-0.4, 0.1, 2.5])
+MODEL = Model(
+    width=16,
+    dtype="float32",
+    encoders={"text": TextTransformer(depth=1, heads=2)},
+    fusion=SingleStream(depth=1, heads=2),
+    outputs={
+        "image": Gan(target="image", noise=3, depth=1, heads=2, widths=(4, 8), adversary=ADVERSARY),
+        "speech": VaeGan(
+            target="speech",
+            latent=2,
+            widths=(4,),
+            adversary=chz.replace(ADVERSARY, adaptive=True, matching=0.5, lecam=0.1, loss=Hinge()),
+            perceptual=Perceptual(stem=2, widths=(4,), depths=(1,), kernel=3),
+        ),
+        "codes": VqGan(
+            target="image",
+            quantizer=Codebook(size=8, width=4),
+            widths=(4,),
+            adversary=chz.replace(ADVERSARY, critic=chz.replace(CRITIC, conditional=False), loss=NonSaturating()),
+        ),
+    },
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def mesh():
+    with jax.set_mesh(MeshShape(data=1).build()) as mesh:
+        yield mesh
+
+
+def softplus(x):
+    return np.log1p(np.exp(x))
+
+
+@pytest.mark.parametrize(
+    ("loss", "generator", "critic"),
+    [
+        (Relativistic(), softplus(TRUE - MADE), softplus(MADE - TRUE)),
+        (NonSaturating(), softplus(-MADE), softplus(-TRUE) + softplus(MADE)),
+        (Hinge(), -MADE, np.maximum(0, 1 - TRUE) + np.maximum(0, 1 + MADE)),
+        (LeastSquares(), (1 - MADE) ** 2, (1 - TRUE) ** 2 + MADE**2),
+    ],
+)
+def test_losses_by_their_formulas(loss, generator, critic):
+    np.testing.assert_allclose(loss.generator(jnp.asarray(TRUE), jnp.asarray(MADE)), generator, rtol=1e-5)
+    np.testing.assert_allclose(loss.critic(jnp.asarray(TRUE), jnp.asarray(MADE)), critic, rtol=1e-5)
+
+
+class Tilt(nnx.Module):
+    """A critic whose score is a weighted sum of all numbers, so that its slope is known."""
+
+    def __init__(self, rngs):
+        self.weights = nnx.Param(jax.random.normal(rngs.params(), (3, 2, 1)))
+
+    def __call__(self, x, condition):
+        parts = x * self.weights[...]
+        return Verdict((parts.sum((2, 3)) * 3,), (parts,))
+
+
+WEIGHTS = (1.0, 0.0, 2.0)
+
+
+def attempt_of(true, made):
+    def distance(made):
+        return jnp.square(made - true).mean((1, 2, 3))
+
+    return Attempt(true, made, distance, jnp.asarray([0.5, 0.0, 0.25]), jnp.asarray(WEIGHTS), {})
+
+
+@pytest.fixture(scope="module")
+def played():
+    """Two grids of three examples, and a critic that weighs them."""
+    rng = np.random.default_rng(0)
+    true, made = (jnp.asarray(rng.normal(size=(3, 3, 2, 1)), jnp.float32) for _ in range(2))
+    critic = Tilt(nnx.Rngs(0))
+    return true, made, critic, np.asarray(critic.weights[...], np.float64)
+
+
+def judge(adversary, critic, true, made, step=None, usual=None):
+    """Both losses and the metrics of an attempt at three examples, of which the second has no truth."""
+    settings = Settings(width=4, rules=RULES)
+    module = draw(lambda rngs: adversary.build(1, settings, rngs))
+    module.critic = critic
+    if usual is not None:
+        module.usual[...] = jnp.asarray(usual)
+
+    @jax.jit
+    def play(module, true, made):
+        return module.judge(attempt_of(true, made), jnp.zeros((3, 4)), None, step)
+
+    return play(module, true, made)
+
+
+def expected(scores):
+    return (np.asarray(WEIGHTS) * scores).sum() / np.sum(WEIGHTS)
+
+
+def test_the_critics_loss_by_hand(played):
+    """Scores, slopes, and the distance from what is usual, each example by its weight."""
+    true, made, critic, tilt = played
+    on_true, on_made = ((np.asarray(x, np.float64) * tilt).sum((2, 3)) * 3 for x in (true, made))
+    scores = softplus(on_made - on_true).mean(1)
+    slopes = np.full(3, (tilt**2).sum())  # the mean over three rows of three times a weighted sum
+    config = Adversary(critic=CRITIC, augment=False, penalty=0.7, lecam=0.3)
+    _, loss, metrics = judge(config, critic, true, made, usual=(0.02, -0.01))
+    far = (on_true.mean(1) + 1) ** 2 + (on_made.mean(1) - 2) ** 2
+    follow = (2 - on_true.mean(1)) ** 2 + (-1 - on_made.mean(1)) ** 2
+    wanted = scores + 0.7 * slopes + 0.3 * far + follow
+    np.testing.assert_allclose(loss.value(), expected(wanted), rtol=1e-5)
+    np.testing.assert_allclose(metrics["slope"].value(), slopes[0], rtol=1e-5)
+    np.testing.assert_allclose(metrics["true_score"].value(), expected(on_true.mean(1)), rtol=1e-5)
+
+
+@pytest.mark.parametrize(("step", "counts"), [(None, 1), (9, 0), (10, 1)])
+def test_the_generators_loss_by_hand(played, step, counts):
+    true, made, critic, tilt = played
+    on_true, on_made = ((np.asarray(x, np.float64) * tilt).sum((2, 3)) * 3 for x in (true, made))
+    own = np.square(np.asarray(made - true)).mean((1, 2, 3)) + np.array((0.5, 0, 0.25))
+    matched = np.abs(np.asarray(true - made) * tilt).mean((1, 2, 3))
+    config = Adversary(critic=CRITIC, augment=False, weight=0.2, matching=0.5, warmup=10)
+    step = None if step is None else jnp.int32(step)
+    loss, _, metrics = judge(config, critic, true, made, step=step)
+    wanted = own + counts * (0.2 * softplus(on_true - on_made).mean(1) + 0.5 * matched)
+    np.testing.assert_allclose(loss.value(), expected(wanted), rtol=1e-5)
+    assert float(metrics["loss"].value()) == float(loss.value())
+
+
+def test_an_adaptive_weight_makes_both_slopes_alike(played):
+    """The gradients of distance and adversarial loss by what was made have the same norm then."""
+    true, made, critic, _ = played
+    config = chz.replace(PLAIN, adaptive=True, weight=1.0)
+
+    def slopes(made, config):
+        return jax.grad(lambda made: judge(config, critic, true, made)[0].value())(made)
+
+    near = 2 * np.asarray(made - true) * np.asarray(WEIGHTS)[:, None, None, None] / 6 / sum(WEIGHTS)
+    far = slopes(made, config) - near
+    np.testing.assert_allclose(jnp.linalg.norm(far), jnp.linalg.norm(near), rtol=1e-3)
+
+
+def test_a_patch_critic_in_numpy():
+    settings = Settings(width=16, rules=RULES)
+    critic = draw(lambda rngs: CRITIC.build(1, settings, rngs))
+    rng = np.random.default_rng(1)
+    x, condition = rng.normal(size=(2, 8, 8, 1)), rng.normal(size=(2, 16))
+
+    def leak(x):
+        return np.where(x > 0, x, 0.2 * x)
+
+    def conv(layer, x):
+        return convolve(x, wide(layer.kernel), layer.stride) + wide(layer.bias)
+
+    y = conv(critic.stem, x)
+    for halve, block in zip(critic.halve, critic.blocks, strict=True):
+        y = conv(halve, leak(y))
+        y = y + conv(block.second, leak(conv(block.first, leak(y))))
+    y = leak(y)
+    scores = conv(critic.score, y)[..., 0]
+    scores += np.einsum("bhwc,bc->bhw", y, linear(critic.project, condition)) / np.sqrt(8)
+    run = jax.jit(lambda critic, *given: critic(*given), compiler_options=QUICK)
+    verdict = run(critic, jnp.asarray(x, jnp.float32), jnp.asarray(condition, jnp.float32))
+    np.testing.assert_allclose(verdict.scores[0], scores, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(jax.jit(Verdict.mean)(verdict), scores.mean((1, 2)), rtol=1e-3, atol=1e-4)
+    assert [features.shape for features in verdict.features] == [(2, 4, 4, 4), (2, 2, 2, 8)]
+
+
+def test_augmentation_moves_cuts_and_lets_gradients_pass():
+    x = jnp.asarray(np.random.default_rng(0).uniform(0.5, 1, size=(64, 16, 16, 3)), jnp.float32)
+    run = jax.jit(augment, compiler_options=QUICK)
+    seen = run(x, jax.random.key(0))
+    np.testing.assert_array_equal(seen, run(x, jax.random.key(0)))
+    assert np.abs(seen - run(x, jax.random.key(1))).max() > 0.1
+    gradient = np.asarray(jax.jit(jax.grad(lambda x: augment(x, jax.random.key(0)).sum()), compiler_options=QUICK)(x))
+    assert np.isfinite(gradient).all()
+    assert np.abs(gradient).max() > 0
+    # Light keeps which of two pictures is which: an affine map of each, so what is constant stays so where it is seen.
+    flat = np.asarray(run(jnp.full((64, 16, 16, 3), 0.7), jax.random.key(2)))
+    for picture in flat:
+        values = np.unique(np.round(picture[np.abs(picture).sum(-1) > 0], 4))
+        assert len(values) <= 1
+    # A box of half of each side is cut, and a shift of up to two places leaves zeros besides.
+    zeros = (flat == 0).all(-1).mean((1, 2))
+    assert 1 / 16 <= zeros.min() <= zeros.mean() <= 0.5
+    assert len(np.unique(zeros)) > 5
+
+
+@functools.cache
+def start(name):
+    shape, rules = MESHES[name]
+    with jax.set_mesh(shape.build()):
+        model = draw(lambda rngs: MODEL.build(FEATURES, rules=rules, rngs=rngs), scale=0.2)
+        critics = draw(lambda rngs: MODEL.build_critics(FEATURES, rules=rules, rngs=rngs), seed=1, scale=0.2)
+    return model, critics
+
+
+MESHES = {
+    "one": (MeshShape(data=1), PRESETS["data"]),
+    "data": (MeshShape(data=8), PRESETS["data"]),
+    "fsdp": (MeshShape(fsdp=4), PRESETS["fsdp"]),
+    "fsdp_tensor": (MeshShape(data=2, fsdp=2, tensor=2), PRESETS["fsdp_tensor"]),
+}
+
+
+@functools.cache
+def both(name):
+    """Losses, metrics and gradients of both players on the mesh of that name."""
+    shape, rules = MESHES[name]
+    players = start(name)
+    with jax.set_mesh(shape.build()):
+        compute = jax.jit(functools.partial(compute_gradients, rules=rules, parts=1))
+        given = (players, put(make_batch(presence=0.8), rules), jax.random.key(7))
+        compiled = compute.lower(*given, step=jnp.int32(3)).compile(QUICK)
+        return *compiled(*given, step=jnp.int32(3)), compiled.as_text()
+
+
+def vector(tree):
+    return np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(tree)])
+
+
+@pytest.mark.parametrize("name", [name for name in MESHES if name != "one"])
+def test_every_mesh_computes_the_gradients_of_both(name):
+    losses, metrics, gradients, _ = both("one")
+    other_losses, other_metrics, other_gradients, program = both(name)
+    np.testing.assert_allclose(other_losses, losses, rtol=1e-5)
+    for ours, theirs in zip(gradients, other_gradients, strict=True):
+        assert np.linalg.norm(vector(ours)) > 0
+        assert np.linalg.norm(vector(theirs) - vector(ours)) < 1e-5 * np.linalg.norm(vector(ours))
+    for metric, average in metrics.items():
+        np.testing.assert_allclose(
+            jax.tree.leaves(other_metrics[metric]), jax.tree.leaves(average), rtol=1e-4, atol=1e-5, err_msg=metric
+        )
+    check_collectives(f"adversaries_{name}", program)
+
+
+def test_each_players_gradient_is_of_its_own_loss():
+    """As two separate backward passes with the other player held still give them."""
+    model, critics = start("one")
+    batch, key = put(make_batch(presence=0.8), RULES), jax.random.key(7)
+    _, _, (of_model, of_critics), _ = both("one")
+
+    @functools.partial(jax.jit, compiler_options=QUICK)
+    def apart(model, critics):
+        def loss(model, critics, index):
+            return model.contest(critics, batch, key, None, jnp.int32(3))[index]
+
+        return jax.grad(loss)(model, critics, 0), jax.grad(loss, 1)(model, critics, 1)
+
+    for ours, theirs in zip((of_model, of_critics), apart(model, critics), strict=True):
+        np.testing.assert_allclose(vector(ours), vector(theirs), rtol=1e-4, atol=1e-6)
+    judges = [name for name, _ in named_leaves(model) if "/judge/" in name]
+    assert judges
+    for name, gradient in named_leaves(of_model):
+        if "/judge/" in name:
+            assert not np.any(gradient), name
+
+
+def test_one_forward_pass_serves_both():
+    """Convolutions of the step of both are no more than those of each by itself less those of making it."""
+    model, critics = start("one")
+    batch, key = put(make_batch(), RULES), jax.random.key(7)
+
+    def convolutions(function):
+        program = jax.jit(function).lower(model, critics).compile().as_text()
+        return len(re.findall(r" convolution\(", program)) + len(re.findall(r"__ynn_|onednn_conv", program))
+
+    def loss(model, critics, parts):
+        losses = model.contest(critics, batch, key, None, jnp.int32(3))
+        return sum(losses[index] for index in parts)
+
+    together = convolutions(lambda m, c: jax.grad(loss, (0, 1))(m, c, (0, 1)))
+    forward = convolutions(lambda m, c: loss(m, c, (0, 1)))
+    apart = [
+        convolutions(lambda m, c: jax.grad(loss)(m, c, (0,))),
+        convolutions(lambda m, c: jax.grad(loss, 1)(m, c, (1,))),
+    ]
+    assert 0 < forward < together <= sum(apart) - forward // 2
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_both_players_learn_and_nothing_learns_when_one_is_not_finite(dtype):
+    config = chz.replace(MODEL, dtype=dtype, fusion=Concat())
+    optimizer, critic_optimizer = optax.adam(1e-3), optax.adam(1e-3)
+
+    @jax.jit
+    def begin(key):
+        model, critics = (make(key, config, FEATURES, RULES) for make in (build_model, build_critics))
+        return init_state(model, optimizer, True, critics, critic_optimizer)
+
+    step = jax.jit(
+        functools.partial(
+            train_step, optimizer=optimizer, critic_optimizer=critic_optimizer, rules=RULES, accumulate=2, ema=0.5
+        ),
+        compiler_options=QUICK,
+    )
+    state, batch = begin(jax.random.key(0)), put(make_batch(), RULES)
+    after, metrics = step(state, batch, jax.random.key(1))
+    for player in ("model", "critics"):
+        before, now = vector(getattr(state, player)), vector(getattr(after, player))
+        assert np.isfinite(now).all()
+        assert np.abs(now - before).max() > 0
+    for (name, old), (_, new) in zip(named_leaves(state), named_leaves(after), strict=True):
+        assert jax.typeof(new) == jax.typeof(old), name
+    assert float(metrics["critic_gradient_norm"].value()) > 0
+    assert metrics["image/true_score"].total.dtype == jnp.float32
+    broken = jax.tree.map(lambda leaf: leaf * jnp.nan, after.critics)
+    skipped, metrics = step(dataclasses.replace(after, critics=broken), batch, jax.random.key(1))
+    assert int(skipped.skipped) == 1
+    np.testing.assert_array_equal(vector(skipped.model), vector(after.model))
+    np.testing.assert_array_equal(vector(skipped.critic_opt_state), vector(after.critic_opt_state))
+
+
+def test_an_evaluation_needs_no_critic():
+    model, _ = start("one")
+    loss, metrics = jax.jit(lambda model, batch: model.loss(batch), compiler_options=QUICK)(
+        model, put(make_batch(), RULES)
+    )
+    assert np.isfinite(float(loss))
+    assert "image/square_error" in metrics
+    assert not any("score" in name for name in metrics)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"weight": -1.0}, "weight=-1.0 must not be negative"), ({"warmup": -1}, "warmup=-1 must not be negative")],
+)
+def test_wrong_values(change, message):
+    with pytest.raises(ValueError, match=message):
+        chz.replace(ADVERSARY, **change)
+    with pytest.raises(ValueError, match="positive number of channels"):
+        PatchCritic(widths=())
