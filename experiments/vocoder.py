@@ -29,12 +29,13 @@ def vocoder() -> Experiment:
         model=Model(
             width=16,
             dtype="float32",
+            # The vocoder reads no tokens, so that what makes them is never computed.
             encoders={"speech": Spectrogram(depth=1)},
             fusion=Concat(hidden=16),
             outputs={"wave": Vocoder(target="wave", mel="speech", channels=64, kernels=(3, 7), dilations=(1, 3))},
             unroll=True,
         ),
         optimizer=AdamW(learning_rate=1e-3, schedule=Cosine(warmup=100)),
-        train=Train(steps=4000, batch_size=16, evaluate_every=1000),
+        train=Train(steps=4000, batch_size=16, evaluate_every=2000),
         checkpoint=Checkpoint(every=1000),
     )

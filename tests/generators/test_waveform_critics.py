@@ -34,9 +34,10 @@ def build(rules=RULES):
 def judge(wave, critic, rules=RULES):
     """Scores and features of each of the networks."""
     placed = jax.device_put((wave, np.zeros((SIZE, 8), np.float32)), rules.spec("batch"))
-    verdict = jax.tree.map(np.asarray, jax.jit(lambda critic, *placed: critic(*placed))(critic, *placed))
-    assert len(verdict.features) == 2 * len(verdict.scores)
-    return list(zip(verdict.scores, zip(verdict.features[::2], verdict.features[1::2], strict=True), strict=True))
+    verdict = jax.jit(lambda critic, *placed: critic(*placed))(critic, *placed)
+    scores, features = ([np.asarray(part) for part in parts] for parts in (verdict.scores, verdict.features))
+    assert len(features) == 2 * len(scores)
+    return list(zip(scores, zip(features[::2], features[1::2], strict=True), strict=True))
 
 
 def convolve(layer, x, stride):
