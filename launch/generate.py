@@ -52,9 +52,9 @@ class Generation:
     @chz.validate
     def _some(self) -> None:
         if self.n < 1:
-            raise ValueError(f"n={self.n} must be at least 1")
+            raise ValueError("n must be at least 1")
         if self.seed < 0:
-            raise ValueError(f"seed={self.seed} must not be negative")
+            raise ValueError("seed must not be negative")
 
 
 def generate(request: Generation) -> Path:
@@ -163,6 +163,7 @@ def _predict(
     import jax
     import numpy as np
 
+    from mmjax.compilation import jit_once
     from mmjax.sharding.mesh import MeshShape, choose_rules
     from mmjax.training.restore import restore_model
 
@@ -173,7 +174,7 @@ def _predict(
         copies = jax.tree.map(lambda array: np.repeat(array, request.n, 0), prompt)
         batch = jax.device_put(copies, rules.spec("batch"))
 
-        @jax.jit
+        @jit_once
         def predict(model: Any, batch: Batch, key: jax.Array) -> dict[str, dict[str, jax.Array]]:
             # What is left out here is not computed, and what is made does not depend on what else is asked for.
             return {name: said for name, said in model.predict(batch, key).items() if name in outputs}

@@ -64,10 +64,10 @@ def griffin_lim(
     phases = np.exp(2j * np.pi * np.random.default_rng(0).random(magnitudes.shape))
     guess, before = magnitudes * phases, np.zeros(1)
     for _ in range(iterations):
-        projected = transform(_invert(_with_phases(magnitudes, guess), window, hop), window=window, hop=hop, size=size)
+        projected = transform(inverse(_with_phases(magnitudes, guess), window, hop), window=window, hop=hop, size=size)
         guess = projected + momentum * (projected - before)
         before = projected
-    return _invert(_with_phases(magnitudes, guess), window, hop)
+    return inverse(_with_phases(magnitudes, guess), window, hop)
 
 
 def transform(samples: Float[np.ndarray, "S"], *, window: int, hop: int, size: int) -> Complex[np.ndarray, "T F"]:
@@ -84,7 +84,7 @@ def _with_phases(magnitudes: Float[np.ndarray, "T F"], guess: Complex[np.ndarray
     return magnitudes * guess / np.maximum(np.abs(guess), TINY)
 
 
-def _invert(spectra: Complex[np.ndarray, "T F"], window: int, hop: int) -> Float[np.ndarray, "S"]:
+def inverse(spectra: Complex[np.ndarray, "T F"], window: int, hop: int) -> Float[np.ndarray, "S"]:
     """The T hop samples whose transform is nearest in squares (Griffin & Lim 1984, equation 6)."""
     import scipy.fft
 

@@ -139,7 +139,7 @@ def write_gallery(
 def draw_sheet(made: Mapping[str, Sequence[Piece]]) -> bytes | None:
     """A PNG of all pictures and spectrograms, in rows, each output in rows of its own; None where there are none."""
     tiles = [[_tile(piece.pixels) for piece in pieces if piece.pixels is not None] for pieces in made.values()]
-    columns = min(COLUMNS, max(map(len, tiles)))
+    columns = min(COLUMNS, max(1, *map(len, tiles)))
     rows = []
     for line in tiles:
         for start in range(0, len(line), columns):
