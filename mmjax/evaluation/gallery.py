@@ -72,7 +72,7 @@ def show_given(inputs: Mapping[str, Input], batch: Batch) -> dict[str, Piece]:
 
 
 def _show(input: Input, row: Mapping[str, np.ndarray]) -> Piece:
-    """What a row of predictions, or of a batch, is. The input makes files of what it would read from such."""
+    """What a row of predictions, or of a batch, is; how texts read and frames sound is the input's to tell."""
     match input.feature:
         case Image():
             pixels = (row["values"] * 255).round().astype(np.uint8)
@@ -80,6 +80,7 @@ def _show(input: Input, row: Mapping[str, np.ndarray]) -> Piece:
         case Spectrum():
             assert isinstance(input, Speech)
             frames = row["values"][row["mask"]] if "mask" in row else row["values"]
+            frames = frames if len(frames) else np.zeros((1, input.bands), np.float32)  # no files are empty
             return Piece(".wav", _wav(input, frames), spectrum_pixels(frames))
         case Text():
             assert isinstance(input, Sentence)
@@ -97,10 +98,10 @@ def _show(input: Input, row: Mapping[str, np.ndarray]) -> Piece:
 
 
 def _wav(input: Speech, frames: np.ndarray) -> bytes:
-    """16-bit WAV of what log-mel frames sound like; of none at all, an instant of silence."""
+    """16-bit WAV of what log-mel frames sound like."""
     import soundfile
 
-    recording = input.sound(frames if len(frames) else np.zeros((1, input.bands)))
+    recording = input.sound(frames)
     file = io.BytesIO()
     soundfile.write(file, recording.samples, recording.rate, format="WAV", subtype="PCM_16")
     return file.getvalue()
