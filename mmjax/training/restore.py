@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import jax
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def restore_model(
-    experiment: "Experiment", run_dir: str, features: dict[str, Feature], rules: Rules, step: int | None = None
+    experiment: "Experiment", run_dir: str | Path, features: dict[str, Feature], rules: Rules, step: int | None = None
 ) -> tuple[Multimodal, int]:
     """The model that a run, finished or not, is judged by, on the current mesh; and after how many steps it is so.
 
