@@ -45,6 +45,8 @@ class Subjects:
     """All of them, with a line about each."""
     load: Callable[[str], Any]
     """The configuration, a chz object, that the words after the name change."""
+    others: bool = False
+    """Whether more can be named than `names` tells, such as any path."""
 
 
 def main(
@@ -166,7 +168,8 @@ def _check_name(name: str, subjects: Subjects) -> None:
 def _load(name: str, subjects: Subjects) -> Any:
     if "=" in name or name.startswith("-"):
         raise UserError(f"the first word must be the name of the {subjects.kind}, not {name}")
-    _check_name(name, subjects)
+    if not subjects.others:
+        _check_name(name, subjects)
     return subjects.load(name)
 
 

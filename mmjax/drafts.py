@@ -10,8 +10,6 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import chz
-
 from mmjax.errors import UserError
 from mmjax.fields import (
     MISSING,
@@ -24,6 +22,7 @@ from mmjax.fields import (
     field_default,
     is_node,
     item_annotations,
+    keyed_fields,
     text,
 )
 
@@ -91,12 +90,13 @@ class Node(Draft):
     fields: dict[str, Draft]
 
     def children(self, decisive: bool = False) -> dict[str, Draft]:
-        kinds = chz.chz_fields(self.cls)
+        kinds = keyed_fields(self.cls)
         operational = {name for name in kinds if (kinds[name].metadata or {}).get("operational")} if decisive else set()
         return {name: field for name, field in self.fields.items() if name not in operational}
 
     def make(self) -> Any:
-        values = {name: field.make() for name, field in self.fields.items()}
+        kinds = keyed_fields(self.cls)
+        values = {kinds[name].logical_name: field.make() for name, field in self.fields.items()}
         try:
             return self.cls(**values)
         except ValueError as error:
@@ -167,7 +167,7 @@ def join(key: str, name: str) -> str:
 def draft_class(cls: type, key: str, annotation: Any, origin: str) -> Node:
     """A node of that class with the defaults of all its fields."""
     fields: dict[str, Draft] = {}
-    for name, field in chz.chz_fields(cls).items():
+    for name, field in keyed_fields(cls).items():
         below, default = join(key, name), field_default(field)
         if default is MISSING:
             only = list(choices(field.x_type).values())
@@ -194,8 +194,8 @@ def draft_value(
             raise UserError(f"{key or WHOLE} is of class {class_path(type(value))}, expected {describe(annotation)}")
         same = type(default) is type(value)
         fields: dict[str, Draft] = {}
-        for name, field in chz.chz_fields(value).items():
-            read = name if final else field.x_name
+        for name, field in keyed_fields(type(value)).items():
+            read = field.logical_name if final else field.x_name
             usual = getattr(default, read) if same else field_default(field)
             fields[name] = draft_value(getattr(value, read), join(key, name), field.x_type, origin, usual, final)
         return Node(key, annotation, DEFAULT if same else origin, type(value), fields)
@@ -231,7 +231,7 @@ def draft_data(data: Any, key: str, annotation: Any, origin: str) -> Draft:
 
 def _node_data(data: dict[str, Any], key: str, annotation: Any, origin: str) -> Node:
     cls = _known_class(data.get("class"), key, annotation)
-    kinds = {name: field.x_type for name, field in chz.chz_fields(cls).items()}
+    kinds = {name: field.x_type for name, field in keyed_fields(cls).items()}
     given = {name: value for name, value in data.items() if name != "class"}
     for name in [*given, *kinds]:
         if name not in kinds:

@@ -144,14 +144,20 @@ def field_default(field: Any) -> Any:
     return MISSING if isinstance(field._default, chz.util.MISSING_TYPE) else field._default
 
 
+def keyed_fields(cls: type) -> dict[str, Any]:
+    """The fields of a chz class by key. One whose name Python keeps for itself is `from_` there, and its key `from`."""
+    return {name.removesuffix("_"): field for name, field in chz.chz_fields(cls).items()}
+
+
 def field_docs(cls: type) -> dict[str, str]:
     """What is said about each field of a chz class: its `doc`, else the string that follows it in the source."""
-    fields = chz.chz_fields(cls)
+    fields = keyed_fields(cls)
     written: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         written |= _strings_after_fields(base) if is_node(base) else {}
     # (chz has no public name for a field's doc.)
-    return {name: " ".join((field._doc or written.get(name, "")).split()) for name, field in fields.items()}
+    docs = {key: field._doc or written.get(field.logical_name, "") for key, field in fields.items()}
+    return {key: " ".join(doc.split()) for key, doc in docs.items()}
 
 
 def _strings_after_fields(cls: type) -> dict[str, str]:

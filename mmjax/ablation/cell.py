@@ -21,10 +21,12 @@ from mmjax.evaluation.probe import Answers, Prober
 from mmjax.files import write_atomic
 from mmjax.heads import Classify
 from mmjax.lockstep import stack
+from mmjax.model import Multimodal
 from mmjax.profiling.match import Cost, measure
 from mmjax.sharding.mesh import choose_rules
-from mmjax.training.checkpoint import Checkpoints
-from mmjax.training.loop import Program, train_together
+from mmjax.sharding.rules import Rules
+from mmjax.training.loop import train_together
+from mmjax.training.restore import restore_model
 from mmjax.training.run import Run
 from mmjax.types import Feature
 
@@ -126,8 +128,8 @@ def probe_together(experiments: Sequence[Experiment]) -> None:
         rules = choose_rules(first.rules, mesh)
         sharding = NamedSharding(jax.sharding.get_mesh(), rules.spec("batch"))
         runs = [Run(experiment, sharding) for experiment in experiments]
-        abstract = Program(runs[0], rules, sharding).abstract
-        models = stack([_restore(experiment, abstract) for experiment in experiments])
+        features = runs[0].data.features
+        models = stack([_restore(experiment, features, rules) for experiment in experiments])
         name, output = found
 
         def prober(examples: int | None) -> Prober:
@@ -153,16 +155,8 @@ def probe_together(experiments: Sequence[Experiment]) -> None:
         write_atomic(Path(experiment.run_dir) / ANSWERS, json.dumps(answers))
 
 
-def _restore(experiment: Experiment, abstract: Any) -> Any:
-    """The model that a finished run would be judged by."""
-    checkpoints = Checkpoints(experiment.run_dir, experiment.checkpoint, read_only=True)
-    try:
-        restored = checkpoints.restore(abstract)
-    finally:
-        checkpoints.close()
-    if restored is None or restored.step != experiment.train.steps:
-        raise UserError(f"{experiment.run_dir} has no checkpoint of its last step; remove the folder to train it again")
-    return restored.state.judged
+def _restore(experiment: Experiment, features: dict[str, Feature], rules: Rules) -> Multimodal:
+    return restore_model(experiment, experiment.run_dir, features, rules, experiment.train.steps)[0]
 
 
 def _information(asked: dict[str, Answers], pair: tuple[str, str], index: int) -> dict[str, Any]:

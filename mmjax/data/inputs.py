@@ -8,10 +8,12 @@ from typing import Any
 
 import chz
 import numpy as np
+from jaxtyping import Float
 
-from mmjax.data import clean, spectrogram
+from mmjax.data import clean, griffin_lim, spectrogram
 from mmjax.data.augment import PictureAugment, SpeechAugment
 from mmjax.data.clean import BadInput
+from mmjax.data.sources.base import Recording
 from mmjax.data.tokenize import END, Bytes, Corpus, Tokenizer
 from mmjax.types import Feature, Image, Label, Quantity, Spectrum, Text, Waveform
 
@@ -19,6 +21,9 @@ from mmjax.types import Feature, Image, Label, Quantity, Spectrum, Text, Wavefor
 LEVEL = 0.1
 
 __all__ = ["BadInput", "Input", "Labels", "Picture", "Quantities", "Sentence", "Speech", "Wave"]
+
+# Of the log-mel frames of FSDD's recordings, each recording by itself: medians. No signal within full scale is LOUDEST.
+USUAL_MEAN, USUAL_DEVIATION, LOUDEST = -10.2, 3.45, 8.0
 
 
 @chz.chz
@@ -211,17 +216,30 @@ class Speech(Input):
         values[: len(frames)] = frames
         return values, np.arange(shape.frames) < len(frames)
 
+    def sound(self, frames: Float[np.ndarray, "T M"]) -> Recording:
+        """What frames, as `read` gives them or a model makes them, sound like, by Griffin-Lim; at most full scale.
+
+        Their loudness and contrast are those that spoken digits usually have: a recording's own are gone.
+        """
+        log_mel = np.minimum(USUAL_MEAN + USUAL_DEVIATION * frames.astype(np.float64), LOUDEST)
+        samples = griffin_lim.waveform(log_mel, **self._settings)
+        return Recording(samples / max(1.0, float(np.abs(samples).max(initial=0))), self.rate)
+
     def _log_mel(self, samples: np.ndarray) -> np.ndarray:
         with np.errstate(over="ignore", invalid="ignore"):
-            return spectrogram.log_mel(
-                samples,
-                rate=self.rate,
-                window=self._window,
-                hop=self._hop,
-                bands=self.bands,
-                low=float(self.low),
-                high=self._high,
-            )
+            return spectrogram.log_mel(samples, **self._settings)
+
+    @property
+    def _settings(self) -> dict[str, Any]:
+        """What `spectrogram.log_mel` and its inverse are told."""
+        return {
+            "rate": self.rate,
+            "window": self._window,
+            "hop": self._hop,
+            "bands": self.bands,
+            "low": float(self.low),
+            "high": self._high,
+        }
 
 
 @chz.chz

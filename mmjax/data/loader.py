@@ -254,10 +254,7 @@ class Loader:
             except BadInput as error:
                 yield name, str(error)
                 continue
-            batch.values[name][place] = values
-            if mask is not None:
-                batch.mask[name][place] = mask
-            batch.present[name][place] = True
+            put(batch, place, name, values, mask)
 
     def _random(self, name: str, position: int) -> np.random.Generator | None:
         """Random numbers of one feature of the example at a position: whatever else is read does not change them."""
@@ -321,6 +318,14 @@ def blank(features: Mapping[str, Feature], rows: int) -> Batch:
         if not isinstance(feature, Image):
             mask[name] = np.zeros((rows, shape[0]), bool)
     return Batch(values, mask, {name: np.zeros(rows, bool) for name in features})
+
+
+def put(batch: Batch, place: int, name: str, values: np.ndarray, mask: np.ndarray | None) -> None:
+    """Gives the example at `place` of a batch of NumPy arrays a feature, as `Input.read` reads it."""
+    batch.values[name][place] = values
+    if mask is not None:
+        batch.mask[name][place] = mask
+    batch.present[name][place] = True
 
 
 def _shape(feature: Feature) -> tuple[tuple[int, ...], type[np.generic]]:

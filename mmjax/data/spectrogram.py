@@ -47,7 +47,7 @@ def mel_filters(rate: int, size: int, bands: int, low: float, high: float) -> Fl
 
 
 @functools.lru_cache
-def _window(length: int) -> Float[np.ndarray, "W"]:
+def hann(length: int) -> Float[np.ndarray, "W"]:
     """A periodic Hann window of unit energy, so that the power of white noise does not depend on its length."""
     window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(length) / length)
     return (window / np.sqrt(np.sum(window**2))).astype(np.float32)
@@ -71,7 +71,7 @@ def log_mel(
     padded = np.zeros((rows - 1) * hop + max(window, hop), np.float32)
     padded[: samples.size] = samples
     framed = np.lib.stride_tricks.sliding_window_view(padded, window)[::hop][:rows]
-    spectrum = scipy.fft.rfft(framed * _window(window), size)
+    spectrum = scipy.fft.rfft(framed * hann(window), size)
     power = spectrum.real**2
     power += spectrum.imag**2
     mel = power.reshape(blocks, -1, len(filters)) @ filters

@@ -27,6 +27,7 @@ from mmjax.evaluation.ablation_figures import (
     style,
 )
 from mmjax.evaluation.figures import DASHES
+from mmjax.evaluation.page import render
 from mmjax.files import write_atomic
 from mmjax.units import duration
 
@@ -56,12 +57,8 @@ def write_ablation_report(folder: str | os.PathLike[str], table: Table) -> Path:
     What is None in it is shown as unknown, and a section that has nothing to show is left out. The same table makes the
     same page. Raises UserError where the page cannot be written.
     """
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(Path(__file__).with_name("ablation_report.html").read_text(encoding="utf-8"))
-    page = template.render(
-        style=_style(),
+    page = render(
+        "ablation_report.html",
         table=table,
         ranked=ranked(table),
         headline=headline(table),
@@ -382,9 +379,3 @@ def _growth(table: Table) -> dict[str, Any] | None:
             plots.append(growth_svg(lines, f"growth{key}", ylabel=title, unit=unit))
         legend |= {line.name: line for line in lines}
     return {"plots": plots, "legend": [legend[name] for name in names if name in legend]} if plots else None
-
-
-def _style() -> str:
-    """How a run's report looks: this one looks the same."""
-    page = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
-    return page.partition("<style>")[2].partition("</style>")[0]

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 
 # Drawn in colours that no figure uses otherwise and that then become the page's, so that curves follow light and dark.
 INK, GRID = "#010203", "#040506"
@@ -157,11 +157,16 @@ def picture_uri(image: Float[np.ndarray, "H W C"]) -> str:
     if scale < 1:
         size = [max(1, round(side * scale)) for side in shown.shape[1::-1]]
         shown = cv2.resize(shown, size, interpolation=cv2.INTER_AREA).reshape(*size[::-1], -1)
-    return _png_uri((shown * 255).round().astype(np.uint8))
+    return data_uri("image/png", png((shown * 255).round().astype(np.uint8)))
 
 
 def spectrum_uri(frames: Float[np.ndarray, "T M"]) -> str:
-    """A spectrogram as a PNG data URI: time to the right, low bands below, scaled to its 1st and 99th percentile."""
+    """A spectrogram as a PNG data URI, drawn by `spectrum_pixels`."""
+    return data_uri("image/png", png(spectrum_pixels(frames)))
+
+
+def spectrum_pixels(frames: Float[np.ndarray, "T M"]) -> UInt8[np.ndarray, "M W 3"]:
+    """A spectrogram in colours: time to the right, low bands below, scaled to its 1st and 99th percentile."""
     import cv2
     from matplotlib import colormaps
 
@@ -171,12 +176,18 @@ def spectrum_uri(frames: Float[np.ndarray, "T M"]) -> str:
     scaled = np.nan_to_num((bands - low) / max(high - low, 1e-6)).clip(0, 1)
     if scaled.shape[1] > 2 * LARGEST_SIDE:
         scaled = cv2.resize(scaled, (2 * LARGEST_SIDE, scaled.shape[0]), interpolation=cv2.INTER_AREA)
-    return _png_uri(colormaps["magma"](scaled, bytes=True)[..., :3])
+    return colormaps["magma"](scaled, bytes=True)[..., :3]
 
 
-def _png_uri(pixels: np.ndarray) -> str:
+def png(pixels: UInt8[np.ndarray, "H W C"]) -> bytes:
+    """A picture of 1, 3 or 4 channels as a PNG."""
     import cv2
 
     if pixels.shape[-1] >= 3:  # OpenCV has blue first
         pixels = np.ascontiguousarray(pixels[..., [2, 1, 0, *range(3, pixels.shape[-1])]])
-    return "data:image/png;base64," + base64.b64encode(cv2.imencode(".png", pixels)[1].tobytes()).decode()
+    return cv2.imencode(".png", pixels)[1].tobytes()
+
+
+def data_uri(kind: str, content: bytes) -> str:
+    """A file of a MIME type as a URI that a page can hold."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"

@@ -1,6 +1,5 @@
 """Our own trained classifier as a judge: the features that it sees, and what it reads, in one modality."""
 
-import contextlib
 import functools
 import math
 from collections.abc import Mapping
@@ -14,14 +13,12 @@ from jax.sharding import NamedSharding
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from mmjax import config
-from mmjax.config import Experiment
 from mmjax.data.loader import blank
 from mmjax.errors import UserError
 from mmjax.heads import Classify
 from mmjax.model import Multimodal
 from mmjax.sharding.rules import Rules
-from mmjax.training.checkpoint import Checkpoints
-from mmjax.training.state import build_model
+from mmjax.training.restore import restore_model
 from mmjax.types import Batch, Feature
 
 
@@ -78,7 +75,7 @@ class Reader:
         self._sharding = NamedSharding(mesh, rules.spec("batch"))
         parts = math.prod(mesh.shape[axis] for axis in rules.batch)
         self._size = math.ceil(experiment.train.batch_size / parts) * parts
-        self._model = _restore(experiment, run_dir, own, rules)
+        self._model, _ = restore_model(experiment, run_dir, own, rules, experiment.train.steps)
         self._step = jax.jit(functools.partial(_read, outputs=tuple(self.targets), rules=rules))
 
     def read(self, values: Shaped[np.ndarray, "E ..."], mask: Bool[np.ndarray, "E N"] | None = None) -> Reading:
@@ -108,17 +105,6 @@ class Reader:
             lambda array: jax.make_array_from_callback(array.shape, self._sharding, array.__getitem__), batch
         )
         return jax.tree.map(lambda array: array[:count], jax.device_get(self._step(self._model, placed)))
-
-
-def _restore(experiment: Experiment, run_dir: str | Path, features: dict[str, Feature], rules: Rules) -> Multimodal:
-    """The model that the finished run is judged by, on the current mesh."""
-    build = functools.partial(build_model, model=experiment.model, features=features, rules=rules)
-    abstract = jax.eval_shape(build, jax.random.key(0))
-    part = "model" if experiment.train.ema is None else "ema"
-    with contextlib.closing(Checkpoints(run_dir, experiment.checkpoint, read_only=True)) as checkpoints:
-        restored = checkpoints.restore({part: abstract}, experiment.train.steps, partial=True)
-    assert restored is not None
-    return restored.state[part]
 
 
 def _read(

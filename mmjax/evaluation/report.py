@@ -11,8 +11,9 @@ import numpy as np
 from jaxtyping import Float
 
 from mmjax.evaluation.figures import curves_svg, panels, picture_uri, spectrum_uri
+from mmjax.evaluation.page import render
 from mmjax.files import write_atomic
-from mmjax.units import duration, number
+from mmjax.units import duration
 
 SPLITS = ("train", "validation", "test")
 # What keeps the page below 2 MB.
@@ -66,16 +67,13 @@ def write_report(
     holds; `facts` are shown in the header beside steps and time (number of parameters, devices, ...). What
     data_errors.jsonl in `run_dir` lists is summed up. Raises UserError where the page cannot be written.
     """
-    from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
     run_dir = Path(run_dir).expanduser()
     drawn = panels(history)
     shown = list(_cards(examples))
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"number": number}
-    template = environment.from_string(Path(__file__).with_name("report.html").read_text(encoding="utf-8"))
-    page = template.render(
+    page = render(
+        "report.html",
         name=experiment_json.get("experiment", experiment_json).get("name", "run"),
         summary=summary,
         facts={"steps": summary["step"], "time": duration(summary["seconds"]), **(facts or {})},

@@ -34,8 +34,8 @@ class CodeDecoder(VqVae):
     )
 
     @property
-    def blind(self) -> tuple[str, ...]:
-        return (self.target,)
+    def makes(self) -> str:
+        return self.target
 
     def build(self, features: dict[str, Feature], settings: Settings, rngs: nnx.Rngs) -> "CodeWriter":
         check_heads("CodeDecoder", self.heads, settings.width)

@@ -41,8 +41,8 @@ class Gan(Contested):
             raise ValueError("noise and depth must be at least 1, and reconstruction not negative")
 
     @property
-    def blind(self) -> tuple[str, ...]:
-        return (self.target,)
+    def makes(self) -> str:
+        return self.target
 
     def build(self, features: dict[str, Feature], settings: Settings, rngs: nnx.Rngs) -> "GanModule":
         check_heads("Gan", self.heads, settings.width)

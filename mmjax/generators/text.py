@@ -29,8 +29,8 @@ class TextDecoder(Output):
     decoding: Decoding = chz.field(default=Decoding(), doc="how predictions are written")
 
     @property
-    def blind(self) -> tuple[str, ...]:
-        return (self.target,)
+    def makes(self) -> str:
+        return self.target
 
     def build(self, features: dict[str, Feature], settings: Settings, rngs: nnx.Rngs) -> "TextWriter":
         check_heads("TextDecoder", self.heads, settings.width)

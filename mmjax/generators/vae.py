@@ -47,8 +47,8 @@ class Vae(Output):
                 raise ValueError(f"{name}={getattr(self, name)} must not be negative")
 
     @property
-    def blind(self) -> tuple[str, ...]:
-        return (self.target,)
+    def makes(self) -> str:
+        return self.target
 
     def build(self, features: dict[str, Feature], settings: Settings, rngs: nnx.Rngs) -> "VaeModule":
         return VaeModule(self, make_canvas(type(self).__name__, self.target, self.widths, features), settings, rngs)

@@ -27,6 +27,10 @@ class Classify(Output):
         if not 0 <= self.smoothing < 1:
             raise ValueError(f"smoothing={self.smoothing} must lie in [0, 1)")
 
+    @property
+    def makes(self) -> str:
+        return self.target
+
     def build(self, features: dict[str, Feature], settings: Settings, rngs: nnx.Rngs) -> "ClassifyHead":
         label = find_feature("Classify.target", self.target, features, Label)
         weights = self.class_weights

@@ -18,6 +18,10 @@ class Regress(Output):
 
     target: str = chz.field(doc="name of the quantity")
 
+    @property
+    def makes(self) -> str:
+        return self.target
+
     def build(self, features: dict[str, Feature], settings: Settings, rngs: nnx.Rngs) -> "RegressHead":
         return RegressHead(self, find_feature("Regress.target", self.target, features, Quantity), settings, rngs)
 

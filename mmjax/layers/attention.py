@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float
 
 from mmjax.errors import UserError
@@ -53,9 +54,25 @@ class Attention(nnx.Module):
     ) -> Float[Array, "B N D"]:
         """Attention to what was remembered; a causal one sees what is not after its own place."""
         seen = None if mask is None else mask[:, None, None, :]
-        mixed = jax.nn.dot_product_attention(self.query(x), *memory, mask=seen, is_causal=causal)
-        y = self.out(mixed)
+        y = self.out(_attend(self.query(x), *memory, seen, causal))
         return y if mask is None else jnp.where(mask.any(1)[:, None, None], y, 0)
+
+
+def _attend(
+    query: Float[Array, "B N H K"],
+    key: Float[Array, "B M H K"],
+    value: Float[Array, "B M H K"],
+    mask: Bool[Array, "#B 1 1 M"] | None,
+    causal: bool,
+) -> Float[Array, "B N H K"]:
+    given = (query, key, value, mask)
+    sharding = jax.typeof(query).sharding
+    if query.shape[0] == 1:
+        # JAX 0.12 loses, in a reshape, that a dimension of one lies on a mesh axis.
+        given = jax.tree.map(lambda x: jax.sharding.reshard(x, P(None, *jax.typeof(x).sharding.spec[1:])), given)
+    query, key, value, mask = given
+    mixed = jax.nn.dot_product_attention(query, key, value, mask=mask, is_causal=causal)
+    return jax.sharding.reshard(mixed, sharding.spec) if query.shape[0] == 1 else mixed
 
 
 class Block(nnx.Module):

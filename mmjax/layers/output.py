@@ -61,9 +61,14 @@ class Output(abc.ABC):
         return ()
 
     @property
+    def makes(self) -> str | None:
+        """The feature that its predictions are: one it makes anew, or answers; None where they are none."""
+        return None
+
+    @property
     def blind(self) -> tuple[str, ...]:
-        """The modalities that the fusion it reads must not have seen, such as the one that it makes."""
-        return ()
+        """The modalities that the fusion it reads must not have seen: what it makes, unless more is said."""
+        return () if self.makes is None else (self.makes,)
 
     @abc.abstractmethod
     def build(self, features: dict[str, Feature], settings: Settings, rngs: nnx.Rngs) -> OutputModule:

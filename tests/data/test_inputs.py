@@ -43,6 +43,21 @@ def damaged(*cases):
     return pytest.mark.parametrize(("raw", "reason"), cases, ids=[reason for _, reason in cases])
 
 
+def test_speech_sounds_as_it_was_read(shared_data):
+    speech = Speech(seconds=1.0, hop=0.02, bands=40)
+    raw = (shared_data / "fsdd" / "recordings" / "3_nicolas_7.wav").read_bytes()
+    values, mask = speech.read(raw, None)
+    sound = speech.sound(values[mask])
+    assert (sound.rate, sound.samples.shape) == (8000, (160 * mask.sum(),))
+    assert 0.05 < np.abs(sound.samples).max() <= 1
+    again, still = speech.read(sound, None)
+    assert (still == mask).all()
+    assert np.corrcoef(again[mask].ravel(), values[mask].ravel())[0, 1] > 0.98
+    loud = speech.sound(np.full((20, 40), 50, np.float32)).samples
+    assert np.isfinite(loud).all()
+    assert np.abs(loud).max() <= 1
+
+
 def test_the_table_has_every_input():
     assert set(TABLE.values()) == set(Input.__subclasses__())
 

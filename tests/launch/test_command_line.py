@@ -247,3 +247,12 @@ def test_no_other_file_can_be_named(name: str, folder: Path):
     (folder / "helper.py").write_text("raise SystemError\n")
     with pytest.raises(UserError, match=r"^unknown experiment .*; the nearest is one; there are one$"):
         command_line.load_experiment(name)
+
+
+def test_others_may_be_named_where_that_is_said(capsys: pytest.CaptureFixture[str]):
+    subjects = Subjects("folder", lambda: {"here": ""}, lambda name: Tree(layers={}, name=name), others=True)
+    for name in ("here", "some/where else"):
+        assert main(lambda tree: Path(tree.folder), "Grows a tree.", [name], subjects) == 0
+        assert capsys.readouterr() == (f"runs/{name}\n", "")
+    assert main(lambda tree: pytest.fail("ran"), "Grows a tree.", ["name=there"], subjects) == 2
+    assert capsys.readouterr().err == "error: the first word must be the name of the folder, not name=there\n"

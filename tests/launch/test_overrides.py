@@ -9,7 +9,9 @@ import chz
 import pytest
 
 from launch.overrides import parse_pairs, resolve
+from mmjax.drafts import draft_data, draft_value
 from mmjax.errors import UserError
+from mmjax.fields import field_docs
 
 
 @chz.chz
@@ -284,3 +286,26 @@ def test_a_class_that_is_no_experiment_is_read_alike():
         UserError, match=r"^unknown key paterns; the nearest is pattern; the top level has pattern, rate$"
     ):
         parse_pairs(["paterns=a"], Rule)
+
+
+@chz.chz
+class Request:
+    from_: str | None = chz.field(default=None, doc="what is given")
+    n: int = 8
+
+    @chz.validate
+    def _given(self) -> None:
+        if self.from_ == "":
+            raise ValueError("from must say something")
+
+
+def test_a_key_may_be_a_word_that_python_keeps():
+    assert parse_pairs(["from=text:a = b", "n=2"], Request) == Request(from_="text:a = b", n=2)
+    assert resolve(Request(from_="a"), ["n=3"]) == Request(from_="a", n=3)
+    assert field_docs(Request)["from"] == "what is given"
+    for final in (False, True):
+        tree = draft_value(Request(from_="a"), "", Request, "given", final=final)
+        assert [part.key for part in tree.walk()] == ["", "from", "n"]
+        assert draft_data(tree.data(), "", Request, "a file").make() == Request(from_="a")
+    with pytest.raises(UserError, match=r"^unknown key form; the nearest is from; the top level has from, n$"):
+        parse_pairs(["form=a"], Request)

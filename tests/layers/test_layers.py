@@ -89,6 +89,15 @@ def test_attention(x, mask, rng):
     close(seen, reference.attention(layer, x, context, context_mask))
 
 
+def test_attention_of_a_single_example(x, mask, rng):
+    """Which no mesh can split, and JAX 0.12 would not reshape."""
+    layer = draw(lambda rngs: Attention(WIDTH, HEADS, rules=RULES, rngs=rngs))
+    one, there = jax.device_put((x[:1], mask[:1]), RULES.spec("batch"))
+    mixed = jax.jit(lambda layer, x, mask: layer(x, mask=mask))(layer, one, there)
+    close(mixed, reference.attention(layer, x[:1], mask=mask[:1]))
+    assert jax.typeof(mixed).sharding.spec[0] == jax.typeof(one).sharding.spec[0]
+
+
 def test_attention_to_nothing_is_zero_and_has_finite_gradients(x, mask):
     layer = draw(lambda rngs: Attention(WIDTH, HEADS, rules=RULES, rngs=rngs))
 

@@ -68,6 +68,19 @@ def test_local_and_cluster_commands(tmp_path, data_dir):
     assert (tmp_path / "job.sh").read_text().startswith("#!")
 
 
+def test_generate_command_makes(tmp_path, data_dir):
+    name, (run_dir, *words) = words_of(next(line for line in COMMANDS if "launch.generate" in line))
+    (training,) = [line for line in COMMANDS if "launch.train" in line and f"run_dir={run_dir}" in line]
+    trainer, trained = words_of(training)
+    run = tmp_path / "run"
+    trained = [word for word in trained if not word.startswith("run_dir=")]
+    finish(trainer, *trained, *TINY, "train.steps=2", f"data_dir={data_dir}", f"run_dir={run}")
+    output = finish(name, run, *words)
+    assert output.splitlines()[-1] == str(run / "generated" / "generation.json")
+    for stands in ("image-8.png", "sheet.png", "report.html"):
+        assert (run / "generated" / stands).exists(), stands
+
+
 def test_prepare_command_reads():
     (prepare,) = [line for line in COMMANDS if "launch.prepare" in line]
     name, words = words_of(prepare)

@@ -1,0 +1,199 @@
+"""Have a trained model make something: `python -m launch.generate RUN_DIR from=text:"a red circle" [to=image] [n=8]`.
+
+The run may be finished or still going on; its data set need not be there. The last line on standard output is the path
+of generation.json, which lists what was made.
+"""
+
+import json
+import re
+import sys
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import chz
+
+from launch import command_line
+from mmjax import config
+from mmjax.errors import UserError
+from mmjax.files import write_atomic
+from mmjax.generators import Decoding, TextDecoder
+from mmjax.layers.output import Output
+from mmjax.model import Model
+from mmjax.types import Batch, Feature
+
+RESULT = "generation.json"
+
+
+@chz.chz
+class Generation:
+    """What is made of what, by whom, and where it goes."""
+
+    run_dir: str = chz.field(doc="the run whose model it is")
+    from_: str | None = chz.field(
+        default=None,
+        doc="what is given: text:WORDS, image:FILE or speech:FILE by the run's own names, or several of these,"
+        " separated by commas; None: nothing, for what is made of nothing",
+    )
+    to: str | None = chz.field(
+        default=None, doc="modalities or outputs, separated by commas; None: all that can be made and are not given"
+    )
+    n: int = chz.field(default=8, doc="how many of each are drawn")
+    seed: int = chz.field(default=0, doc="what the draws follow from")
+    step: int | None = chz.field(default=None, doc="the checkpoint; None: the newest")
+    decoding: Decoding | None = chz.field(default=None, doc="how texts are written; None: as the run writes them")
+    out: str = chz.field(
+        default=None,
+        x_type=str | None,
+        converter=chz.mungers.if_none(lambda request: str(Path(request.run_dir, "generated"))),
+        doc="where everything goes",
+    )
+
+    @chz.validate
+    def _some(self) -> None:
+        if self.n < 1:
+            raise ValueError("n must be at least 1")
+        if self.seed < 0:
+            raise ValueError("seed must not be negative")
+
+
+def generate(request: Generation) -> Path:
+    """Make what is asked for; returns the path of the list of what was made."""
+    from mmjax.compilation import cache_compilations
+    from mmjax.data.prompt import make_prompt
+    from mmjax.evaluation.gallery import show_given, show_made, write_gallery
+
+    experiment = config.read(request.run_dir)
+    given = sources(request.from_, experiment.model)
+    outputs = choose(experiment.model, request.to, given)
+    data = experiment.data.bind(experiment.data_dir, request.run_dir)
+    prompt = make_prompt(data.inputs, given)
+    cache_compilations(experiment.data_dir)
+    writing = chz.replace(experiment, model=write_by(request.decoding, experiment.model, outputs))
+    step, predictions = _predict(request, writing, data.features, prompt, outputs)
+    folder = Path(request.out).expanduser()
+    made = {name: show_made(data.inputs[target], predictions[name]) for name, target in outputs.items()}
+    about = {"seed": request.seed, "step": step, "fingerprint": config.fingerprint(experiment)}
+    facts = {**{f"from {name}": said for name, said in given.items()}, **about}
+    files = write_gallery(folder, f"Made by {experiment.name}", facts, show_given(data.inputs, prompt), made)
+    answers = {
+        name: [piece.answer for piece in pieces] for name, pieces in made.items() if pieces[0].answer is not None
+    }
+    whole = {"prompt": given, "files": files, "answers": answers, **about}
+    return write_atomic(folder / RESULT, json.dumps(whole, indent=2, ensure_ascii=False) + "\n")
+
+
+def sources(said: str | None, model: Model) -> dict[str, str]:
+    """What is given, by modality: `image:photo.png,text:red, or so` is two. Raises UserError naming what is read."""
+    if said is None:
+        return {}
+    readable = [name for name, encoder in model.encoders.items() if encoder is not None]
+    # A comma separates only where a modality's name and a colon follow: texts have commas too.
+    parts = re.split(f",(?=(?:{'|'.join(map(re.escape, readable))}):)", said)
+    given: dict[str, str] = {}
+    for part in parts:
+        name, colon, value = part.partition(":")
+        if not colon or name not in readable:
+            raise UserError(
+                f"from={part} must begin with what the run reads and a colon, such as from={readable[0]}:...; it reads "
+                f"{', '.join(readable)}"
+            )
+        if name in given:
+            raise UserError(f"from={said} gives {name} twice; give it once")
+        given[name] = value
+    return given
+
+
+def choose(model: Model, to: str | None, given: Collection[str]) -> dict[str, str]:
+    """The outputs that make what is asked for, each with what it makes. Raises UserError, naming what can be made."""
+    makers = {name: output for name, output in model.outputs.items() if output is not None and output.makes is not None}
+    able = {name: str(output.makes) for name, output in makers.items() if _told(output, given)}
+    if to is None:
+        able = {name: target for name, target in able.items() if target not in given}
+        if not able:
+            raise UserError(f"this run makes nothing from {_list(given)}; {_can(makers)}")
+        return able
+    chosen: dict[str, str] = {}
+    for wanted in filter(None, (word.strip() for word in to.split(","))):
+        found = {name: str(output.makes) for name, output in makers.items() if wanted in (name, output.makes)}
+        if not found:
+            raise UserError(f"to={wanted}: this run does not make it; {_can(makers)}")
+        if not found.keys() & able.keys():
+            raise UserError(f"to={wanted}: what makes it is not shown {_list(given)}; give something else by from=")
+        chosen |= {name: target for name, target in found.items() if name in able}
+    if not chosen:
+        raise UserError(f"to={to} names nothing; {_can(makers)}")
+    return chosen
+
+
+def _told(output: Output, given: Collection[str]) -> bool:
+    """Whether an output sees any of what is given; where nothing is, none needs to."""
+    return not given or not set(given) <= set(output.blind)
+
+
+def _can(makers: Mapping[str, Output]) -> str:
+    return f"it can make {_list(dict.fromkeys(str(output.makes) for output in makers.values()))}"
+
+
+def _list(names: Collection[str]) -> str:
+    return ", ".join(names) or "nothing"
+
+
+def write_by(decoding: Decoding | None, model: Model, outputs: Collection[str]) -> Model:
+    """The model whose chosen outputs write texts so. Raises UserError where none of them writes any."""
+    if decoding is None:
+        return model
+    writers = {name: output for name, output in model.outputs.items() if isinstance(output, TextDecoder)}
+    if not writers.keys() & set(outputs):
+        raise UserError(
+            f"decoding says how texts are written, and none is asked for but {_list(outputs)}; leave it out"
+        )
+    replaced = {name: chz.replace(writer, decoding=decoding) for name, writer in writers.items()}
+    return chz.replace(model, outputs={**model.outputs, **replaced})
+
+
+def _predict(
+    request: Generation,
+    experiment: config.Experiment,
+    features: dict[str, Feature],
+    prompt: Batch,
+    outputs: Collection[str],
+) -> tuple[int, dict[str, dict[str, Any]]]:
+    """The checkpoint's step, and what the chosen outputs predict of as many copies of the prompt as asked for."""
+    import jax
+    import numpy as np
+
+    from mmjax.compilation import jit_once
+    from mmjax.sharding.mesh import MeshShape, choose_rules
+    from mmjax.training.restore import restore_model
+
+    mesh = MeshShape(data=1).build(jax.local_devices()[:1])
+    with jax.set_mesh(mesh):
+        rules = choose_rules(experiment.rules, mesh)
+        model, step = restore_model(experiment, request.run_dir, features, rules, request.step)
+        copies = jax.tree.map(lambda array: np.repeat(array, request.n, 0), prompt)
+        batch = jax.device_put(copies, rules.spec("batch"))
+
+        @jit_once
+        def predict(model: Any, batch: Batch, key: jax.Array) -> dict[str, dict[str, jax.Array]]:
+            # What is left out here is not computed, and what is made does not depend on what else is asked for.
+            return {name: said for name, said in model.predict(batch, key).items() if name in outputs}
+
+        return step, jax.device_get(predict(model, batch, jax.random.key(request.seed)))
+
+
+def runs() -> dict[str, str]:
+    """The run directories where runs are by default."""
+    return {str(path.parent): "" for path in sorted(Path("runs").glob(f"*/{config.FILE}"))}
+
+
+SUBJECTS = command_line.Subjects("run_dir", runs, lambda run_dir: Generation(run_dir=run_dir), others=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    return command_line.main(generate, "Have a trained model make something.", argv, SUBJECTS)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
