@@ -56,8 +56,8 @@ class SpeechVae(Output):
         return (self.text,)
 
     @property
-    def blind(self) -> tuple[str, ...]:
-        return (self.target,)
+    def makes(self) -> str:
+        return self.target
 
     def build(self, features: dict[str, Feature], settings: Settings, rngs: nnx.Rngs) -> "Speaker":
         find_feature("SpeechVae.text", self.text, features, Text)
