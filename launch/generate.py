@@ -15,9 +15,10 @@ import chz
 
 from launch import command_line
 from mmjax import config
+from mmjax.data.inputs import Input, Speech
 from mmjax.errors import UserError
 from mmjax.files import write_atomic
-from mmjax.generators import Decoding, TextDecoder
+from mmjax.generators import Decoding, TextDecoder, Vocoder
 from mmjax.layers.output import Output
 from mmjax.model import Model
 from mmjax.types import Batch, Feature
@@ -42,6 +43,9 @@ class Generation:
     seed: int = chz.field(default=0, doc="what the draws follow from")
     step: int | None = chz.field(default=None, doc="the checkpoint; None: the newest")
     decoding: Decoding | None = chz.field(default=None, doc="how texts are written; None: as the run writes them")
+    vocoder: str | None = chz.field(
+        default=None, doc="the run whose Vocoder makes sound of spectra like these; None: Griffin-Lim"
+    )
     out: str = chz.field(
         default=None,
         x_type=str | None,
@@ -71,6 +75,8 @@ def generate(request: Generation) -> Path:
     cache_compilations(experiment.data_dir)
     writing = chz.replace(experiment, model=write_by(request.decoding, experiment.model, outputs))
     step, predictions = _predict(request, writing, data.features, prompt, outputs)
+    if request.vocoder is not None:
+        _voice(request.vocoder, data.inputs, predictions, outputs)
     folder = Path(request.out).expanduser()
     made = {name: show_made(data.inputs[target], predictions[name]) for name, target in outputs.items()}
     about = {"seed": request.seed, "step": step, "fingerprint": config.fingerprint(experiment)}
@@ -180,6 +186,48 @@ def _predict(
             return {name: said for name, said in model.predict(batch, key).items() if name in outputs}
 
         return step, jax.device_get(predict(model, batch, jax.random.key(request.seed)))
+
+
+def _voice(
+    run_dir: str, inputs: Mapping[str, Input], predictions: Mapping[str, dict[str, Any]], outputs: Mapping[str, str]
+) -> None:
+    """Adds the `samples` that the vocoder of a run makes of every predicted spectrum."""
+    import jax
+    import numpy as np
+
+    from mmjax.compilation import jit_once
+    from mmjax.sharding.mesh import MeshShape, choose_rules
+    from mmjax.training.restore import restore_model
+
+    spoken = {name: target for name, target in outputs.items() if isinstance(inputs[target], Speech)}
+    if not spoken:
+        raise UserError(f"vocoder={run_dir} makes sound of spectra, and {_list(outputs)} are none; leave it out")
+    experiment = config.read(run_dir)
+    found = {name: output for name, output in experiment.model.outputs.items() if isinstance(output, Vocoder)}
+    if not found:
+        raise UserError(f"vocoder={run_dir} has no output of the kind Vocoder; give a run that was trained as one")
+    name, vocoder = next(iter(found.items()))
+    data = experiment.data.bind(experiment.data_dir, run_dir)
+    theirs = data.inputs[vocoder.mel]
+    mesh = MeshShape(data=1).build(jax.local_devices()[:1])
+    with jax.set_mesh(mesh):
+        rules = choose_rules(experiment.rules, mesh)
+        model, _ = restore_model(experiment, run_dir, data.features, rules)
+        decode = jit_once(lambda model, values, mask: model.outputs[name].decode(values, mask))
+        for output, target in spoken.items():
+            ours = inputs[target]
+            assert isinstance(ours, Speech)
+            assert isinstance(theirs, Speech)
+            differing = [key for key, value in ours.scale.items() if theirs.scale[key] != value]
+            if differing:
+                raise UserError(
+                    f"vocoder={run_dir} has learned from other spectra than {target} ({', '.join(differing)} differ); "
+                    "give one that was trained on the same"
+                )
+            made = predictions[output]
+            mask = made.get("mask", np.ones(made["values"].shape[:2], bool))
+            given = jax.device_put((made["values"], mask), rules.spec("batch"))
+            made["samples"] = jax.device_get(decode(model, *given))
 
 
 def runs() -> dict[str, str]:

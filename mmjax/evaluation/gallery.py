@@ -12,6 +12,7 @@ from jaxtyping import UInt8
 
 from mmjax.data.clean import opencv
 from mmjax.data.inputs import Input, Sentence, Speech
+from mmjax.data.sources.base import Recording
 from mmjax.evaluation.figures import data_uri, png, spectrum_pixels
 from mmjax.evaluation.page import render
 from mmjax.files import explained, write_atomic
@@ -50,9 +51,9 @@ def show_made(input: Input, predicted: Mapping[str, np.ndarray]) -> list[Piece]:
     """What an output made of a feature that `input` reads, example by example.
 
     `predicted` are its predictions, by what the feature is: `ids` Int[B N] of a text, `values` of a picture Float[B H W
-    C] or a spectrum Float[B T M] with or without `mask` Bool[B T], `probabilities` Float[B S K] of a label, `mean` and
-    `deviation` Float[B S Q] of a quantity. Where all examples are the same, as where nothing is drawn at random, there
-    is one.
+    C] or a spectrum Float[B T M] with or without `mask` Bool[B T] and its sound, `samples` Float[B S]; `probabilities`
+    Float[B S K] of a label, `mean` and `deviation` Float[B S Q] of a quantity. Where all examples are the same, as
+    where nothing is drawn at random, there is one.
     """
     count = len(next(iter(predicted.values())))
     alike = all((array == array[:1]).all() for array in predicted.values())
@@ -81,7 +82,12 @@ def _show(input: Input, row: Mapping[str, np.ndarray]) -> Piece:
             assert isinstance(input, Speech)
             frames = row["values"][row["mask"]] if "mask" in row else row["values"]
             frames = frames if len(frames) else np.zeros((1, input.bands), np.float32)  # no files are empty
-            return Piece(".wav", _wav(input, frames), spectrum_pixels(frames))
+            if "samples" in row:
+                length = len(frames) * int(input.scale["hop"])
+                sound = Recording(row["samples"][:length], input.rate)
+            else:
+                sound = input.sound(frames)
+            return Piece(".wav", _wav(sound), spectrum_pixels(frames))
         case Text():
             assert isinstance(input, Sentence)
             text = input.decode(row["ids"])
@@ -97,11 +103,10 @@ def _show(input: Input, row: Mapping[str, np.ndarray]) -> Piece:
     raise TypeError(f"{input.feature} is no feature")
 
 
-def _wav(input: Speech, frames: np.ndarray) -> bytes:
-    """16-bit WAV of what log-mel frames sound like."""
+def _wav(recording: Recording) -> bytes:
+    """16-bit WAV."""
     import soundfile
 
-    recording = input.sound(frames)
     file = io.BytesIO()
     soundfile.write(file, recording.samples, recording.rate, format="WAV", subtype="PCM_16")
     return file.getvalue()

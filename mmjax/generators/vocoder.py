@@ -114,13 +114,13 @@ class VocoderModule(nnx.Module):
         self.target, self.mel, self.dtype, self.rules = config.target, config.mel, settings.dtype, rules
 
     def decode(self, mel: Float[Array, "B T M"], mask: Bool[Array, "B T"]) -> Float[Array, "B S"]:
-        """Samples in [-1, 1] of log-mel frames, of which those that are not real count as zeros."""
+        """Samples in [-1, 1] of log-mel frames, of which those that are not real count as zeros; S = T hop."""
         x = self.stem(jnp.where(mask[..., None], mel, 0).astype(self.dtype))
         for factor, widen, branches in zip(self.factors, self.widen, self.levels, strict=True):
             x = widen(repeat(_activate(x), factor, self.rules))
             first, *others = (branch(x) for branch in branches)
             x = sum(others, first) / len(branches)
-        return jnp.tanh(self.out(_activate(x))[:, : self.samples, 0].astype(jnp.float32))
+        return jnp.tanh(self.out(_activate(x))[..., 0].astype(jnp.float32))
 
     def weight(self, batch: Batch) -> Float[Array, ""]:
         return self._real(batch).astype(jnp.float32).sum()
@@ -134,6 +134,7 @@ class VocoderModule(nnx.Module):
         real = self._real(batch)
         true = jnp.where(real, batch.values[self.target].astype(jnp.float32), 0)
         made = self.decode(batch.values[self.mel], batch.mask[self.mel] & batch.present[self.mel][:, None])
+        made = made[:, : self.samples]
 
         def distance(made: Float[Array, "B S"]) -> Float[Array, "B"]:
             each = [spectral_distance(made, true, real, window, rules=self.rules) for window in self.windows]

@@ -41,6 +41,10 @@ SPOKEN = (
     *("model.encoders.image=None", "model.outputs.image_text=None", "model.outputs.position=None"),
     *("model.encoders.speech.heads=2", "model.encoders.speech.depth=1", "model.outputs.speech=Vae"),
     *("model.outputs.speech.target=speech", "model.outputs.speech.widths=8,8"),
+    *("data.inputs.wave=Wave", "data.inputs.wave.field=speech", "data.inputs.wave.seconds=3.4"),
+    *("model.outputs.wave=Vocoder", "model.outputs.wave.target=wave", "model.outputs.wave.mel=speech"),
+    *("model.outputs.wave.factors=8,5,4", "model.outputs.wave.channels=8", "model.outputs.wave.kernels=3"),
+    *("model.outputs.wave.dilations=1", "model.outputs.wave.windows=128", "model.outputs.wave.adversary=None"),
 )
 
 
@@ -209,6 +213,24 @@ def test_speech_is_made_of_a_text(spoken, tmp_path):
         assert f"data:audio/wav;base64,{base64.b64encode((tmp_path / name).read_bytes()).decode()}" in page
     assert "media-src data:" in page
     assert cv2.imread(str(tmp_path / "sheet.png")).shape == (136, 2 * 136, 3)
+
+
+def test_a_vocoder_makes_the_sound(spoken, drawn, tmp_path, capsys):
+    """Of the same frames as Griffin-Lim does otherwise, and only of frames like those it has learned from."""
+    words = (f"from=text:{SENTENCE}", "to=speech", "n=2")
+    plain = make(spoken, tmp_path / "plain", *words)
+    voiced = make(spoken, tmp_path / "voiced", *words, f"vocoder={spoken}")
+    assert plain["files"] == voiced["files"] == {"speech": ["speech-1.wav", "speech-2.wav"]}
+    for name in voiced["files"]["speech"]:
+        (griffin, rate), (made, other) = (soundfile.read(tmp_path / kind / name) for kind in ("plain", "voiced"))
+        assert (rate, griffin.shape) == (other, made.shape)
+        assert np.abs(griffin - made).max() > 1e-3
+    capsys.readouterr()
+    assert generate.main([str(spoken), f"out={tmp_path}", *words, f"vocoder={drawn}"]) == 2
+    assert "has no output of the kind Vocoder" in capsys.readouterr().err
+    words = (f"from=text:{SENTENCE}", "to=count", f"vocoder={spoken}")
+    assert generate.main([str(spoken), f"out={tmp_path}", *words]) == 2
+    assert "and count are none; leave it out" in capsys.readouterr().err
 
 
 def test_answers_to_a_recording(spoken, shared_data, tmp_path):

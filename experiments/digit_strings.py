@@ -1,0 +1,54 @@
+"""digit_strings: numbers of one to four digits, written by hand, spoken and in words, each made of each."""
+
+from mmjax.config import Experiment
+from mmjax.data.inputs import Picture, Sentence, Speech
+from mmjax.data.loader import Data
+from mmjax.data.sources.digit_strings import MOST_DIGITS, SIDE, DigitStrings
+from mmjax.encoders import Spectrogram, TextTransformer, ViT
+from mmjax.fusion import SingleStream
+from mmjax.generators import CodeDecoder, SpeechVae, TextDecoder
+from mmjax.generators.codes import Codebook
+from mmjax.model import Model
+from mmjax.training.checkpoint import Checkpoint
+from mmjax.training.loop import Train
+from mmjax.training.optimizer import Muon
+from mmjax.training.schedule import Constant
+
+
+def digit_strings() -> Experiment:
+    """Real digits strung to numbers: one model writes them in words, by hand, and speaks them."""
+    return Experiment(
+        name="digit_strings",
+        data=Data(
+            source=DigitStrings(),
+            inputs={
+                "image": Picture(size=SIDE, width=MOST_DIGITS * SIDE, channels=1),
+                "speech": Speech(seconds=3.0, window=0.05, hop=0.0125, bands=48),
+                "text": Sentence(length=24),
+            },
+            workers=1,
+        ),
+        model=Model(
+            width=128,
+            dtype="float32",
+            encoders={
+                "image": ViT(patch=14, depth=2),
+                "speech": Spectrogram(depth=2),
+                "text": TextTransformer(depth=2),
+            },
+            fusion=SingleStream(depth=1),
+            outputs={
+                "text": TextDecoder(target="text", depth=2),
+                "image": CodeDecoder(
+                    target="image", quantizer=Codebook(size=256, width=8), widths=(16, 32, 64), depth=2
+                ),
+                "speech": SpeechVae(target="speech", text="text", warmup=500),
+            },
+            # Each is made of each by itself, too.
+            modality_dropout=0.5,
+            unroll=True,
+        ),
+        optimizer=Muon(learning_rate=2e-3, weight_decay=0.05, schedule=Constant(warmup=100)),
+        train=Train(steps=4000, batch_size=32, evaluate_every=1000),
+        checkpoint=Checkpoint(every=1000),
+    )
