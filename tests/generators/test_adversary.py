@@ -186,7 +186,7 @@ def test_a_patch_critic_in_numpy():
         return np.where(x > 0, x, 0.2 * x)
 
     def conv(layer, x):
-        return convolve(x, wide(layer.kernel), layer.stride) + wide(layer.bias)
+        return convolve(x, wide(layer.kernel), layer.stride[0]) + wide(layer.bias)
 
     y = conv(critic.stem, x)
     for halve, block in zip(critic.halve, critic.blocks, strict=True):
@@ -298,7 +298,7 @@ def test_one_forward_pass_serves_both():
     batch, key = put(make_batch(), RULES), jax.random.key(7)
 
     def convolutions(function):
-        program = jax.jit(function).lower(model, critics).compile().as_text()
+        program = jax.jit(function).lower(model, critics).compile(QUICK).as_text()
         return len(re.findall(r" convolution\(", program)) + len(re.findall(r"__ynn_|onednn_conv", program))
 
     def loss(model, critics, parts):
@@ -316,7 +316,7 @@ def test_one_forward_pass_serves_both():
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_both_players_learn_and_nothing_learns_when_one_is_not_finite(dtype):
-    config = chz.replace(MODEL, dtype=dtype, fusion=Concat())
+    config = chz.replace(MODEL, dtype=dtype, fusion=Concat(), outputs={"image": MODEL.outputs["image"]})
     optimizer, critic_optimizer = optax.adam(1e-3), optax.adam(1e-3)
 
     @jax.jit

@@ -2,7 +2,6 @@
 
 import chz
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -26,7 +25,7 @@ def see(trunk, x):
     """What every block of every stage gives, of pixels from -0.5 to 0.5."""
     seen = []
     for shrink, stage in zip(trunk.reduce, trunk.stages, strict=True):
-        x = convolve(x, wide(shrink.kernel), shrink.stride) + wide(shrink.bias)
+        x = convolve(x, wide(shrink.kernel), shrink.stride[0]) + wide(shrink.bias)
         every = []
         for block in layers(stage):
             full = np.einsum("hwc,cd->hwcd", wide(block.spatial.kernel), np.eye(x.shape[-1]))
@@ -42,6 +41,7 @@ def test_the_distance_in_numpy_and_its_gradient():
     rng = np.random.default_rng(0)
     true, made = rng.uniform(-1, 1, (2, 2, 8, 8, 3))
     stages = zip(*(see(module.judge, x / 2) for x in (true, made)), strict=True)
+    on_true, on_made = jax.device_put((true.astype(np.float32), made.astype(np.float32)), RULES.spec("batch"))
     expected = np.zeros(2)
     for one, other in stages:
         unit = [[x / np.linalg.norm(x, axis=-1, keepdims=True) for x in every] for every in (one, other)]
@@ -49,15 +49,15 @@ def test_the_distance_in_numpy_and_its_gradient():
         expected += 0.5 * np.mean(apart, 0) / 2
 
     def total(module, made):
-        apart = module(jnp.asarray(true, jnp.float32), made)
+        apart = module(on_true, made)
         return apart.sum(), apart
 
     run = jax.jit(jax.grad(total, (0, 1), has_aux=True), compiler_options=QUICK)
-    (of_module, of_made), apart = run(module, jnp.asarray(made, jnp.float32))
+    (of_module, of_made), apart = run(module, on_made)
     np.testing.assert_allclose(apart, expected, rtol=1e-4)
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(of_module))
     assert np.abs(of_made).max() > 0
-    same, _ = jax.jit(total, compiler_options=QUICK)(module, jnp.asarray(true, jnp.float32))
+    same, _ = jax.jit(total, compiler_options=QUICK)(module, on_true)
     assert float(same) == pytest.approx(0, abs=1e-9)
 
 
