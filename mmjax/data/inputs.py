@@ -198,7 +198,7 @@ class Speech(Input):
         return Spectrum(math.ceil(self._samples / self._hop), self.bands, self._hop / self.rate)
 
     @property
-    def scale(self) -> dict[str, float]:
+    def scale(self) -> dict[str, int | float]:
         """What its frames are, whatever their number: spectra of equal ones can be put in each other's place."""
         lengths = {"rate": self.rate, "window": self._window, "hop": self._hop}
         return {**lengths, "bands": self.bands, "low": self.low, "high": self._high}

@@ -196,7 +196,8 @@ def test_a_patch_critic_in_numpy():
     scores = conv(critic.score, y)[..., 0]
     scores += np.einsum("bhwc,bc->bhw", y, linear(critic.project, condition)) / np.sqrt(8)
     run = jax.jit(lambda critic, *given: critic(*given), compiler_options=QUICK)
-    verdict = run(critic, jnp.asarray(x, jnp.float32), jnp.asarray(condition, jnp.float32))
+    given = jax.device_put((x.astype(np.float32), condition.astype(np.float32)), RULES.spec("batch"))
+    verdict = run(critic, *given)
     np.testing.assert_allclose(verdict.scores[0], scores, rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(jax.jit(Verdict.mean)(verdict), scores.mean((1, 2)), rtol=1e-3, atol=1e-4)
     assert [features.shape for features in verdict.features] == [(2, 4, 4, 4), (2, 2, 2, 8)]
