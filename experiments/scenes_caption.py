@@ -30,12 +30,12 @@ def scenes_caption() -> Experiment:
         model=Model(
             width=128,
             dtype="float32",
-            encoders={"image": ViT(patch=8, depth=2)},
+            encoders={"image": ViT(patch=8, depth=3)},
             fusion=SingleStream(depth=1),
             outputs={"text": TextDecoder(target="text", depth=2)},
             unroll=True,
         ),
         optimizer=Muon(learning_rate=3e-3, weight_decay=0.05, schedule=Constant(warmup=100)),
-        train=Train(steps=2000, batch_size=64, evaluate_every=500),
+        train=Train(steps=3000, batch_size=64, evaluate_every=500),
         checkpoint=Checkpoint(every=500),
     )

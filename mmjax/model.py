@@ -1,7 +1,8 @@
 """The whole model on one page: encoders -> fusion -> outputs."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import copy
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Literal
 
 import chz
@@ -120,6 +121,17 @@ class Multimodal(nnx.Module):
         self.weights = {name: output.weight for name, output in outputs.items()}
         self.blind = {name: tuple(sorted(set(output.blind) & set(encoders))) for name, output in outputs.items()}
         self.modality_dropout = config.modality_dropout
+
+    def blindfold(self, modalities: Collection[str]) -> "Multimodal":
+        """The same model, none of whose outputs sees these modalities."""
+        model = copy.copy(self)
+        hidden = set(modalities) & set(self.encoders)
+        model.blind = {name: tuple(sorted(hidden.union(blind))) for name, blind in self.blind.items()}
+        return model
+
+    def sees(self, output: str) -> bool:
+        """Whether an output sees any modality at all."""
+        return set(self.blind[output]) < set(self.encoders)
 
     def encode(self, batch: Batch, key: jax.Array | None) -> tuple[dict[str, Tokens], dict[str, Any]]:
         """Every modality's tokens. What an absent modality holds is replaced by zeros before anything reads it."""

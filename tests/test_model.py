@@ -283,3 +283,14 @@ def test_an_output_does_not_see_what_it_makes():
     same(said["text"], same_said["text"])
     assert np.abs(np.asarray(said["label"]["probabilities"] - same_said["label"]["probabilities"])).max() > 1e-3
     assert abs(float(before["text/loss"].value() - after["text/loss"].value())) > 1e-4
+
+
+def test_a_blindfolded_model_sees_what_an_absent_modality_lets_it():
+    model, batch = build(ATTENTIVE), make_batch()
+    absent = dataclasses.replace(batch, present=batch.present | {"text": np.zeros(SIZE, bool)})
+    predict = jax.jit(lambda model, batch: model.predict(batch)["label"]["probabilities"])
+    blind = model.blindfold({"text", "no encoder"})
+    np.testing.assert_allclose(predict(blind, put(batch, RULES)), predict(model, put(absent, RULES)), atol=1e-6)
+    assert np.abs(predict(model, put(batch, RULES)) - predict(blind, put(batch, RULES))).max() > 1e-4
+    assert blind.sees("label")
+    assert not model.blindfold(ATTENTIVE.encoders).sees("label")

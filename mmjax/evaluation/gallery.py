@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 
 from mmjax.data.clean import opencv
-from mmjax.data.inputs import Input, Sentence, Speech
+from mmjax.data.inputs import Input, Sentence, Speech, Wave
 from mmjax.data.sources.base import Recording
 from mmjax.evaluation.figures import data_uri, png, spectrum_pixels
 from mmjax.evaluation.page import render
+from mmjax.evaluation.sounds import frames
 from mmjax.files import explained, write_atomic
 from mmjax.types import Batch, Image, Label, Quantity, Spectrum, Text
 
@@ -61,6 +62,13 @@ def show_made(input: Input, predicted: Mapping[str, np.ndarray]) -> list[Piece]:
     return [_show(input, row) for row in rows]
 
 
+def show_raw(raw: UInt8[np.ndarray, "H W C"] | Recording) -> Piece:
+    """A picture, or a recording with its spectrogram."""
+    if not isinstance(raw, Recording):
+        return Piece(".png", png(raw), raw)
+    return Piece(".wav", _wav(raw), spectrum_pixels(frames(raw.samples, raw.rate)))
+
+
 def show_given(inputs: Mapping[str, Input], batch: Batch) -> dict[str, Piece]:
     """What the first example of a batch has, as the model reads it."""
     pieces = {}
@@ -76,18 +84,11 @@ def _show(input: Input, row: Mapping[str, np.ndarray]) -> Piece:
     """What a row of predictions, or of a batch, is; how texts read and frames sound is the input's to tell."""
     match input.feature:
         case Image():
-            pixels = (row["values"] * 255).round().astype(np.uint8)
-            return Piece(".png", png(pixels), pixels)
+            return show_raw(unread(input, row))
         case Spectrum():
-            assert isinstance(input, Speech)
-            frames = row["values"][row["mask"]] if "mask" in row else row["values"]
-            frames = frames if len(frames) else np.zeros((1, input.bands), np.float32)  # no files are empty
-            if "samples" in row:
-                length = len(frames) * int(input.scale["hop"])
-                sound = Recording(row["samples"][:length], input.rate)
-            else:
-                sound = input.sound(frames)
-            return Piece(".wav", _wav(sound), spectrum_pixels(frames))
+            sound = unread(input, row)
+            assert isinstance(sound, Recording)
+            return Piece(".wav", _wav(sound), spectrum_pixels(_frames(row)))
         case Text():
             assert isinstance(input, Sentence)
             text = input.decode(row["ids"])
@@ -101,6 +102,24 @@ def _show(input: Input, row: Mapping[str, np.ndarray]) -> Piece:
             words = "; ".join(", ".join(f"{m:.2f} ± {d:.2f}" for m, d in zip(*slot, strict=True)) for slot in slots)
             return Piece(words=words, answer=[{"mean": mean, "deviation": deviation} for mean, deviation in slots])
     raise TypeError(f"{input.feature} is no feature")
+
+
+def unread(input: Input, row: Mapping[str, np.ndarray]) -> UInt8[np.ndarray, "H W C"] | Recording:
+    """The picture or recording that one row of predictions, or of a batch, is: what `input` might have read."""
+    if isinstance(input, Wave):
+        return Recording(row["values"][row["mask"]], input.rate)
+    if not isinstance(input, Speech):
+        return (row["values"] * 255).round().astype(np.uint8)
+    frames = _frames(row)
+    if "samples" not in row:
+        return input.sound(frames)
+    return Recording(row["samples"][: len(frames) * int(input.scale["hop"])], input.rate)
+
+
+def _frames(row: Mapping[str, np.ndarray]) -> Float[np.ndarray, "T M"]:
+    """The real frames, one at least: no files are empty."""
+    frames = row["values"][row["mask"]] if "mask" in row else row["values"]
+    return frames if len(frames) else np.zeros((1, frames.shape[1]), np.float32)
 
 
 def _wav(recording: Recording) -> bytes:

@@ -1,6 +1,6 @@
 """Made pictures or sounds against real ones, through the eyes of a reader."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -9,6 +9,7 @@ from jaxtyping import Bool, Int
 from mmjax.errors import UserError
 from mmjax.evaluation.distributions import distribution_metrics
 from mmjax.evaluation.reader import Reading
+from mmjax.evaluation.texts import text_metrics
 
 
 class Asked(NamedTuple):
@@ -25,7 +26,7 @@ class Judged(NamedTuple):
     metrics: dict[str, float]
 
 
-def judge(made: Reading, real: Reading, asked: Mapping[str, Asked]) -> Judged:
+def judge(made: Reading, real: Reading, asked: Mapping[str, Asked | Sequence[str]]) -> Judged:
     """What a reader's two readings say of what was made: see `distribution_metrics` and `read_back`.
 
     Raises:
@@ -37,20 +38,28 @@ def judge(made: Reading, real: Reading, asked: Mapping[str, Asked]) -> Judged:
     return Judged(made.reader, distribution_metrics(real.features, made.features) | read_back(made, asked))
 
 
-def read_back(made: Reading, asked: Mapping[str, Asked]) -> dict[str, float]:
-    """Whether what was made shows what was asked for: "read_back/OUTPUT/accuracy" by output of the reader.
+def read_back(made: Reading, asked: Mapping[str, Asked | Sequence[str]]) -> dict[str, float]:
+    """Whether what was made shows what was asked for: "read_back/OUTPUT/METRIC" by output of the reader.
 
-    That is the share of the slots asked for in which the reader finds the class asked for; nothing is said of outputs
-    of which nothing was asked. What it reads of the real examples bounds what can be expected.
+    Of classes, `accuracy` is the share of the slots asked for in which the reader finds the class asked for, and
+    `exact` that of the examples in which it does so in all; of texts, see `text_metrics`. Nothing is said of outputs of
+    which nothing was asked. What it reads of the real examples bounds what can be expected.
 
     Raises:
         UserError: where something was asked that the reader does not read.
     """
     answers = made.answers
-    metrics = {}
-    for output, (classes, mask) in asked.items():
-        if output not in answers:
-            raise UserError(f"{made.reader} reads no {output}: it reads {', '.join(answers)}")
-        if mask.any():
-            metrics[f"read_back/{output}/accuracy"] = float((answers[output] == classes)[mask].mean())
+    metrics: dict[str, float] = {}
+    for output, wanted in asked.items():
+        if output not in answers and output not in made.texts:
+            raise UserError(f"{made.reader} reads no {output}: it reads {', '.join([*answers, *made.texts])}")
+        if not isinstance(wanted, Asked):
+            found = text_metrics(made.texts[output], wanted) if wanted else {}
+        elif wanted.mask.any():
+            right = answers[output] == wanted.classes
+            whole = (right | ~wanted.mask).all(1)[wanted.mask.any(1)]
+            found = {"accuracy": float(right[wanted.mask].mean()), "exact": float(whole.mean())}
+        else:
+            found = {}
+        metrics |= {f"read_back/{output}/{name}": value for name, value in found.items()}
     return metrics

@@ -3,11 +3,17 @@
 import numpy as np
 from jaxtyping import Float
 
-from mmjax.data.spectrogram import FLOOR
+from mmjax.data.spectrogram import FLOOR, log_mel
 
 CEPSTRA = 13  # coefficients compared: enough for the vowels, too few for the pitch
-WINDOW, HOP = 0.025, 0.010  # of the spectra compared, seconds
+WINDOW, HOP, BANDS, LOWEST = 0.025, 0.010, 40, 50.0  # of the spectra compared, seconds and Hz
 DECIBELS = 10 / np.log(10)  # in a neper of power
+
+
+def frames(samples: Float[np.ndarray, "S"], rate: int) -> Float[np.ndarray, "T M"]:
+    """Log-mel frames of a sound to compare it by: 40 bands from 50 Hz, 25 ms every 10 ms."""
+    window, hop = round(WINDOW * rate), round(HOP * rate)
+    return log_mel(samples, rate=rate, window=window, hop=hop, bands=BANDS, low=LOWEST, high=rate / 2)
 
 
 def mel_cepstral_distortion(said: Float[np.ndarray, "T M"], truth: Float[np.ndarray, "U M"]) -> float:

@@ -145,6 +145,10 @@ class VaeModule(nnx.Module):
     ) -> tuple[Average, Metrics]:
         return self.attempt(fused, batch, key, step).loss()
 
+    def reconstruct(self, fused: Fused, batch: Batch) -> Float[Array, "B ..."]:
+        """What becomes of the batch's pictures or spectra by the mean of q(z | x), in the feature's own terms."""
+        return self.canvas.values(self.attempt(fused, batch, None, None).made)
+
     def predict(self, fused: Fused, key: jax.Array | None) -> dict[str, Array]:
         """What the prior gives: its mean without a key, else a draw."""
         return {"values": self.canvas.values(self.decode(self.imagine(fused).draw(key), fused))}

@@ -149,6 +149,10 @@ class VocoderModule(nnx.Module):
     ) -> tuple[Average, Metrics]:
         return self.attempt(fused, batch, key, step).loss()
 
+    def reconstruct(self, fused: Fused, batch: Batch) -> Float[Array, "B S"]:
+        """The samples that the batch's frames become, 0 where the recordings have none."""
+        return self.attempt(fused, batch, None, None).made
+
     def predict(self, fused: Fused, key: jax.Array | None) -> dict[str, Array]:
         return {}
 

@@ -104,5 +104,9 @@ class VqModule(nnx.Module):
     ) -> tuple[Average, Metrics]:
         return self.attempt(fused, batch, key, step).loss()
 
+    def reconstruct(self, fused: Fused, batch: Batch) -> Float[Array, "B ..."]:
+        """What becomes of the batch's pictures or spectra as codes, in the feature's own terms."""
+        return self.canvas.values(self.attempt(fused, batch, None, None).made)
+
     def predict(self, fused: Fused, key: jax.Array | None) -> dict[str, Array]:
         return {}

@@ -24,7 +24,6 @@ from mmjax.sharding.rules import PRESETS
 from mmjax.training.checkpoint import Checkpoints
 from mmjax.training.loop import Program, train
 from mmjax.training.run import Run
-from mmjax.types import Image
 from tests.system.conftest import TINY
 
 STEPS = 3
@@ -50,12 +49,12 @@ def held_out(experiment):
 
 
 @pytest.fixture(scope="module")
-def readers(experiment, held_out):
+def readers(experiment):
     """The reader of a modality, and what it reads, on a mesh that splits everything."""
 
     @functools.cache
     def reader(modality):
-        return Reader(experiment.run_dir, modality, held_out[0].features, rules=PRESETS["fsdp_tensor"])
+        return Reader(experiment.run_dir, modality, rules=PRESETS["fsdp_tensor"])
 
     def read(modality, values, mask=None):
         with jax.set_mesh(MeshShape(data=2, fsdp=2, tensor=2).build()):
@@ -106,7 +105,7 @@ def test_what_is_read_is_what_the_model_says_of_the_modality_alone(held_out, rea
         for name in LABELS:
             assert few.probabilities[name][row] == pytest.approx(said[name], abs=1e-5)
             assert (few.answers[name][row] == said[name].argmax(-1)).all()
-    for once, twice in zip(jax.tree.leaves(few[1:]), jax.tree.leaves(many[1:]), strict=True):
+    for once, twice in zip(jax.tree.leaves(few[1:3]), jax.tree.leaves(many[1:3]), strict=True):
         np.testing.assert_array_equal(np.concatenate([once, once]), twice)
     # Examples are told apart, by more than what was allowed above.
     assert np.ptp(few.features, axis=0).max() > 1e-3
@@ -128,30 +127,36 @@ def test_what_was_made_is_judged_by_a_named_reader(experiment, held_out, readers
     real = batch.values["image"]
     made = np.clip(real + 0.3 * rng.normal(size=real.shape), 0, 1).astype(np.float32)
     seen, shown = read("image", real), read("image", made)
-    assert reader("image").targets == {name: name for name in LABELS}
+    assert {name: input.field for name, input in reader("image").asked.items()} == {name: name for name in LABELS}
+    assert reader("image").input.field == "image"
     asked = {name: Asked(batch.values[name], batch.mask[name]) for name in LABELS}
     found = judge(shown, seen, asked)
     assert found.reader == reader("image").name == f"scenes {config.fingerprint(experiment)}"
     names = {"fid", "kid", "precision", "recall", "density", "coverage"}
-    assert set(found.metrics) == names | {f"read_back/{name}/accuracy" for name in LABELS}
+    assert set(found.metrics) == names | {
+        f"read_back/{name}/{kind}" for name in LABELS for kind in ("accuracy", "exact")
+    }
     json.dumps(found._asdict(), allow_nan=False)
     for name in LABELS:
         truth, mask = batch.values[name], batch.mask[name]
         places = [(e, s) for e in range(9) for s in range(mask.shape[1]) if mask[e, s]]
         right = [shown.probabilities[name][e, s].argmax() == truth[e, s] for e, s in places]
         assert found.metrics[f"read_back/{name}/accuracy"] == pytest.approx(np.mean(right))
+        whole = [all(r for r, (e, _) in zip(right, places, strict=True) if e == row) for row in range(9)]
+        assert found.metrics[f"read_back/{name}/exact"] == pytest.approx(np.mean(whole))
     assert judge(seen, seen, {}).metrics["fid"] == pytest.approx(0, abs=1e-6)
 
 
 def test_slots_that_were_not_asked_for_do_not_count():
     rng = np.random.default_rng(1)
     probabilities = rng.dirichlet(np.ones(3), (9, 3))
-    said = Reading("scenes 0123", rng.normal(size=(9, 4)), {"shape": probabilities, "size": probabilities[:, :1]})
+    said = Reading("scenes 0123", rng.normal(size=(9, 4)), {"shape": probabilities, "size": probabilities[:, :1]}, {})
     answers = said.answers["shape"]
     mask = np.arange(3) < 2 + np.zeros((9, 1), int)
     wrong = np.where(mask, answers, (answers + 1) % 3)
     wrong[0, 0] = (wrong[0, 0] + 1) % 3
-    assert read_back(said, {"shape": Asked(wrong, mask)}) == {"read_back/shape/accuracy": pytest.approx(17 / 18)}
+    found = {"read_back/shape/accuracy": pytest.approx(17 / 18), "read_back/shape/exact": pytest.approx(8 / 9)}
+    assert read_back(said, {"shape": Asked(wrong, mask)}) == found
     assert read_back(said, {"shape": Asked(wrong, np.zeros_like(mask))}) == {}
     with pytest.raises(UserError, match=r"^scenes 0123 reads no smell: it reads shape, size$"):
         read_back(said, {"smell": Asked(wrong, mask)})
@@ -159,26 +164,26 @@ def test_slots_that_were_not_asked_for_do_not_count():
         judge(said, said._replace(reader="another"), {})
 
 
-def test_mistakes_are_one_sentence(experiment, held_out, tmp_path):
-    data, _ = held_out
-    with pytest.raises(UserError, match="is no run directory"):
-        Reader(tmp_path, "image", data.features, rules=PRESETS["data"])
-    with pytest.raises(UserError, match=r"cannot judge speech: it reads image, text$"):
-        Reader(experiment.run_dir, "speech", data.features, rules=PRESETS["data"])
-    with pytest.raises(UserError, match=r"image is Image\(height=64.*there and Image\(height=28"):
-        Reader(experiment.run_dir, "image", {"image": Image(28, 28, 1)}, rules=PRESETS["data"])
-    other = data.features | {"count": data.features["shape"]}
-    with pytest.raises(UserError, match=r"count is Label\(.*there and Label\("):
-        Reader(experiment.run_dir, "image", other, rules=PRESETS["data"])
+def test_texts_are_compared_as_texts():
+    said = Reading("scenes 0123", np.zeros((2, 4)), {}, {"text": ["a red circle", "two blue stars"]})
+    found = read_back(said, {"text": ["a red circle", "two green stars"]})
+    assert found["read_back/text/exact"] == 0.5
+    assert found["read_back/text/word_error"] == pytest.approx(1 / 6)
+    assert read_back(said, {"text": []}) == {}
 
+
+def test_mistakes_are_one_sentence(experiment, tmp_path):
+    with pytest.raises(UserError, match="is no run directory"):
+        Reader(tmp_path, "image", rules=PRESETS["data"])
+    with pytest.raises(UserError, match=r"cannot judge speech: it reads image, text$"):
+        Reader(experiment.run_dir, "speech", rules=PRESETS["data"])
     model = chz.replace(experiment.model, outputs={"position": Regress(target="count")})
     config.write(chz.replace(experiment, model=model), tmp_path / "wordless")
-    with pytest.raises(UserError, match="no output of the kind Classify"):
-        Reader(tmp_path / "wordless", "image", data.features, rules=PRESETS["data"])
+    with pytest.raises(UserError, match="no output of the kind Classify or TextDecoder"):
+        Reader(tmp_path / "wordless", "image", rules=PRESETS["data"])
 
 
-def test_a_run_that_is_not_finished(experiment, held_out, tmp_path):
-    data, _ = held_out
+def test_a_run_that_is_not_finished(experiment, tmp_path):
     begun = tmp_path / "begun"
     shutil.copytree(experiment.run_dir, begun)
     (begun / "checkpoints" / str(STEPS)).rename(begun / "checkpoints" / "1")
@@ -186,11 +191,11 @@ def test_a_run_that_is_not_finished(experiment, held_out, tmp_path):
         pytest.raises(UserError, match=f"there is no whole checkpoint of step {STEPS} in"),
         jax.set_mesh(MeshShape(data=1).build()),
     ):
-        Reader(begun, "image", data.features, rules=PRESETS["data"])
+        Reader(begun, "image", rules=PRESETS["data"])
     shutil.rmtree(begun / "checkpoints")
     with (
         pytest.raises(UserError, match=f"there is no whole checkpoint of step {STEPS} in"),
         jax.set_mesh(MeshShape(data=1).build()),
     ):
-        Reader(begun, "image", data.features, rules=PRESETS["data"])
+        Reader(begun, "image", rules=PRESETS["data"])
     assert not (begun / "checkpoints").exists()

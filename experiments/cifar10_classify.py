@@ -1,0 +1,41 @@
+"""cifar10_classify: small photographs of ten kinds of things; its eyes judge what other runs make of them."""
+
+from mmjax.config import Experiment
+from mmjax.data.augment import PictureAugment
+from mmjax.data.inputs import Labels, Picture
+from mmjax.data.loader import Data
+from mmjax.data.sources.cifar10 import CLASSES, Cifar10
+from mmjax.encoders import ConvNet
+from mmjax.fusion import AttentionPool
+from mmjax.heads import Classify
+from mmjax.model import Model
+from mmjax.training.checkpoint import Checkpoint
+from mmjax.training.loop import Train
+from mmjax.training.optimizer import Muon
+from mmjax.training.schedule import Constant
+
+
+def cifar10_classify() -> Experiment:
+    """Real photographs told apart by a convolutional network."""
+    return Experiment(
+        name="cifar10_classify",
+        data=Data(
+            source=Cifar10(),
+            inputs={
+                "image": Picture(size=32, augment=PictureAugment(flip=0.5, crop=0.125)),
+                "label": Labels(names=CLASSES),
+            },
+            workers=1,
+        ),
+        model=Model(
+            width=128,
+            dtype="float32",
+            encoders={"image": ConvNet(stem=2, widths=(32, 64, 128), depths=(1, 2, 2))},
+            fusion=AttentionPool(),
+            outputs={"label": Classify(target="label", smoothing=0.1)},
+            unroll=True,
+        ),
+        optimizer=Muon(learning_rate=5e-3, weight_decay=0.05, schedule=Constant(warmup=100)),
+        train=Train(steps=3000, batch_size=128, evaluate_every=1000),
+        checkpoint=Checkpoint(every=1000),
+    )

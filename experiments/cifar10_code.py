@@ -1,0 +1,42 @@
+"""cifar10_code: small photographs as few numbers, and back: a tokenizer of pictures."""
+
+from mmjax.config import Experiment
+from mmjax.data.inputs import Picture
+from mmjax.data.loader import Data
+from mmjax.data.sources.cifar10 import Cifar10
+from mmjax.encoders import ConvNet
+from mmjax.fusion import Concat
+from mmjax.generators import VqVae
+from mmjax.model import Model
+from mmjax.training.checkpoint import Checkpoint
+from mmjax.training.loop import Train
+from mmjax.training.optimizer import AdamW
+from mmjax.training.schedule import Cosine
+
+
+def cifar10_code() -> Experiment:
+    """Real photographs as 64 of 512 codes, 576 bits each; `model.outputs.image` may be a Vae, a VqGan, ... instead.
+
+    A `VqGan` takes its distance of features from the run `cifar10_classify`:
+
+        model.outputs.image=VqGan model.outputs.image.perceptual=Perceptual model.outputs.image.perceptual.stem=2
+        model.outputs.image.perceptual.widths=32,64,128 model.outputs.image.perceptual.depths=1,2,2
+        train.initialize.run_dir=RUN train.initialize.rename.encoders/image/trunk=outputs/image/perceptual/judge
+        optimizer.rules.judge.pattern=/judge/ optimizer.rules.judge.freeze=true
+    """
+    return Experiment(
+        name="cifar10_code",
+        data=Data(source=Cifar10(), inputs={"image": Picture(size=32)}, workers=1),
+        model=Model(
+            width=16,
+            dtype="float32",
+            # A tokenizer reads no tokens, so that what makes them is never computed.
+            encoders={"image": ConvNet(stem=8, widths=(16,), depths=(1,))},
+            fusion=Concat(hidden=16),
+            outputs={"image": VqVae(target="image", widths=(64, 128))},
+            unroll=True,
+        ),
+        optimizer=AdamW(learning_rate=1e-3, schedule=Cosine(warmup=100)),
+        train=Train(steps=3000, batch_size=64, evaluate_every=1000),
+        checkpoint=Checkpoint(every=1000),
+    )

@@ -1,0 +1,57 @@
+"""digit_strings_classify: numbers written by hand or spoken, digit by digit; reads back what other runs make."""
+
+from mmjax.config import Experiment
+from mmjax.data.augment import PictureAugment, SpeechAugment
+from mmjax.data.inputs import Labels, Picture, Speech
+from mmjax.data.loader import Data
+from mmjax.data.sources.av_digits import CLASSES
+from mmjax.data.sources.digit_strings import MOST_DIGITS, SIDE, DigitStrings
+from mmjax.encoders import Spectrogram, ViT
+from mmjax.fusion import SingleStream
+from mmjax.heads import Classify
+from mmjax.model import Model
+from mmjax.training.checkpoint import Checkpoint
+from mmjax.training.loop import Train
+from mmjax.training.optimizer import Muon
+from mmjax.training.schedule import Constant
+
+
+def digit_strings_classify() -> Experiment:
+    """Real digits strung to numbers: which they are, from the picture alone and from the recording alone."""
+    return Experiment(
+        name="digit_strings_classify",
+        data=Data(
+            source=DigitStrings(),
+            inputs={
+                "image": Picture(
+                    size=SIDE,
+                    width=MOST_DIGITS * SIDE,
+                    channels=1,
+                    augment=PictureAugment(crop=0.03, rotate=3, scale=0.05),
+                ),
+                "speech": Speech(
+                    seconds=3.0,
+                    window=0.05,
+                    hop=0.0125,
+                    bands=48,
+                    augment=SpeechAugment(noise=0.1, time_masks=2, time_share=0.05, band_masks=1),
+                ),
+                "digits": Labels(names=CLASSES, slots=MOST_DIGITS),
+            },
+            workers=1,
+        ),
+        model=Model(
+            width=128,
+            dtype="float32",
+            encoders={"image": ViT(patch=7, depth=2), "speech": Spectrogram(convolutions=3, depth=2)},
+            fusion=SingleStream(depth=1),
+            outputs={"digits": Classify(target="digits", smoothing=0.05)},
+            dropout=0.1,
+            # Each is to be read by itself, too.
+            modality_dropout=0.6,
+            unroll=True,
+        ),
+        optimizer=Muon(learning_rate=3e-3, weight_decay=0.05, schedule=Constant(warmup=100)),
+        train=Train(steps=2000, batch_size=64, evaluate_every=500),
+        checkpoint=Checkpoint(every=500),
+    )

@@ -1,0 +1,44 @@
+"""scenes_classify: a picture of coloured shapes, and what each of them is; reads back what other runs paint."""
+
+from mmjax.config import Experiment
+from mmjax.data.inputs import Labels, Picture
+from mmjax.data.loader import Data
+from mmjax.data.sources.drawing import COLOURS, COUNTS, SHAPES, SIZES
+from mmjax.data.sources.scenes import Scenes
+from mmjax.encoders import ViT
+from mmjax.fusion import SingleStream
+from mmjax.heads import Classify
+from mmjax.model import Model
+from mmjax.training.checkpoint import Checkpoint
+from mmjax.training.loop import Train
+from mmjax.training.optimizer import Muon
+from mmjax.training.schedule import Constant
+
+
+def scenes_classify() -> Experiment:
+    """Made-up scenes: shape, colour and size of every thing, in the sentence's order, and their number."""
+    labels = {
+        "shape": Labels(names=SHAPES, slots=3),
+        "colour": Labels(names=COLOURS, slots=3),
+        "size": Labels(names=SIZES, slots=3),
+        "count": Labels(names=COUNTS),
+    }
+    return Experiment(
+        name="scenes_classify",
+        data=Data(
+            source=Scenes(train=65536, speech=False),
+            inputs={"image": Picture(size=64), **labels},
+            workers=1,
+        ),
+        model=Model(
+            width=128,
+            dtype="float32",
+            encoders={"image": ViT(patch=8, depth=3)},
+            fusion=SingleStream(depth=1),
+            outputs={name: Classify(target=name) for name in labels},
+            unroll=True,
+        ),
+        optimizer=Muon(learning_rate=3e-3, weight_decay=0.05, schedule=Constant(warmup=100)),
+        train=Train(steps=2000, batch_size=64, evaluate_every=500),
+        checkpoint=Checkpoint(every=500),
+    )

@@ -1,0 +1,49 @@
+"""scenes_transcribe: a sentence about coloured shapes, spoken, and written down; hears what other runs say."""
+
+from mmjax.config import Experiment
+from mmjax.data.augment import SpeechAugment
+from mmjax.data.inputs import Sentence, Speech
+from mmjax.data.loader import Data
+from mmjax.data.sources.scenes import Scenes
+from mmjax.data.tokenize import Bpe
+from mmjax.encoders import Spectrogram
+from mmjax.fusion import SingleStream
+from mmjax.generators import TextDecoder
+from mmjax.model import Model
+from mmjax.training.checkpoint import Checkpoint
+from mmjax.training.loop import Train
+from mmjax.training.optimizer import Muon
+from mmjax.training.schedule import Constant
+
+
+def scenes_transcribe() -> Experiment:
+    """Made-up sentences read aloud by many voices, put into words."""
+    return Experiment(
+        name="scenes_transcribe",
+        data=Data(
+            source=Scenes(train=8192),
+            inputs={
+                "speech": Speech(
+                    seconds=3.4,
+                    window=0.05,
+                    hop=0.0125,
+                    bands=48,
+                    augment=SpeechAugment(noise=0.1, time_masks=2, time_share=0.05, band_masks=1),
+                ),
+                "text": Sentence(length=24, tokenizer=Bpe(vocabulary=320)),
+            },
+            workers=1,
+        ),
+        model=Model(
+            width=128,
+            dtype="float32",
+            encoders={"speech": Spectrogram(convolutions=3, depth=2)},
+            fusion=SingleStream(depth=1),
+            outputs={"text": TextDecoder(target="text", depth=2)},
+            dropout=0.1,
+            unroll=True,
+        ),
+        optimizer=Muon(learning_rate=3e-3, weight_decay=0.05, schedule=Constant(warmup=100)),
+        train=Train(steps=2000, batch_size=64, evaluate_every=500),
+        checkpoint=Checkpoint(every=500),
+    )

@@ -1,0 +1,188 @@
+"""What a run makes of held-out data, judged: against its own model asked by hand, and every wrong request."""
+
+import json
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from launch import command_line, evaluate
+from launch.train import train
+from mmjax import config
+from mmjax.data.loader import Loader
+from mmjax.data.sources.base import Recording
+from mmjax.evaluation.sounds import frames, log_spectral_distance, mel_cepstral_distortion
+from mmjax.sharding.mesh import MeshShape
+from mmjax.sharding.rules import PRESETS
+from mmjax.training.restore import restore_model
+from tests.small import put
+
+# Sees pictures and words; makes pictures, texts, answers and waveforms.
+RUN = (
+    *("data.source.train=48", "data.source.validation=8", "data.source.test=7", "train.steps=3", "train.batch_size=8"),
+    *("model.width=16", "model.unroll=false", "model.fusion=Concat", "model.encoders.text.depth=1"),
+    *("model.encoders.text.heads=2", "model.encoders.speech=None", "model.outputs.writer.heads=2"),
+    *("data.inputs.speech=None", "data.inputs.mel=Speech", "data.inputs.mel.field=speech", "data.inputs.mel.hop=0.02"),
+    *(
+        "data.inputs.mel.seconds=0.4",
+        "model.encoders.image.depth=1",
+        "model.encoders.image.heads=2",
+        "checkpoint.every=3",
+        "mesh.data=1",
+    ),
+    *(f"model.outputs.{name}=None" for name in ("shape", "colour", "size", "position", "speech_text", "image_text")),
+    *("model.outputs.image=Vae", "model.outputs.image.target=image", "model.outputs.image.widths=8,8,8"),
+    *("model.outputs.writer=TextDecoder", "model.outputs.writer.target=text", "model.outputs.writer.depth=1"),
+    *("data.inputs.wave=Wave", "data.inputs.wave.field=speech", "data.inputs.wave.seconds=0.4"),
+    *("model.outputs.wave=Vocoder", "model.outputs.wave.target=wave", "model.outputs.wave.mel=mel"),
+    *("model.outputs.wave.factors=8,5,4", "model.outputs.wave.channels=8", "model.outputs.wave.kernels=3"),
+    *("model.outputs.wave.dilations=1", "model.outputs.wave.windows=128", "model.outputs.wave.adversary=None"),
+)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("evaluated")
+    words = [*RUN, f"run_dir={folder / 'run'}", f"data_dir={folder}"]
+    train(command_line.resolve(command_line.load_experiment("scenes"), words))
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def found(run):
+    """What the command finds, once of all and once of the words alone; the run is its own reader."""
+    assert evaluate.main([str(run), f"readers.image={run}"]) == 0
+    assert evaluate.main([str(run), f"readers.image={run}", "given=text"]) == 0
+    return json.loads((run / "evaluations" / "3.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def by_hand(run):
+    """The inputs, the seven examples of the test split, what becomes of them, and what the pictures alone say."""
+    experiment = config.read(run)
+    data = experiment.data.bind(experiment.data_dir, run)
+    batch = Loader(data, experiment.data_dir, "test", 7).batch(0).batch
+    with jax.set_mesh(MeshShape(data=1).build()):
+        rules = PRESETS["data"]
+        model, _ = restore_model(experiment, run, data.features, rules)
+        placed = put(batch, rules)
+        views, _ = jax.jit(lambda model, batch: model.views(batch, None))(model, placed)
+        again = {
+            name: jax.device_get(model.outputs[name].reconstruct(views[model.blind[name]], placed))
+            for name in ("image", "wave")
+        }
+        alone = model.blindfold({"text"})
+        said = jax.device_get(jax.jit(lambda model, batch: model.predict(batch))(alone, placed))
+    return data, batch, again, said
+
+
+def test_each_command_adds_to_what_is_known(found, run):
+    assert list(found) == ["test", "test given text"]
+    for whole in found.values():
+        assert whole["step"] == 3
+        assert whole["fingerprint"] == json.loads((run / "experiment.json").read_text())["fingerprint"]
+        assert whole["readers"] == {"image": f"scenes {whole['fingerprint']}"}
+    assert all(name.startswith("test/") for name in found["test"]["metrics"])
+
+
+def test_the_usual_figures_are_those_of_training(found, run):
+    summary = json.loads((run / "summary.json").read_text())["metrics"]
+    usual = {name: value for name, value in summary.items() if re.match("test/.*/", name)}
+    assert {"test/count/accuracy", "test/writer/exact", "test/image/kl"} <= set(usual)
+    for name, value in usual.items():
+        assert found["test"]["metrics"][name] == pytest.approx(value, rel=1e-4, abs=1e-5)
+
+
+def test_what_is_not_given_is_not_seen(found):
+    """Nor are outputs asked that then see nothing."""
+    words = found["test given text"]["metrics"]
+    assert "test/count/loss" in words
+    assert words["test/count/loss"] != found["test"]["metrics"]["test/count/loss"]
+    assert not any(name.startswith("test/writer/") for name in words)
+
+
+def test_pictures_are_coded_and_decoded(found, by_hand):
+    _, batch, again, _ = by_hand
+    errors = ((np.round(again["image"] * 255) - np.round(batch.values["image"] * 255)) ** 2).mean((1, 2, 3)) / 255**2
+    metrics = found["test"]["metrics"]
+    assert metrics["test/image/reconstruction/psnr"] == pytest.approx((-10 * np.log10(errors)).mean(), abs=0.01)
+    assert 0 < metrics["test/image/reconstruction/ssim"] < 1
+    for prefix in ("", "reconstruction/"):
+        assert {f"test/image/{prefix}{name}" for name in ("fid", "kid", "recall", "coverage")} <= set(metrics)
+    assert metrics["test/image/fid"] != metrics["test/image/reconstruction/fid"]
+
+
+def test_true_pictures_are_read_too(found, by_hand):
+    """By a model that sees nothing but the picture."""
+    _, batch, _, said = by_hand
+    right = said["count"]["probabilities"].argmax(-1) == batch.values["count"]
+    metrics = found["test"]["metrics"]
+    assert metrics["test/image/true/read_back/count/accuracy"] == pytest.approx(right.mean())
+    assert "test/image/true/read_back/writer/word_error" in metrics
+    assert 0 <= metrics["test/image/read_back/count/accuracy"] <= 1
+
+
+def test_sounds_are_compared_with_the_recordings(found, by_hand):
+    data, batch, again, _ = by_hand
+    wave, mel = data.inputs["wave"], data.inputs["mel"]
+
+    def distances(sounds):
+        pairs = []
+        for sound, truth, mask in zip(sounds, batch.values["wave"], batch.mask["wave"], strict=True):
+            cut = Recording(sound.samples[: mask.sum()], wave.rate)
+            said, true = (wave.read(x, None)[0][mask] for x in (cut, Recording(truth[mask], wave.rate)))
+            cepstral = mel_cepstral_distortion(frames(said, wave.rate), frames(true, wave.rate))
+            pairs.append((cepstral, log_spectral_distance(said, true, rate=wave.rate)))
+        return np.mean(pairs, 0)
+
+    vocoded = [Recording(x[mask], wave.rate) for x, mask in zip(again["wave"], batch.mask["wave"], strict=True)]
+    griffin_lim = [mel.sound(x[m]) for x, m in zip(batch.values["mel"], batch.mask["mel"], strict=True)]
+    metrics = found["test"]["metrics"]
+    for prefix, sounds in (("reconstruction", vocoded), ("griffin_lim", griffin_lim)):
+        cepstral, spectral = distances(sounds)
+        assert metrics[f"test/wave/{prefix}/mel_cepstral_distortion"] == pytest.approx(cepstral, rel=1e-3)
+        assert metrics[f"test/wave/{prefix}/log_spectral_distance"] == pytest.approx(spectral, rel=1e-3)
+
+
+def test_what_was_made_is_shown_beside_what_is_true(found, run):
+    folder = run / "evaluations" / "3"
+    names = {path.name for path in (folder / "test").iterdir()}
+    assert {"report.html", "sheet.png", "image-true-1.png", "image-made-7.png", "image-reconstruction-1.png"} <= names
+    assert {"wave-true-1.wav", "wave-reconstruction-1.wav", "wave-griffin_lim-7.wav"} <= names
+    page = (folder / "test-text" / "report.html").read_text()
+    assert "scenes, step 3: test given text" in page
+    assert not re.search(r'(src|href)="(?!data:)', page)
+
+
+def test_draws_follow_from_the_seed(found, run):
+    def fid(*words):
+        assert evaluate.main([str(run), f"readers.image={run}", *words]) == 0
+        whole = json.loads((run / "evaluations" / "3.json").read_text())
+        return whole["test"]["metrics"]["test/image/fid"]
+
+    before = found["test"]["metrics"]["test/image/fid"]
+    assert fid("seed=1") != before == fid()
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["split=exam"], "there is no split 'exam': the source has train, validation, test"),
+        (["given=smell"], "given=smell names smell, and the run reads image, text"),
+        (["given=,"], "given=, names nothing; the run reads image, text"),
+        (["examples=0"], "examples=0: examples must be at least 1"),
+        (["seed=-1"], "seed=-1: seed must not be negative"),
+        (["step=2"], "there is no whole checkpoint of step 2 in .*; those there: 3"),
+        (["readers.text=RUN"], "readers.text has nothing to read: the run makes image, wave of image, text"),
+        (["readers.image=nowhere"], "nowhere is no run directory: it holds no experiment.json"),
+        (["readers.wave=RUN"], "the run .* cannot judge wave: it reads image, text"),
+        (["readers.image=RUN", "examples=3"], "3 real examples are too few to compare: give 6 or more"),
+        (["spilt=test"], "unknown key spilt; the nearest is split; .*"),
+    ],
+)
+def test_a_wrong_request_is_one_line(words, line, run, capsys):
+    assert evaluate.main([str(run), *(word.replace("RUN", str(run)) for word in words)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert re.fullmatch(f"error: {line}\n", captured.err), captured.err
