@@ -11,16 +11,18 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import chz
 
 from launch import command_line
-from launch.grid import Match, choices_of, keys_of, make_grid, match, own_choice
+from launch.grid import Match, check_width, choices_of, keys_of, make_grid, match, own_choice
 from mmjax import files
 from mmjax.ablation.cell import Cell
-from mmjax.config import Experiment, fingerprint
-from mmjax.errors import UserError
+from mmjax.config import Experiment, difference, fingerprint, read
+from mmjax.errors import Preempted, UserError
 from mmjax.fields import OPERATIONAL
+from mmjax.signals import heed_signals
 from mmjax.units import duration
 
 GRID = "grid.json"
@@ -62,25 +64,29 @@ def load(name: str) -> Ablation:
 
 def ablate(request: Ablation) -> Path:
     """Run what is left of the grid; returns the path of its table, or of its folder where other processes go on."""
-    from mmjax.ablation.table import write_table
+    from mmjax.ablation.table import check_metric, write_table
     from mmjax.compilation import cache_compilations
     from mmjax.sharding.distributed import share_of_work
 
     began = time.monotonic()
-    cells, baseline, seeds = plan(request)
-    folder = Path(request.run_dir).expanduser()
-    cache_compilations(request.data_dir)
-    _claim(folder, request, cells)
-    index, count = share_of_work()
-    mine = cells[index::count]
-    for number, cell in enumerate(mine):
-        left = _left(began, number, len(mine))
-        _say(f"[{number + 1}/{len(mine)}] {cell.choice}: {len(seeds)} seeds{left}")
-        # The last line on standard output is the table's path alone.
-        with contextlib.redirect_stdout(sys.stderr):
-            cell.run(seeds)
-        for seed, reason in cell.failures.items():
-            _say(f"{cell.choice}, seed {seed}, failed: {reason}")
+    with heed_signals() as asked_to_stop:
+        cells, baseline, seeds = plan(request)
+        folder = Path(request.run_dir).expanduser()
+        cache_compilations(request.data_dir)
+        _claim(folder, request, cells)
+        index, count = share_of_work()
+        mine = cells[index::count]
+        for number, cell in enumerate(mine):
+            if asked_to_stop():
+                raise Preempted(f"stopped before {cell.choice}; the same command goes on")
+            left = _left(began, number, len(mine))
+            _say(f"[{number + 1}/{len(mine)}] {cell.choice}: {len(seeds)} seed{'s' * (len(seeds) > 1)}{left}")
+            # The last line on standard output is the table's path alone.
+            with contextlib.redirect_stdout(sys.stderr):
+                cell.run(seeds)
+            for seed, reason in cell.failures.items():
+                _say(f"{cell.choice}, seed {seed}, failed: {reason}")
+            check_metric(cell, seeds, request.metric)
     pending = [cell.choice for cell in cells if not cell.done(seeds) and not cell.failures]
     if pending:
         _say(f"other processes are at {', '.join(pending)}; the one that ends last writes the table")
@@ -94,6 +100,8 @@ def experiment_of(request: Ablation) -> Experiment:
     steps = experiment.train.ablation_steps
     if steps is None:
         return experiment
+    if steps != experiment.train.steps:
+        _say(f"every run has train.ablation_steps={steps} steps, not train.steps={experiment.train.steps}")
     return chz.replace(experiment, train=chz.replace(experiment.train, steps=steps))
 
 
@@ -103,22 +111,23 @@ def plan(request: Ablation) -> tuple[list[Cell], str, list[int]]:
     keys = keys_of(request.over)
     values = choices_of(experiment, keys, request.choices)
     cells = make_grid(experiment, keys, values, Path(request.run_dir).expanduser())
+    for cell in cells:
+        cell.check()
     own = own_choice(experiment, keys)
     baseline = own if own in [cell.choice for cell in cells] else cells[0].choice
     reference = next(cell for cell in cells if cell.choice == baseline)
     if request.match != "none":
+        check_width(request.match, keys)
         _say(f"matching {request.match} of {len(cells)} choices to {baseline}")
         cells = [cell if cell is reference else match(cell, request.match, reference.cost) for cell in cells]
     return cells, baseline, [request.seed + index for index in range(request.seeds)]
 
 
 def _claim(folder: Path, request: Ablation, cells: Sequence[Cell]) -> None:
-    """Notes in the folder what grid it holds. Raises UserError where it holds another."""
-    grid = {
+    """Notes in the folder what grid it holds, which may have grown. Raises UserError where it holds another."""
+    grid: dict[str, Any] = {
         "over": request.over,
         "match": request.match,
-        "seeds": request.seeds,
-        "seed": request.seed,
         "cells": {cell.choice: fingerprint(cell.experiment) for cell in cells},
     }
     path = folder / GRID
@@ -127,15 +136,30 @@ def _claim(folder: Path, request: Ablation, cells: Sequence[Cell]) -> None:
             there = json.loads(path.read_text())
         except ValueError as error:
             raise UserError(f"{path} is no valid JSON, perhaps cut short; set another run_dir") from error
-        differing = [name for name in grid if there.get(name) != grid[name]]
+        old = there.get("cells", {}) if isinstance(there, dict) else {}
+        differing = [f"{name}={there[name]}" for name in ("over", "match") if there.get(name) != grid[name]]
+        differing += [
+            _change(cell)
+            for cell in cells
+            if old.get(cell.choice, grid["cells"][cell.choice]) != grid["cells"][cell.choice]
+        ][:1]
         if differing:
-            raise UserError(f"{folder} holds another grid ({', '.join(differing)} differ); set another run_dir")
-        return
-    if folder.exists() and any(folder.iterdir()):
+            raise UserError(f"{folder} holds another grid ({', '.join(differing)}); set another run_dir")
+        grid["cells"] = old | grid["cells"]
+    elif folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} holds something else than a grid; set another run_dir")
     with files.explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
     files.write_atomic(path, json.dumps(grid, indent=2) + "\n")
+
+
+def _change(cell: Cell) -> str:
+    """In what the cell of a folder differs from the one there is to be."""
+    for run in sorted(cell.folder.glob("seed_*")):
+        lines = difference(read(run), chz.replace(cell.experiment, seed=read(run).seed))
+        if lines:
+            return "; ".join(lines[:3])
+    return f"{cell.choice} is another experiment"
 
 
 def _left(began: float, done: int, count: int) -> str:

@@ -180,7 +180,7 @@ def _listing(description: str, subjects: Subjects) -> str:
     names = subjects.names()
     width = max(map(len, names), default=0)
     usage = f"usage: {_program()} {subjects.kind.upper()} key=value ..."
-    lines = [f"  {name:<{width}}  {about}".rstrip() for name, about in names.items()]
+    lines = [f"  {name:<{width}}  {about}".rstrip() for name, about in names.items()] or ["  (none)"]
     more = f"{_program()} {subjects.kind.upper()} --help lists the keys of one."
     return "\n".join([usage, "", description, "", f"{subjects.kind}s:", *lines, "", more])
 
@@ -206,7 +206,9 @@ def _documented(part: Draft, doc: str) -> Iterator[tuple[Draft, str]]:
     if part.key:
         yield part, doc or (_first_line(part.cls.__doc__) if isinstance(part, Node) else "")
     docs = field_docs(part.cls) if isinstance(part, Node) else {}
-    for name, child in part.children().items():
+    children = part.children().items()
+    # What a command adds to an experiment would be lost behind the experiment's hundred keys.
+    for name, child in children if part.key else sorted(children, key=lambda pair: bool(pair[1].children())):
         yield from _documented(child, docs.get(name, ""))
 
 

@@ -34,7 +34,7 @@ class Generation:
     from_: str | None = chz.field(
         default=None,
         doc="what is given: text:WORDS, image:FILE or speech:FILE by the run's own names, or several of these,"
-        " separated by commas; None: nothing, for what is made of nothing",
+        " separated by commas; None: nothing, and `to` must say what is made of it",
     )
     to: str | None = chz.field(
         default=None, doc="modalities or outputs, separated by commas; None: all that can be made and are not given"
@@ -81,6 +81,7 @@ def generate(request: Generation) -> Path:
     made = {name: show_made(data.inputs[target], predictions[name]) for name, target in outputs.items()}
     about = {"seed": request.seed, "step": step, "fingerprint": config.fingerprint(experiment)}
     facts = {**{f"from {name}": said for name, said in given.items()}, **about}
+    _forget(folder)
     files = write_gallery(folder, f"Made by {experiment.name}", facts, show_given(data.inputs, prompt), made)
     answers = {
         name: [piece.answer for piece in pieces] for name, pieces in made.items() if pieces[0].answer is not None
@@ -89,16 +90,33 @@ def generate(request: Generation) -> Path:
     return write_atomic(folder / RESULT, json.dumps(whole, indent=2, ensure_ascii=False) + "\n")
 
 
+def _forget(folder: Path) -> None:
+    """Removes what an earlier request has made there."""
+    path = folder / RESULT
+    if not path.exists():
+        return
+    try:
+        names = [name for files in json.loads(path.read_text())["files"].values() for name in files]
+    except (ValueError, KeyError, AttributeError, TypeError):
+        return
+    path.unlink()
+    for name in names:
+        if isinstance(name, str) and re.fullmatch(r"[\w-]+-\d+\.(png|wav|txt)", name):
+            (folder / name).unlink(missing_ok=True)
+
+
 def sources(said: str | None, model: Model) -> dict[str, str]:
     """What is given, by modality: `image:photo.png,text:red, or so` is two. Raises UserError naming what is read."""
     if said is None:
         return {}
-    readable = [name for name, encoder in model.encoders.items() if encoder is not None]
+    readable = _readable(model)
     # A comma separates only where a modality's name and a colon follow: texts have commas too.
     parts = re.split(f",(?=(?:{'|'.join(map(re.escape, readable))}):)", said)
     given: dict[str, str] = {}
     for part in parts:
         name, colon, value = part.partition(":")
+        if colon and name.isidentifier() and name not in readable:
+            raise UserError(f"from={part}: the run does not read {name}; it reads {', '.join(readable)}")
         if not colon or name not in readable:
             raise UserError(
                 f"from={part} must begin with what the run reads and a colon, such as from={readable[0]}:...; it reads "
@@ -110,9 +128,18 @@ def sources(said: str | None, model: Model) -> dict[str, str]:
     return given
 
 
+def _readable(model: Model) -> list[str]:
+    return [name for name, encoder in model.encoders.items() if encoder is not None]
+
+
 def choose(model: Model, to: str | None, given: Collection[str]) -> dict[str, str]:
     """The outputs that make what is asked for, each with what it makes. Raises UserError, naming what can be made."""
     makers = {name: output for name, output in model.outputs.items() if output is not None and output.makes is not None}
+    if not given and to is None:
+        raise UserError(
+            f"say what is given, such as from={_readable(model)[0]}:..., or what is to be made of nothing by to=; "
+            f"{_can(makers)}"
+        )
     able = {name: str(output.makes) for name, output in makers.items() if _told(output, given)}
     if to is None:
         able = {name: target for name, target in able.items() if target not in given}

@@ -26,6 +26,8 @@ Match = Literal["params", "flops", "none"]
 def keys_of(over: str) -> list[str]:
     """The keys that are ablated. Raises UserError where there are none or one comes twice."""
     keys = [key.strip() for key in over.split(",") if key.strip()]
+    if "seed" in keys:
+        raise UserError("over=seed: every choice is trained with several seeds anyway; say how many by seeds=")
     if not keys or len(set(keys)) < len(keys):
         raise UserError(f"over={over} must name one key or several, each once, such as over=model.fusion,model.dropout")
     return keys
@@ -42,8 +44,8 @@ def choices_of(experiment: Experiment, keys: Sequence[str], given: str | None) -
         found = [[word.strip() for word in part.split(",") if word.strip()] for part in given.split("/")]
         if len(found) != len(keys):
             raise UserError(
-                f"choices={given} are for {len(found)} keys and over={','.join(keys)} are {len(keys)}; separate the"
-                " choices of one key by commas, those of the next key by /"
+                f"choices={given} are for {_keys(len(found))} and over={','.join(keys)} for {_keys(len(keys))};"
+                " separate the choices of one key by commas, those of the next key by /"
             )
     for key, values in zip(keys, found, strict=True):
         for value in values:
@@ -51,6 +53,10 @@ def choices_of(experiment: Experiment, keys: Sequence[str], given: str | None) -
         if len(set(values)) < max(2, len(values)):
             raise UserError(f"{key} needs two choices or more, each once, and has {', '.join(values) or 'none'}")
     return found
+
+
+def _keys(count: int) -> str:
+    return "1 key" if count == 1 else f"{count} keys"
 
 
 def _all_choices(experiment: Experiment, key: str) -> list[str]:
@@ -85,7 +91,7 @@ def own_choice(experiment: Experiment, keys: Sequence[str]) -> str:
 
 
 def _label(values: Sequence[str]) -> str:
-    return ", ".join(values)
+    return " / ".join(values)
 
 
 def make_grid(experiment: Experiment, keys: Sequence[str], values: Sequence[Sequence[str]], folder: Path) -> list[Cell]:
@@ -101,12 +107,16 @@ def make_grid(experiment: Experiment, keys: Sequence[str], values: Sequence[Sequ
     return cells
 
 
+def check_width(by: Match, keys: Sequence[str]) -> None:
+    """Raises UserError where the width is to be scaled and varied at once."""
+    if WIDTH in keys:
+        raise UserError(f"match={by} scales {WIDTH}, which is ablated itself; say match=none")
+
+
 def match(cell: Cell, by: Match, target: Cost) -> Cell:
     """The cell with the width at which its model costs as much as the target. Raises UserError where there is none."""
     if by == "none":
         return cell
-    if WIDTH in cell.values:
-        raise UserError(f"match={by} scales {WIDTH}, which is ablated itself; say match=none")
     kind: Literal["parameters", "flops"] = "parameters" if by == "params" else "flops"
     experiment = cell.experiment
     size, wanted = experiment.train.batch_size, getattr(target, kind)

@@ -109,6 +109,8 @@ class Node(Draft):
         named = [name for word in subjects if (name := word.removeprefix("X_")) in self.fields]
         reason = " ".join(word.removeprefix("X_") for word in reason.split())
         if named:
+            # A reason that begins with the field and its value need not be told them twice.
+            reason = reason.removeprefix(f"{named[0]}={self.fields[named[0]].shown()} ")
             return f"{join(self.key, named[0])}={self.fields[named[0]].shown()}: {reason}"
         return f"{self.key}: {reason}" if self.key else reason
 

@@ -1,11 +1,14 @@
 """Files that are either wholly there or not there at all."""
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from mmjax.errors import UserError
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def write_atomic(path: str | os.PathLike[str], content: str | bytes) -> Path:
@@ -33,6 +36,5 @@ def explained(path: str | os.PathLike[str]) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(
-            f"cannot write {path}: {error.strerror or error}; free some space or choose another place"
-        ) from error
+        mend = "free some space or choose another place" if error.errno in FULL else "choose another place"
+        raise UserError(f"cannot write {path}: {error.strerror or error}; {mend}") from error

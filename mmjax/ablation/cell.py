@@ -25,6 +25,7 @@ from mmjax.model import Multimodal
 from mmjax.profiling.match import Cost, measure
 from mmjax.sharding.mesh import choose_rules
 from mmjax.sharding.rules import Rules
+from mmjax.signals import heed_signals
 from mmjax.training.loop import train_together
 from mmjax.training.restore import restore_model
 from mmjax.training.run import Run
@@ -57,6 +58,16 @@ class Cell:
         """Parameters and step FLOPs of its model."""
         return measure(self.experiment.model, self.features, self.experiment.train.batch_size)
 
+    def check(self) -> None:
+        """Raises UserError where its data are missing or its model cannot be built, before anything is trained."""
+        experiment = self.experiment
+        try:
+            for split in experiment.data.source.splits:
+                experiment.data.open(experiment.data_dir, split)
+            _ = self.cost
+        except UserError as error:
+            raise UserError(f"{self.choice}: {error}") from error
+
     def runs(self, seeds: Sequence[int]) -> list[Experiment]:
         """One experiment a seed, each with its own run directory."""
         return [chz.replace(self.experiment, seed=seed, run_dir=str(self.folder / f"seed_{seed}")) for seed in seeds]
@@ -74,7 +85,7 @@ class Cell:
     def run(self, seeds: Sequence[int]) -> None:
         """Trains and probes what is not done yet. A seed that fails is noted, and does not keep others from going on.
 
-        Raises Preempted after a SIGTERM was answered with a checkpoint.
+        Raises Preempted where `mmjax.signals` was told to stop: after a checkpoint, or before what is asked next.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / FAILED).unlink(missing_ok=True)
@@ -124,7 +135,8 @@ def probe_together(experiments: Sequence[Experiment]) -> None:
         for experiment in experiments:
             write_atomic(Path(experiment.run_dir) / ANSWERS, json.dumps({}))
         return
-    with jax.set_mesh(mesh):
+    print("asking what is left without a modality, and with noise in one", flush=True)
+    with jax.set_mesh(mesh), heed_signals() as asked_to_stop:
         rules = choose_rules(first.rules, mesh)
         sharding = NamedSharding(jax.sharding.get_mesh(), rules.spec("batch"))
         runs = [Run(experiment, sharding) for experiment in experiments]
@@ -143,6 +155,8 @@ def probe_together(experiments: Sequence[Experiment]) -> None:
         asked: dict[str, Answers] = {}
         for size in range(len(modalities) + 1):
             for subset in itertools.combinations(modalities, size):
+                if asked_to_stop():
+                    raise Preempted("stopped between two questions to trained models; the same command goes on")
                 asked["+".join(subset)] = some.ask(models, hidden=set(modalities) - set(subset))
         noised = {modality: some.ask(models, noise={modality: NOISE}).right for modality in modalities}
     for index, experiment in enumerate(experiments):
@@ -168,7 +182,11 @@ def _information(asked: dict[str, Answers], pair: tuple[str, str], index: int) -
 
 def read_answers(run_dir: str | Path) -> dict[str, Any]:
     """What `probe_together` wrote; `correct` as Float[E]."""
-    answers = json.loads((Path(run_dir) / ANSWERS).read_text())
+    path = Path(run_dir) / ANSWERS
+    try:
+        answers = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is damaged; delete it, and the same command asks the model again") from error
     if "correct" in answers:
         answers["correct"] = np.frombuffer(answers["correct"].encode(), np.uint8) - ord("0")
     return answers

@@ -45,6 +45,16 @@ def write_table(
     return path
 
 
+def check_metric(cell: Cell, seeds: Sequence[int], metric: str | None) -> None:
+    """Raises UserError where a choice that was trained knows no such figure."""
+    for run in cell.runs(seeds):
+        path = Path(run.run_dir) / "summary.json"
+        if metric is not None and path.exists():
+            known = json.loads(path.read_text())["metrics"]
+            if metric not in known:
+                raise UserError(f"metric={metric} is not among the figures: {', '.join(known)}")
+
+
 def _default_metric(cell: Cell) -> str:
     found = judged_output(cell.experiment)
     split = cell.experiment.data.source.splits[-1]
@@ -104,8 +114,6 @@ class Table:
         """One seed of one choice."""
         folder = Path(run.run_dir)
         summary, history = json.loads((folder / "summary.json").read_text()), read_history(folder)
-        if self.metric not in summary["metrics"]:
-            raise UserError(f"metric={self.metric} is not among the figures: {', '.join(summary['metrics'])}")
         split = self.metric.partition("/")[0]
         curve = self.metric.replace(f"{split}/", "validation/", 1)
         rates = [line for line in history if "train/steps_per_second" in line]

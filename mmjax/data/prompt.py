@@ -35,6 +35,8 @@ def make_prompt(inputs: Mapping[str, Input], given: Mapping[str, str]) -> Batch:
 
 
 def _content(path: str) -> bytes:
+    if not path:
+        raise BadInput("no file is named")
     try:
         return Path(path).expanduser().read_bytes()
     except (OSError, ValueError, RuntimeError) as error:  # a zero byte in the name, no such user's home

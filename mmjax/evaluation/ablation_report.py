@@ -124,7 +124,8 @@ def headline(table: Table, named: Callable[[str], str] = str) -> tuple[str, str]
     best = winner["choice"]
     names = ranked(table)
     seeds = names[best]["seeds"]
-    first = f"{named(best)} is best: {named(table['metric'])} {_interval(winner, _decimals(table))}"
+    ahead = "is best" if winner["better_than"] else "is ahead"
+    first = f"{named(best)} {ahead}: {named(table['metric'])} {_interval(winner, _decimals(table))}"
     first += f" over {seeds} seed{'' if seeds == 1 else 's'}." if seeds else "."
     worse = [named(name) for name in names if name in winner["better_than"]]
     alike = [named(name) for name in names if name != best and name not in winner["better_than"]]
@@ -135,7 +136,7 @@ def headline(table: Table, named: Callable[[str], str] = str) -> tuple[str, str]
     elif alike:
         second = f"It cannot be told apart from {'any of the others: ' if len(alike) > 1 else ''}{_listed(alike)}."
     else:
-        second = ""
+        second = "" if not table["failed"] else "It is the only one that came to its end."
     return first, second
 
 
@@ -224,7 +225,7 @@ def _facts(table: Table) -> dict[str, str]:
         "runs": f"{done} of {done + failed}" if failed else str(done),
         "baseline": table["baseline"],
         "made equal": MATCHES.get(table["match"], ("", ""))[1],
-        "time": duration(table["seconds"]) if table["seconds"] else "",
+        "time, summed over runs": duration(table["seconds"]) if table["seconds"] else "",
     }
     return {label: value for label, value in facts.items() if value}
 

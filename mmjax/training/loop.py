@@ -4,9 +4,7 @@ import contextlib
 import functools
 import itertools
 import os
-import signal
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +22,7 @@ from mmjax.profiling.flops import peak_flops, step_flops
 from mmjax.sharding.distributed import any_process
 from mmjax.sharding.mesh import choose_rules
 from mmjax.sharding.rules import Rules
+from mmjax.signals import heed_signals
 from mmjax.training.initialize import Initialize, check_origin, initialize
 from mmjax.training.progress import Progress
 from mmjax.training.run import Run
@@ -86,7 +85,7 @@ def train_together(experiments: Sequence["Experiment"]) -> list[Path | None]:
     with jax.set_mesh(mesh), contextlib.ExitStack() as resources:
         rules = choose_rules(first.rules, mesh)
         sharding = NamedSharding(jax.sharding.get_mesh(), rules.spec("batch"))
-        preempted = resources.enter_context(_heed_signals())
+        preempted = resources.enter_context(heed_signals())
         runs = [Run(experiment, sharding) for experiment in experiments]
         program = Program(runs[0], rules, sharding)
         states = [run.open(program.abstract, resources) for run in runs]
@@ -342,22 +341,3 @@ def _device_memory() -> float:
     if device.platform != "cpu":
         return (device.memory_stats() or {}).get("bytes_limit", float("inf"))
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / jax.local_device_count()
-
-
-@contextlib.contextmanager
-def _heed_signals() -> Iterator[Callable[[], bool]]:
-    """While inside, SIGTERM and a first SIGINT do not kill: the function given tells whether one came."""
-    came: list[int] = []
-
-    def note(number: int, frame: object) -> None:
-        came.append(number)
-        if number == signal.SIGINT:
-            print("stopping with a checkpoint after this step; once more ends at once", file=sys.stderr, flush=True)
-            signal.signal(signal.SIGINT, before[signal.SIGINT])
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield lambda: bool(came)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

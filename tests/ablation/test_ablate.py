@@ -1,10 +1,13 @@
 """Whole ablations, made small."""
 
 import json
+import shutil
+import signal
 
 import numpy as np
 import pytest
 
+from mmjax.ablation.cell import Cell
 from mmjax.sharding import distributed
 from tests.ablation.small import run, table_of
 
@@ -109,10 +112,48 @@ def test_processes_share_the_cells(data_dir, tmp_path, monkeypatch, capsys):
 
 def test_a_result_folder_of_another_grid(done, data_dir, capsys):
     before = (done / "table.json").read_bytes()
-    run(done, data_dir, "choices=Sum,Mean", code=2)
+    run(done, data_dir, CHOICES, "optimizer.learning_rate=0.1", code=2)
     (line,) = capsys.readouterr().err.splitlines()
-    assert f"{done} holds another grid (cells differ); set another run_dir" in line
+    assert f"{done} holds another grid (optimizer.learning_rate: 0.002 -> 0.1); set another run_dir" in line
     assert (done / "table.json").read_bytes() == before
+
+
+def test_a_grid_may_grow(done, data_dir, tmp_path):
+    folder = shutil.copytree(done, tmp_path / "grid")
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("cells/*/seed_*/summary.json")}
+    run(folder, data_dir, f"{CHOICES},Mean")
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert len(table_of(folder)["cells"]) == 6
+    run(folder, data_dir, CHOICES)
+    assert table_of(folder)["winner"] == table_of(done)["winner"]
+
+
+def test_a_metric_that_is_not_there(done, data_dir, capsys):
+    run(done, data_dir, CHOICES, "metric=test/label/beauty", code=2)
+    assert "error: metric=test/label/beauty is not among the figures: " in capsys.readouterr().err
+
+
+def test_answers_that_were_damaged(done, data_dir, tmp_path, capsys):
+    folder = shutil.copytree(done, tmp_path / "grid")
+    (path,) = folder.glob("cells/Sum/seed_0/answers.json")
+    path.write_text("{bad")
+    run(folder, data_dir, CHOICES, code=2)
+    assert f"error: {path} is damaged; delete it, and" in capsys.readouterr().err
+
+
+def test_a_signal_between_steps_is_answered(data_dir, tmp_path, monkeypatch, capsys):
+    begun = []
+
+    def run_cell(cell, seeds):
+        begun.append(cell.choice)
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(Cell, "run", run_cell)
+    handler = signal.getsignal(signal.SIGTERM)
+    run(tmp_path, data_dir, CHOICES, code=75)
+    assert begun == ["Sum"]
+    assert "stopped before Concat; the same command goes on" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) == handler
 
 
 @pytest.mark.parametrize(
@@ -125,12 +166,14 @@ def test_a_result_folder_of_another_grid(done, data_dir, capsys):
         (["over=model.width", "choices=16,24", "match=flops"], "which is ablated itself; say match=none"),
         (
             ["over=model.dropout,model.fusion", "choices=0,0.1"],
-            "are for 1 keys and over=model.dropout,model.fusion are 2",
+            "are for 1 key and over=model.dropout,model.fusion for 2 keys",
         ),
         (["choices=Sum"], "model.fusion needs two choices or more"),
         (["choices=Sum,Sum"], "model.fusion needs two choices or more, each once"),
         (["match=size"], "match=size: expected"),
-        (["seeds=0"], "seeds=0 must be at least 1"),
+        (["seeds=0"], "seeds=0: must be at least 1"),
+        (["over=seed", "choices=0,1"], "over=seed: every choice is trained with several seeds anyway"),
+        (["over=model.encoders.b", "choices=ViT,Spectrogram"], "Spectrogram: model.encoders.b"),
         (["over=train.batch_size", "choices=16,1024", "match=flops"], "model.width"),
     ],
 )

@@ -198,7 +198,10 @@ def test_headlines():
     one["winner"]["better_than"] = []
     assert headline(one)[1] == "It cannot be told apart from any of the others: Max and Sum."
     one["summary"] = {"Concat": one["summary"]["Concat"] | {"seeds": 1}}
-    assert headline(one) == ("Concat is best: test/label/accuracy 0.720 [0.715, 0.725] over 1 seed.", "")
+    assert headline(one) == (
+        "Concat is ahead: test/label/accuracy 0.720 [0.715, 0.725] over 1 seed.",
+        "It is the only one that came to its end.",
+    )
 
 
 def test_names_are_text_wherever_they_stand(tmp_path):

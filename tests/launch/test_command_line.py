@@ -128,6 +128,10 @@ def test_help_lists_every_key_with_its_value_and_where_that_is_from(
         Grows a tree.
 
         KEY             VALUE      FROM          TYPE
+        rate            0.1        tree small    float  # How fast it goes.
+        mode            fast       default       fast | exact  # speed or care
+        name            tree       default       text
+        folder          runs/tree  default       text | None
         layers          a,b,c      tree small    entries of Layer | Wide | None
         layers.a        Layer      tree small    Layer | Wide | None  # A layer of something.
         layers.a.depth  5          tree small    int  # how many in a row
@@ -138,10 +142,6 @@ def test_help_lists_every_key_with_its_value_and_where_that_is_from(
         last            Wide       default       Layer | Wide  # what comes last
         last.depth      7          command line  int  # how many in a row
         last.shape      8,8        default       int,...
-        rate            0.1        tree small    float  # How fast it goes.
-        mode            fast       default       fast | exact  # speed or care
-        name            tree       default       text
-        folder          runs/tree  default       text | None
         """)
 
 

@@ -252,6 +252,7 @@ CAN = "it can make count, position, image, text"
             [f"from=text:{'round ' * 30}"],
             r"text cannot be used: the text has \d+ tokens, its end included, and this model reads 24",
         ),
+        (["from=image:"], "image: cannot be used: no file is named"),
         (["from=image:no.png"], "image:no.png cannot be used: No such file or directory"),
         (
             ["from=image:pyproject.toml"],
@@ -265,8 +266,7 @@ CAN = "it can make count, position, image, text"
         ),
         (
             ["from=speech:a.wav"],
-            "from=speech:a.wav must begin with what the run reads and a colon, such as from=image:...; it reads"
-            " image, text",
+            "from=speech:a.wav: the run does not read speech; it reads image, text",
         ),
         (["from=text:a,text:b"], "from=text:a,text:b gives text twice; give it once"),
         (["to=speech"], f"to=speech: this run does not make it; {CAN}"),
@@ -276,7 +276,7 @@ CAN = "it can make count, position, image, text"
         (["n=0"], "n=0: n must be at least 1"),
         (["seed=-1"], "seed=-1: seed must not be negative"),
         (["step=2"], "there is no whole checkpoint of step 2 in .*; those there: 3"),
-        (["decoding.top_p=0"], r"decoding.top_p=0.0: top_p=0.0 must lie in \(0, 1\]"),
+        (["decoding.top_p=0"], r"decoding.top_p=0.0: must lie in \(0, 1\]"),
         (
             ["to=image", "decoding.temperature=1"],
             "decoding says how texts are written, and none is asked for but image; leave it out",
@@ -291,6 +291,25 @@ def test_a_wrong_request_is_one_line(words, line, drawn, tmp_path, capsys):
     assert captured.out == ""
     assert re.fullmatch(f"error: {line}\n", captured.err), captured.err
     assert not (tmp_path / "out").exists()
+
+
+def test_nothing_is_made_of_nothing_unless_it_is_asked_for(drawn, tmp_path, capsys):
+    assert generate.main([str(drawn), f"out={tmp_path / 'out'}"]) == 2
+    line = f"error: say what is given, such as from=image:..., or what is to be made of nothing by to=; {CAN}\n"
+    assert capsys.readouterr().err == line
+    assert not (tmp_path / "out").exists()
+    assert make(drawn, tmp_path / "out", "to=image", "n=2")["prompt"] == {}
+
+
+def test_a_second_request_leaves_nothing_of_the_first(drawn, tmp_path):
+    first = make(drawn, tmp_path, f"from=text:{SENTENCE}", "n=3", "to=image")
+    (tmp_path / "image-9.txt").write_text("mine")
+    second = make(drawn, tmp_path, f"from=text:{SENTENCE}", "n=2", "to=image")
+    gone = set(first["files"]["image"]) - set(second["files"]["image"])
+    assert gone == {"image-3.png"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("image-1.png", "image-2.png", "image-9.txt", "sheet.png", "report.html", "generation.json")
+    }
 
 
 def test_a_run_that_makes_nothing_of_what_is_given(spoken, tmp_path, capsys):

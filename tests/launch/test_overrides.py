@@ -257,7 +257,7 @@ def test_an_unknown_key_is_named_with_the_nearest_and_the_choices(pairs: list[st
             "encoders.new=Vit: no such class; the nearest is ViT; choose from Encoder | ViT | None",
         ),
         (["train.steps=-1"], "train.steps=-1: Expected steps to be greater than 0, got -1"),
-        (["fusion.heads=7"], "fusion.heads=7: heads=7 must divide the width 64"),
+        (["fusion.heads=7"], "fusion.heads=7: must divide the width 64"),
         (["fusion.depth=0"], "fusion.depth=0: fusion.depth must be at least 1, not 0"),
         (["fusion.depth=10"], "fusion: so much depth cannot be afforded"),
         (["rules.2=Rule"], "rules.2.pattern is not given: set rules.2.pattern=text"),

@@ -23,7 +23,7 @@ TINY = (
 
 def environment(devices: int) -> dict[str, str]:
     """A fresh process's surroundings: the CPU with so many simulated devices."""
-    flags = f"--xla_force_host_platform_device_count={devices}"
+    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
     return os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
 
 

@@ -34,9 +34,10 @@ def test_train_commands_resolve(line):
         assert re.search(rf"^{re.escape(key)} +{re.escape(value)} +command line", output, re.MULTILINE), key
 
 
-@pytest.mark.parametrize("line", [line for line in COMMANDS if "launch.ablate" in line])
+@pytest.mark.parametrize("line", [line for line in COMMANDS if re.search(r"(launch\.|-- )ablate", line)])
 def test_ablate_commands_resolve(line):
-    _, (name, *pairs) = words_of(line)
+    words = shlex.split(line)
+    name, *pairs = words[words.index("--") + 2 if "--" in words else 3 :]
     ablation = apply(draft(ablate.load(name), name), pairs).make()
     experiment = ablate.experiment_of(ablation)
     keys = grid.keys_of(ablation.over)
@@ -58,7 +59,7 @@ def test_first_command_trains(tmp_path, data_dir):
 
 
 def test_local_and_cluster_commands(tmp_path, data_dir):
-    (local,) = [line for line in COMMANDS if "launch.local" in line]
+    (local,) = [line for line in COMMANDS if "launch.local" in line and "-- train" in line]
     name, words = words_of(local)
     finish(name, *words, *TINY, "train.steps=2", f"data_dir={data_dir}", f"run_dir={tmp_path / 'run'}")
     (cluster,) = [line for line in COMMANDS if "launch.cluster" in line]
@@ -79,6 +80,10 @@ def test_generate_command_makes(tmp_path, data_dir):
     assert output.splitlines()[-1] == str(run / "generated" / "generation.json")
     for stands in ("image-8.png", "sheet.png", "report.html"):
         assert (run / "generated" / stands).exists(), stands
+    name, (run_dir, *words) = words_of(next(line for line in COMMANDS if "launch.evaluate" in line))
+    assert run_dir in training
+    output = finish(name, run, *words)
+    assert output.splitlines()[-1] == str(run / "evaluations" / "2.json")
 
 
 def test_prepare_command_reads():
