@@ -15,15 +15,7 @@ from mmjax.training.schedule import Cosine
 
 
 def cifar10_code() -> Experiment:
-    """Real photographs as 64 of 512 codes, 576 bits each; `model.outputs.image` may be a Vae, a VqGan, ... instead.
-
-    A `VqGan` takes its distance of features from the run `cifar10_classify`:
-
-        model.outputs.image=VqGan model.outputs.image.perceptual=Perceptual model.outputs.image.perceptual.stem=2
-        model.outputs.image.perceptual.widths=32,64,128 model.outputs.image.perceptual.depths=1,2,2
-        train.initialize.run_dir=RUN train.initialize.rename.encoders/image/trunk=outputs/image/perceptual/judge
-        optimizer.rules.judge.pattern=/judge/ optimizer.rules.judge.freeze=true
-    """
+    """Real photographs as 64 of 512 codes, 576 bits each; `model.outputs.image` may be a Vae instead."""
     return Experiment(
         name="cifar10_code",
         data=Data(source=Cifar10(), inputs={"image": Picture(size=32)}, workers=1),

@@ -52,6 +52,6 @@ def digit_strings_classify() -> Experiment:
             unroll=True,
         ),
         optimizer=Muon(learning_rate=3e-3, weight_decay=0.05, schedule=Constant(warmup=100)),
-        train=Train(steps=2000, batch_size=64, evaluate_every=500),
+        train=Train(steps=1500, batch_size=64, evaluate_every=500),
         checkpoint=Checkpoint(every=500),
     )

@@ -39,6 +39,8 @@ def interactions() -> Experiment:
             encoders={"a": TextTransformer(depth=1), "b": ViT(patch=SIDE, depth=1)},
             fusion=CrossAttention(depth=1),
             outputs={"label": Classify(target="label")},
+            # What each tells alone is asked of the same model in the end.
+            modality_dropout=0.2,
             unroll=True,
         ),
         optimizer=Muon(learning_rate=2e-3, schedule=Constant(warmup=50)),

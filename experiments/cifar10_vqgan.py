@@ -1,0 +1,30 @@
+"""cifar10_vqgan: the tokenizer of cifar10_code with a critic, and a distance by what a classifier sees."""
+
+import chz
+
+from experiments.cifar10_code import cifar10_code
+from mmjax.config import Experiment
+from mmjax.generators import VqGan
+from mmjax.generators.perceptual import Perceptual
+from mmjax.training.initialize import Initialize, Rename
+from mmjax.training.optimizer import Rule
+
+
+def cifar10_vqgan() -> Experiment:
+    """Real photographs as 64 of 512 codes; wants the run of `cifar10_classify`, whose trunk is the classifier."""
+    plain = cifar10_code()
+    eyes = Perceptual(stem=2, widths=(32, 64, 128), depths=(1, 2, 2))
+    return chz.replace(
+        plain,
+        name="cifar10_vqgan",
+        model=chz.replace(plain.model, outputs={"image": VqGan(target="image", widths=(64, 128), perceptual=eyes)}),
+        optimizer=chz.replace(plain.optimizer, rules=(Rule(pattern="/judge/", freeze=True),)),
+        train=chz.replace(
+            plain.train,
+            initialize=Initialize(
+                run_dir="runs/cifar10_classify",
+                include="/judge/",
+                rename=(Rename(pattern="^encoders/image/trunk", by="outputs/image/perceptual/judge"),),
+            ),
+        ),
+    )
