@@ -13,10 +13,11 @@ from typing import Any
 import chz
 
 from launch import command_line
-from launch.generate import runs
+from launch.generate import runs, write_by
 from mmjax import config
 from mmjax.errors import UserError
 from mmjax.files import explained, write_atomic
+from mmjax.generators import Decoding
 
 FOLDER = "evaluations"
 SHOWN = 16  # of every kind of thing
@@ -37,6 +38,9 @@ class Evaluation:
     )
     examples: int | None = chz.field(
         default=None, doc="of pictures and sounds, so many evenly spread are made; None: all"
+    )
+    decoding: Decoding | None = chz.field(
+        default=None, doc="how texts, and the codes of pictures, are written; None: as the run does"
     )
     seed: int = chz.field(default=0, doc="what the draws of pictures and sounds follow from")
 
@@ -62,6 +66,9 @@ def evaluate(request: Evaluation) -> Path:
     from mmjax.training.restore import restore_model
 
     experiment = config.read(request.run_dir)
+    fingerprint = config.fingerprint(experiment)
+    outputs = [name for name, part in experiment.model.outputs.items() if part is not None]
+    experiment = chz.replace(experiment, model=write_by(request.decoding, experiment.model, outputs))
     encoders = [name for name, part in experiment.model.encoders.items() if part is not None]
     given = choose(request.given, encoders)
     data = experiment.data.bind(experiment.data_dir, request.run_dir)
@@ -99,7 +106,7 @@ def evaluate(request: Evaluation) -> Path:
         )
     metrics |= {f"{request.split}/{name}": value for name, value in generated.metrics.items()}
     label = request.split if request.given is None else f"{request.split} given {', '.join(given)}"
-    found = {"fingerprint": config.fingerprint(experiment), "step": step, "readers": generated.readers}
+    found = {"fingerprint": fingerprint, "step": step, "readers": generated.readers}
     folder = Path(request.run_dir).expanduser() / FOLDER
     pieces = {
         f"{name}-{kind}": [show_raw(raw) for raw in raws[:SHOWN]]

@@ -18,7 +18,7 @@ from mmjax import config
 from mmjax.data.inputs import Input, Speech
 from mmjax.errors import UserError
 from mmjax.files import write_atomic
-from mmjax.generators import Decoding, TextDecoder, Vocoder
+from mmjax.generators import CodeDecoder, Decoding, TextDecoder, Vocoder
 from mmjax.layers.output import Output
 from mmjax.model import Model
 from mmjax.types import Batch, Feature
@@ -42,7 +42,9 @@ class Generation:
     n: int = chz.field(default=8, doc="how many of each are drawn")
     seed: int = chz.field(default=0, doc="what the draws follow from")
     step: int | None = chz.field(default=None, doc="the checkpoint; None: the newest")
-    decoding: Decoding | None = chz.field(default=None, doc="how texts are written; None: as the run writes them")
+    decoding: Decoding | None = chz.field(
+        default=None, doc="how texts, and the codes of pictures, are written; None: as the run does"
+    )
     vocoder: str | None = chz.field(
         default=None, doc="the run whose Vocoder makes sound of spectra like these; None: Griffin-Lim"
     )
@@ -173,14 +175,12 @@ def _list(names: Collection[str]) -> str:
 
 
 def write_by(decoding: Decoding | None, model: Model, outputs: Collection[str]) -> Model:
-    """The model whose chosen outputs write texts so. Raises UserError where none of them writes any."""
+    """The model whose chosen outputs write texts, or codes, so. Raises UserError where none of them writes any."""
     if decoding is None:
         return model
-    writers = {name: output for name, output in model.outputs.items() if isinstance(output, TextDecoder)}
+    writers = {name: output for name, output in model.outputs.items() if isinstance(output, TextDecoder | CodeDecoder)}
     if not writers.keys() & set(outputs):
-        raise UserError(
-            f"decoding says how texts are written, and none is asked for but {_list(outputs)}; leave it out"
-        )
+        raise UserError(f"decoding says how texts and codes are written, and nothing of {_list(outputs)} is; leave it out")
     replaced = {name: chz.replace(writer, decoding=decoding) for name, writer in writers.items()}
     return chz.replace(model, outputs={**model.outputs, **replaced})
 

@@ -279,7 +279,7 @@ CAN = "it can make count, position, image, text"
         (["decoding.top_p=0"], r"decoding.top_p=0.0: must lie in \(0, 1\]"),
         (
             ["to=image", "decoding.temperature=1"],
-            "decoding says how texts are written, and none is asked for but image; leave it out",
+            "decoding says how texts and codes are written, and nothing of image is; leave it out",
         ),
         (["form=text:a"], "unknown key form; the nearest is from; .*"),
     ],
