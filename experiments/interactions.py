@@ -18,7 +18,9 @@ def interactions() -> Experiment:
     """Made-up letters and bars whose label only both together tell; learns in a minute on a laptop.
 
     `data.source.unique_a`, `unique_b`, `redundant` and `synergy` say who tells how many bits of the label; the source's
-    `information` says what that comes to. A modality of another form wants another input and encoder, such as
+    `information` says what that comes to. Where the label has unique and redundant bits, `model.modality_dropout=0.2`
+    teaches the model what each tells alone, which is asked of it in the end; pure synergy is learned faster without. A
+    modality of another form wants another input and encoder, such as
 
         data.source.b=sound data.inputs.b=Speech data.inputs.b.seconds=0.48
         model.encoders.b=Spectrogram model.encoders.b.depth=1
@@ -39,8 +41,6 @@ def interactions() -> Experiment:
             encoders={"a": TextTransformer(depth=1), "b": ViT(patch=SIDE, depth=1)},
             fusion=CrossAttention(depth=1),
             outputs={"label": Classify(target="label")},
-            # What each tells alone is asked of the same model in the end.
-            modality_dropout=0.2,
             unroll=True,
         ),
         optimizer=Muon(learning_rate=2e-3, schedule=Constant(warmup=50)),

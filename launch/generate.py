@@ -180,7 +180,9 @@ def write_by(decoding: Decoding | None, model: Model, outputs: Collection[str]) 
         return model
     writers = {name: output for name, output in model.outputs.items() if isinstance(output, TextDecoder | CodeDecoder)}
     if not writers.keys() & set(outputs):
-        raise UserError(f"decoding says how texts and codes are written, and nothing of {_list(outputs)} is; leave it out")
+        raise UserError(
+            f"decoding says how texts and codes are written, and nothing of {_list(outputs)} is; leave it out"
+        )
     replaced = {name: chz.replace(writer, decoding=decoding) for name, writer in writers.items()}
     return chz.replace(model, outputs={**model.outputs, **replaced})
 

@@ -250,7 +250,7 @@ def test_a_loss_without_a_finite_value_ends_the_run_with_a_report(data, tmp_path
         (["trian.steps=3"], "unknown key trian.steps; the nearest is train.steps"),
         (["train.evaluate_evry=3"], "unknown key train.evaluate_evry; the nearest is train.evaluate_every"),
         (["seed=some"], "seed=some: expected int"),
-        (["train.steps=0"], "steps=0 must be at least 1"),
+        (["train.steps=0"], "train.steps=0: must be at least 1"),
         (["model.encoders.smell=ViT"], "model.encoders.smell has no data.inputs.smell to read"),
         (["train.initialize=Initialize", "train.initialize.run_dir=no/run"], "run_dir=no/run has no checkpoint"),
     ],
