@@ -136,7 +136,10 @@ def _add(path: Path, label: str, found: Mapping[str, Any]) -> Path:
     """Puts what was found beside what the file already holds."""
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        before = json.loads(path.read_text()) if path.exists() else {}
+        try:
+            before = json.loads(path.read_text()) if path.exists() else {}
+        except ValueError as error:
+            raise UserError(f"{path} is no valid JSON, perhaps cut short; move it away, and ask again") from error
     return write_atomic(path, json.dumps({**before, label: found}, indent=2, allow_nan=False) + "\n")
 
 

@@ -87,6 +87,8 @@ def evaluate_generation(
     `seed` decides what is drawn. `data` is bound, and the mesh the current one. Raises UserError where a reader has
     nothing to read, or there are too few examples.
     """
+    if not outputs:
+        return Generated({}, {}, {})
     wider = chz.replace(data, inputs={**data.inputs, **_besides(readers)}, workers=0)
     wider.check_fields(data_dir)
     loader = Loader(wider, data_dir, split, batch_size, rows=rows_of(sharding, batch_size), examples=examples)

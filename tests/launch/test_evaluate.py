@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import jax
 import numpy as np
@@ -163,6 +164,17 @@ def test_draws_follow_from_the_seed(found, run):
 
     before = found["test"]["metrics"]["test/image/fid"]
     assert fid("seed=1") != before == fid()
+
+
+def test_results_that_were_damaged_are_left_alone(found, run, tmp_path, capsys):
+    copy = shutil.copytree(run, tmp_path / "run")
+    path = copy / "evaluations" / "3.json"
+    path.write_text("{bad")
+    assert evaluate.main([str(copy), "given=text", "examples=6"]) == 2
+    assert (
+        capsys.readouterr().err == f"error: {path} is no valid JSON, perhaps cut short; move it away, and ask again\n"
+    )
+    assert path.read_text() == "{bad"
 
 
 @pytest.mark.parametrize(
