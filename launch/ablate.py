@@ -6,12 +6,12 @@ split. The same command goes on where it was interrupted. Several processes star
 """
 
 import contextlib
+import itertools
 import json
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import chz
 
@@ -19,7 +19,7 @@ from launch import command_line
 from launch.grid import Match, check_width, choices_of, keys_of, make_grid, match, own_choice
 from mmjax import files
 from mmjax.ablation.cell import Cell
-from mmjax.config import Experiment, difference, fingerprint, read
+from mmjax.config import FILE, Experiment, difference, fingerprint, read
 from mmjax.errors import Preempted, UserError
 from mmjax.fields import OPERATIONAL
 from mmjax.signals import heed_signals
@@ -125,38 +125,35 @@ def plan(request: Ablation) -> tuple[list[Cell], str, list[int]]:
 
 def _claim(folder: Path, request: Ablation, cells: Sequence[Cell]) -> None:
     """Notes in the folder what grid it holds, which may have grown. Raises UserError where it holds another."""
-    grid: dict[str, Any] = {
-        "over": request.over,
-        "match": request.match,
-        "cells": {cell.choice: fingerprint(cell.experiment) for cell in cells},
-    }
+    fingerprints = {cell.choice: fingerprint(cell.experiment) for cell in cells}
+    asked = {"over": request.over, "match": request.match}
+    old: dict[str, str] = {}
     path = folder / GRID
     if path.exists():
         try:
             there = json.loads(path.read_text())
-        except ValueError as error:
-            raise UserError(f"{path} is no valid JSON, perhaps cut short; set another run_dir") from error
-        old = there.get("cells", {}) if isinstance(there, dict) else {}
-        differing = [f"{name}={there[name]}" for name in ("over", "match") if there.get(name) != grid[name]]
-        differing += [
-            _change(cell)
-            for cell in cells
-            if old.get(cell.choice, grid["cells"][cell.choice]) != grid["cells"][cell.choice]
-        ][:1]
+            old = there["cells"]
+            differing = [f"{name}={there[name]}" for name in asked if there[name] != asked[name]]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path} is no grid in valid JSON, perhaps cut short; set another run_dir") from error
+        changed = (
+            cell for cell in cells if old.get(cell.choice, fingerprints[cell.choice]) != fingerprints[cell.choice]
+        )
+        differing += [_change(cell) for cell in itertools.islice(changed, 1)]
         if differing:
             raise UserError(f"{folder} holds another grid ({', '.join(differing)}); set another run_dir")
-        grid["cells"] = old | grid["cells"]
     elif folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} holds something else than a grid; set another run_dir")
     with files.explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    files.write_atomic(path, json.dumps(grid, indent=2) + "\n")
+    files.write_atomic(path, json.dumps({**asked, "cells": old | fingerprints}, indent=2) + "\n")
 
 
 def _change(cell: Cell) -> str:
     """In what the cell of a folder differs from the one there is to be."""
-    for run in sorted(cell.folder.glob("seed_*")):
-        lines = difference(read(run), chz.replace(cell.experiment, seed=read(run).seed))
+    for path in sorted(cell.folder.glob(f"seed_*/{FILE}")):
+        there = read(path.parent)
+        lines = difference(there, chz.replace(cell.experiment, seed=there.seed))
         if lines:
             return "; ".join(lines[:3])
     return f"{cell.choice} is another experiment"

@@ -36,6 +36,8 @@ def write_table(
 
     Raises UserError where no choice came to its end, or there is no such metric.
     """
+    for cell in cells:
+        check_metric(cell, seeds, metric)
     metric = metric or _default_metric(cells[0])
     table = Table(cells, seeds, baseline, metric, match)
     result = table.build()

@@ -43,11 +43,8 @@ class Evaluated:
 def evaluate_step(model: Multimodal, batch: Batch, *, rules: Rules) -> Evaluated:
     """The answers to a batch; all but the averages whole on every device."""
     _, metrics = model.loss(batch)
-    gather = functools.partial(
-        jax.tree.map, lambda array: jax.sharding.reshard(array, rules.spec(*[None] * array.ndim))
-    )
     written = {name: batch.values[output.target] for name, output in _writers(model).items()}
-    return Evaluated(metrics, gather(model.predict(batch)), gather(written), gather(batch.present))
+    return Evaluated(metrics, rules.gather(model.predict(batch)), rules.gather(written), rules.gather(batch.present))
 
 
 def _writers(model: Multimodal) -> dict[str, TextWriter]:

@@ -145,9 +145,7 @@ def _make(
         for name, output in model.outputs.items()
         if name in outputs and isinstance(output, Reconstructs)
     }
-    return jax.tree.map(
-        lambda array: jax.sharding.reshard(array, rules.spec(*[None] * array.ndim)), (made, again, batch)
-    )
+    return rules.gather((made, again, batch))
 
 
 def _rows(batch: Batch, output: Any) -> np.ndarray:

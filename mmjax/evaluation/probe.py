@@ -99,11 +99,10 @@ def _probe(
 
     def answer(model: Multimodal) -> Array:
         said = model.predict(changed)[output]["probabilities"]
-        return jax.sharding.reshard(said, rules.spec(*[None] * said.ndim))
+        return rules.gather(said)
 
     real = batch.mask[target] & batch.present[target][:, None]
-    gather = functools.partial(jax.sharding.reshard, out_shardings=rules.spec(None, None))
-    return over_runs(answer, count)(models), gather(batch.values[target]), gather(real)
+    return over_runs(answer, count)(models), *rules.gather((batch.values[target], real))
 
 
 def corrupt(batch: Batch, features: Mapping[str, Feature], amounts: Mapping[str, Array], key: jax.Array) -> Batch:

@@ -68,8 +68,8 @@ class Reader:
             raise UserError(
                 f"the run {run_dir} cannot judge {modality}: it has no output of the kind Classify or TextDecoder"
             )
-        self.input = with_field(modality, data.inputs[modality])
-        self.asked = {name: with_field(target, data.inputs[target]) for name, target in targets.items()}
+        self.input = _with_field(modality, data.inputs[modality])
+        self.asked = {name: _with_field(target, data.inputs[target]) for name, target in targets.items()}
         self._modality, self._features = modality, encoders
         mesh = jax.sharding.get_mesh()
         self._sharding = NamedSharding(mesh, rules.spec("batch"))
@@ -114,7 +114,7 @@ class Reader:
         return jax.tree.map(lambda array: array[:count], jax.device_get(self._step(self._model, placed)))
 
 
-def with_field(name: str, input: Input) -> Input:
+def _with_field(name: str, input: Input) -> Input:
     """The input of a feature that, under any other name, reads the same field."""
     return chz.replace(input, field=input.field or name)
 
@@ -125,7 +125,4 @@ def _read(
     """The fused summary, and predictions by output; whole on every device."""
     fused, _ = model(batch)
     said = {name: model.outputs[name].predict(fused, None) for name in outputs}
-    return jax.tree.map(
-        lambda array: jax.sharding.reshard(array, rules.spec(*[None] * array.ndim)),
-        (fused.pooled.astype(jnp.float32), said),
-    )
+    return rules.gather((fused.pooled.astype(jnp.float32), said))

@@ -1,8 +1,12 @@
 """Which mesh axes each logical dimension of an array is split over."""
 
 import dataclasses
+from typing import TypeVar
 
+import jax
 from jax.sharding import PartitionSpec
+
+Tree = TypeVar("Tree")
 
 MESH_AXES = ("replica", "data", "fsdp", "expert", "seq", "tensor")
 
@@ -43,6 +47,10 @@ class Rules:
     def in_use(self, *names: str | None) -> PartitionSpec:
         """The partition of a parameter while it is multiplied with: gathered along its storage dimension `embed`."""
         return self.spec(*(None if name == "embed" else name for name in names))
+
+    def gather(self, tree: Tree) -> Tree:
+        """The arrays, whole on every device; inside a compiled program."""
+        return jax.tree.map(lambda array: jax.sharding.reshard(array, self.spec(*[None] * array.ndim)), tree)
 
     def axes(self) -> set[str]:
         """Every mesh axis that splits something."""
