@@ -15,7 +15,7 @@ from mmjax.training.schedule import Cosine
 
 
 def cifar10_code() -> Experiment:
-    """Real photographs as 64 of 512 codes, 576 bits each; `model.outputs.image` may be a Vae instead."""
+    """Real photographs as 64 of 512 codes, 576 bits each."""
     return Experiment(
         name="cifar10_code",
         data=Data(source=Cifar10(), inputs={"image": Picture(size=32)}, workers=1),

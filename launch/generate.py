@@ -7,7 +7,8 @@ of generation.json, which lists what was made.
 import json
 import re
 import sys
-from collections.abc import Collection, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from mmjax.files import write_atomic
 from mmjax.generators import CodeDecoder, Decoding, TextDecoder, Vocoder
 from mmjax.layers.output import Output
 from mmjax.model import Model
-from mmjax.types import Batch, Feature
+from mmjax.types import PADDING, Batch, Feature, Spectrum, Text
 
 RESULT = "generation.json"
 
@@ -76,11 +77,13 @@ def generate(request: Generation) -> Path:
     prompt = make_prompt(data.inputs, given)
     cache_compilations(experiment.data_dir)
     writing = chz.replace(experiment, model=write_by(request.decoding, experiment.model, outputs))
-    step, predictions = _predict(request, writing, data.features, prompt, outputs)
+    step, predictions, seconds = _predict(request, writing, data.features, prompt, outputs)
     if request.vocoder is not None:
-        _voice(request.vocoder, data.inputs, predictions, outputs)
+        seconds += _voice(request.vocoder, data.inputs, predictions, outputs)
     folder = Path(request.out).expanduser()
+    start = time.perf_counter()
     made = {name: show_made(data.inputs[target], predictions[name]) for name, target in outputs.items()}
+    seconds += time.perf_counter() - start
     about = {"seed": request.seed, "step": step, "fingerprint": config.fingerprint(experiment)}
     facts = {**{f"from {name}": said for name, said in given.items()}, **about}
     _forget(folder)
@@ -89,7 +92,9 @@ def generate(request: Generation) -> Path:
         name: [piece.answer for piece in pieces] for name, pieces in made.items() if pieces[0].answer is not None
     }
     whole = {"prompt": given, "files": files, "answers": answers, **about}
-    return write_atomic(folder / RESULT, json.dumps(whole, indent=2, ensure_ascii=False) + "\n")
+    path = write_atomic(folder / RESULT, json.dumps(whole, indent=2, ensure_ascii=False) + "\n")
+    print(f"made in {seconds:.3g} s{_speeds(data.features, predictions, outputs, seconds)}", file=sys.stderr)
+    return path
 
 
 def _forget(folder: Path) -> None:
@@ -193,8 +198,9 @@ def _predict(
     features: dict[str, Feature],
     prompt: Batch,
     outputs: Collection[str],
-) -> tuple[int, dict[str, dict[str, Any]]]:
-    """The checkpoint's step, and what the chosen outputs predict of as many copies of the prompt as asked for."""
+) -> tuple[int, dict[str, dict[str, Any]], float]:
+    """The checkpoint's step, what the chosen outputs predict of as many copies of the prompt as asked for, and the
+    seconds that it took, compiled."""
     import jax
     import numpy as np
 
@@ -214,13 +220,13 @@ def _predict(
             # What is left out here is not computed, and what is made does not depend on what else is asked for.
             return {name: said for name, said in model.predict(batch, key).items() if name in outputs}
 
-        return step, jax.device_get(predict(model, batch, jax.random.key(request.seed)))
+        return step, *_timed(predict, model, batch, jax.random.key(request.seed))
 
 
 def _voice(
     run_dir: str, inputs: Mapping[str, Input], predictions: Mapping[str, dict[str, Any]], outputs: Mapping[str, str]
-) -> None:
-    """Adds the `samples` that the vocoder of a run makes of every predicted spectrum."""
+) -> float:
+    """Adds the `samples` that the vocoder of a run makes of every predicted spectrum; the seconds that it took."""
     import jax
     import numpy as np
 
@@ -243,6 +249,7 @@ def _voice(
         rules = choose_rules(experiment.rules, mesh)
         model, _ = restore_model(experiment, run_dir, data.features, rules)
         decode = jit_once(lambda model, values, mask: model.outputs[name].decode(values, mask))
+        seconds = 0.0
         for output, target in spoken.items():
             ours = inputs[target]
             assert isinstance(ours, Speech)
@@ -256,7 +263,38 @@ def _voice(
             made = predictions[output]
             mask = made.get("mask", np.ones(made["values"].shape[:2], bool))
             given = jax.device_put((made["values"], mask), rules.spec("batch"))
-            made["samples"] = jax.device_get(decode(model, *given))
+            made["samples"], taken = _timed(decode, model, *given)
+            seconds += taken
+    return seconds
+
+
+def _timed(function: Callable, *arguments: Any) -> tuple[Any, float]:
+    """What a jitted function returns, on the host, and the seconds it took, the compilation left out."""
+    import jax
+
+    compiled = function.lower(*arguments).compile()
+    start = time.perf_counter()
+    returned = jax.device_get(compiled(*arguments))
+    return returned, time.perf_counter() - start
+
+
+def _speeds(
+    features: Mapping[str, Feature],
+    predictions: Mapping[str, dict[str, Any]],
+    outputs: Mapping[str, str],
+    seconds: float,
+) -> str:
+    """The rates at which what was made has come about, all of it together."""
+    tokens, sound = 0, 0.0
+    for name, target in outputs.items():
+        feature, made = features[target], predictions[name]
+        if isinstance(feature, Text):
+            tokens += int((made["ids"] != PADDING).sum())
+        if isinstance(feature, Spectrum):
+            frames = made["mask"].sum() if "mask" in made else made["values"].shape[0] * made["values"].shape[1]
+            sound += float(frames) * feature.seconds
+    speeds = f": {tokens} tokens, {tokens / seconds:.3g} a second" if tokens else ""
+    return speeds + (f": {sound:.3g} s of sound, real-time factor {seconds / sound:.2g}" if sound else "")
 
 
 def runs() -> dict[str, str]:

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from mmjax.layers.conv import Conv
 from mmjax.layers.linear import Linear
+from mmjax.layers.patches import cut_picture, reshape
 from mmjax.layers.settings import Settings
 
 
@@ -75,7 +76,7 @@ class PatchCriticModule(nnx.Module):
         conv = functools.partial(Conv, rules=rules, rngs=rngs)
         before = (config.widths[0], *config.widths)
         self.stem = conv(channels, config.widths[0], 3)
-        self.halve = nnx.List([conv(a, b, 4, stride=2) for a, b in zip(before, config.widths, strict=False)])
+        self.halve = nnx.List([Halve(a, b, settings, rngs) for a, b in zip(before, config.widths, strict=False)])
         self.blocks = nnx.List([PlainBlock(width, settings, rngs) for width in config.widths])
         last = config.widths[-1]
         self.score = conv(last, 1, 3, few_outputs=True)
@@ -95,6 +96,22 @@ class PatchCriticModule(nnx.Module):
             asked = self.project(condition.astype(self.dtype))
             scores = scores + jnp.einsum("bhwc,bc->bhw", x, asked).astype(jnp.float32) * x.shape[-1] ** -0.5
         return Verdict((scores,), tuple(features))
+
+
+class Halve(nnx.Module):
+    """Squares of four places as one each, by a linear map (Liu et al. 2022); zeros fill up odd sides.
+
+    Penalties of slopes differentiate it twice, which a strided convolution is fifteen times as slow at on a CPU.
+    """
+
+    def __init__(self, before: int, after: int, settings: Settings, rngs: nnx.Rngs):
+        self.linear = Linear((4 * before, after), (None, "embed"), bias=True, rules=settings.rules, rngs=rngs)
+        self.rules = settings.rules
+
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w D"]:
+        x = jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, x.shape[2] % 2), (0, 0)))
+        y = self.linear(cut_picture(x, 2, rules=self.rules))
+        return reshape(y, x.shape[1] // 2, x.shape[2] // 2, y.shape[-1], rules=self.rules)
 
 
 class PlainBlock(nnx.Module):

@@ -180,7 +180,7 @@ def test_a_patch_critic_in_numpy():
     settings = Settings(width=16, rules=RULES)
     critic = draw(lambda rngs: CRITIC.build(1, settings, rngs))
     rng = np.random.default_rng(1)
-    x, condition = rng.normal(size=(2, 8, 8, 1)), rng.normal(size=(2, 16))
+    x, condition = rng.normal(size=(2, 8, 6, 1)), rng.normal(size=(2, 16))
 
     def leak(x):
         return np.where(x > 0, x, 0.2 * x)
@@ -188,9 +188,14 @@ def test_a_patch_critic_in_numpy():
     def conv(layer, x):
         return convolve(x, wide(layer.kernel), layer.stride[0]) + wide(layer.bias)
 
+    def halve(layer, x):
+        x = np.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, x.shape[2] % 2), (0, 0)))
+        corners = [x[:, row::2, column::2] for row in range(2) for column in range(2)]
+        return linear(layer.linear, np.concatenate(corners, -1))
+
     y = conv(critic.stem, x)
-    for halve, block in zip(critic.halve, critic.blocks, strict=True):
-        y = conv(halve, leak(y))
+    for level, block in zip(critic.halve, critic.blocks, strict=True):
+        y = halve(level, leak(y))
         y = y + conv(block.second, leak(conv(block.first, leak(y))))
     y = leak(y)
     scores = conv(critic.score, y)[..., 0]
@@ -200,7 +205,7 @@ def test_a_patch_critic_in_numpy():
     verdict = run(critic, *given)
     np.testing.assert_allclose(verdict.scores[0], scores, rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(jax.jit(Verdict.mean)(verdict), scores.mean((1, 2)), rtol=1e-3, atol=1e-4)
-    assert [features.shape for features in verdict.features] == [(2, 4, 4, 4), (2, 2, 2, 8)]
+    assert [features.shape for features in verdict.features] == [(2, 4, 3, 4), (2, 2, 2, 8)]
 
 
 def test_augmentation_moves_cuts_and_lets_gradients_pass():

@@ -215,6 +215,24 @@ def test_speech_is_made_of_a_text(spoken, tmp_path):
     assert cv2.imread(str(tmp_path / "sheet.png")).shape == (136, 2 * 136, 3)
 
 
+@pytest.mark.parametrize("vocoder", [False, True])
+def test_the_speed_of_speaking_is_told(vocoder, spoken, tmp_path, capsys):
+    words = ["to=speech", "n=2", *([f"vocoder={spoken}"] if vocoder else [])]
+    make(spoken, tmp_path, f"from=text:{SENTENCE}", *words)
+    seconds, factor = re.fullmatch(
+        r"made in (\S+) s: 6\.8 s of sound, real-time factor (\S+)\n", capsys.readouterr().err
+    ).groups()
+    assert float(factor) == pytest.approx(float(seconds) / 6.8, rel=0.06)
+
+
+def test_the_speed_of_writing_is_told(drawn, made, tmp_path, capsys):
+    whole = make(drawn, tmp_path, f"from=image:{made[0] / 'image-1.png'}", "to=text", "n=3", "decoding.temperature=1")
+    line = re.fullmatch(r"made in (\S+) s: (\d+) tokens, (\S+) a second\n", capsys.readouterr().err)
+    seconds, tokens, rate = map(float, line.groups())
+    assert rate == pytest.approx(tokens / seconds, rel=0.01)
+    assert tokens >= sum(len(answer.split()) for answer in whole["answers"]["writer"])
+
+
 def test_a_vocoder_makes_the_sound(spoken, drawn, tmp_path, capsys):
     """Of the same frames as Griffin-Lim does otherwise, and only of frames like those it has learned from."""
     words = (f"from=text:{SENTENCE}", "to=speech", "n=2")

@@ -1,0 +1,41 @@
+"""emoji_classify: which of Unicode's groups an emoji is of; its eyes judge what emoji_paint makes."""
+
+from mmjax.config import Experiment
+from mmjax.data.augment import PictureAugment
+from mmjax.data.inputs import Labels, Picture
+from mmjax.data.loader import Data
+from mmjax.data.sources.emoji import GROUPS, Emoji
+from mmjax.encoders import ConvNet
+from mmjax.fusion import AttentionPool
+from mmjax.heads import Classify
+from mmjax.model import Model
+from mmjax.training.checkpoint import Checkpoint
+from mmjax.training.loop import Train
+from mmjax.training.optimizer import Muon
+from mmjax.training.schedule import Constant
+
+
+def emoji_classify() -> Experiment:
+    """Real art told apart by a convolutional network."""
+    return Experiment(
+        name="emoji_classify",
+        data=Data(
+            source=Emoji(),
+            inputs={
+                "image": Picture(size=32, augment=PictureAugment(flip=0.5, crop=0.1, rotate=10, scale=0.1)),
+                "group": Labels(names=GROUPS),
+            },
+        ),
+        model=Model(
+            width=128,
+            dtype="float32",
+            encoders={"image": ConvNet(stem=2, widths=(32, 64, 128), depths=(1, 2, 2))},
+            fusion=AttentionPool(),
+            outputs={"group": Classify(target="group", smoothing=0.1)},
+            dropout=0.1,
+            unroll=True,
+        ),
+        optimizer=Muon(learning_rate=3e-3, weight_decay=0.05, schedule=Constant(warmup=100)),
+        train=Train(steps=1000, batch_size=64, evaluate_every=250),
+        checkpoint=Checkpoint(every=500),
+    )
