@@ -42,7 +42,7 @@ class Evaluation:
     decoding: Decoding | None = chz.field(
         default=None, doc="how texts, and the codes of pictures, are written; None: as the run does"
     )
-    seed: int = chz.field(default=0, doc="what the draws of pictures and sounds follow from")
+    seed: int = chz.field(default=0, doc="what draws follow from")
 
     @chz.validate
     def _some(self) -> None:
@@ -89,7 +89,8 @@ def evaluate(request: Evaluation) -> Path:
                 made = ", ".join(output.target for output in able.values()) or "no picture and no sound"
                 raise UserError(f"readers.{target} has nothing to read: the run makes {made} of {', '.join(given)}")
         evaluator = Evaluator(data, experiment.data_dir, size, sharding=sharding, rules=rules)
-        (metrics,) = evaluator.evaluate(model, request.split)
+        chance = request.decoding is not None and request.decoding.temperature > 0
+        (metrics,) = evaluator.evaluate(model, request.split, seed=request.seed if chance else None)
         metrics = {name: value for name, value in metrics.items() if name.split("/")[1] in told}
         generated = evaluate_generation(
             model,

@@ -40,11 +40,11 @@ class Evaluated:
     present: dict[str, Any]
 
 
-def evaluate_step(model: Multimodal, batch: Batch, *, rules: Rules) -> Evaluated:
-    """The answers to a batch; all but the averages whole on every device."""
+def evaluate_step(model: Multimodal, batch: Batch, key: jax.Array | None, *, rules: Rules) -> Evaluated:
+    """The answers to a batch, without chance if there is no key; all but the averages whole on every device."""
     _, metrics = model.loss(batch)
     written = {name: batch.values[output.target] for name, output in _writers(model).items()}
-    return Evaluated(metrics, rules.gather(model.predict(batch)), rules.gather(written), rules.gather(batch.present))
+    return Evaluated(metrics, rules.gather(model.predict(batch, key)), rules.gather(written), rules.gather(batch.present))
 
 
 def _writers(model: Multimodal) -> dict[str, TextWriter]:
@@ -65,19 +65,25 @@ class Evaluator:
         self._data = chz.replace(data, workers=0)
         self._data_dir, self._batch_size, self._sharding = data_dir, batch_size, sharding
         self._count = count
-        self._step = jax.jit(over_runs(functools.partial(evaluate_step, rules=rules), count, (0, None)))
+        self._step = jax.jit(over_runs(functools.partial(evaluate_step, rules=rules), count, (0, None, None)))
         self._loaders: dict[str, Loader] = {}
 
     def evaluate(
-        self, model: Multimodal, split: str, on_batch: Callable[[HostBatch], None] | None = None
+        self,
+        model: Multimodal,
+        split: str,
+        on_batch: Callable[[HostBatch], None] | None = None,
+        *,
+        seed: int | None = None,
     ) -> list[dict[str, float]]:
         """Metrics of every model over a whole split, each example counted once, as "split/output/metric".
 
         Outputs that align two modalities are also judged by retrieval over the whole split as the gallery.
-        `on_batch` is told of every batch: what could not be read of it, for one.
+        `on_batch` is told of every batch: what could not be read of it, for one. With a `seed` outputs answer with
+        chance, as texts are written at a temperature; without, each gives what is most probable.
         """
         judges = [Judge(model, self._data) for _ in range(self._count)]
-        for host, results in self._predict(model, split):
+        for host, results in self._predict(model, split, seed=seed):
             if on_batch is not None:
                 on_batch(host)
             for judge, answers in zip(judges, results, strict=True):
@@ -90,7 +96,7 @@ class Evaluator:
         return host, *(answers.predictions for answers in results)
 
     def _predict(
-        self, model: Multimodal, split: str, steps: int | None = None
+        self, model: Multimodal, split: str, *, steps: int | None = None, seed: int | None = None
     ) -> Iterator[tuple[HostBatch, list[Evaluated]]]:
         """Batch by batch: what the host knows, and every model's answers, on the host."""
         if split not in self._loaders:
@@ -98,8 +104,9 @@ class Evaluator:
             self._loaders[split] = Loader(self._data, self._data_dir, split, self._batch_size, rows=rows)
         loader = self._loaders[split]
         with Feed(loader, self._sharding, 0, steps or loader.steps) as feed:
-            for placed in feed:
-                yield placed.host, unstack(jax.device_get(self._step(model, placed.batch)), self._count)
+            for number, placed in enumerate(feed):
+                key = None if seed is None else jax.random.fold_in(jax.random.key(seed), number)
+                yield placed.host, unstack(jax.device_get(self._step(model, placed.batch, key)), self._count)
 
 
 class Judge:

@@ -80,7 +80,8 @@ class TextWriter(nnx.Module):
         return loss, {"loss": loss, **metrics}
 
     def predict(self, fused: Fused, key: jax.Array | None) -> dict[str, Array]:
-        return {"ids": self.write(fused, key, self.decoding)}
+        how = self.decoding if key is not None else chz.replace(self.decoding, temperature=0.0)
+        return {"ids": self.write(fused, key, how)}
 
     def write(self, fused: Fused, key: jax.Array | None, how: Decoding) -> Int[Array, "B N"]:
         """Token ids of one text an example, padding behind its end. Raises ValueError for a draw without a key."""

@@ -166,6 +166,18 @@ def test_draws_follow_from_the_seed(found, run):
     assert fid("seed=1") != before == fid()
 
 
+def test_texts_are_drawn_where_it_is_asked_for(found, run):
+    def error(*words):
+        assert evaluate.main([str(run), "given=image", "examples=6", *words]) == 0
+        whole = json.loads((run / "evaluations" / "3.json").read_text())
+        return whole["test given image"]["metrics"]["test/writer/character_error"]
+
+    warm = ("decoding.temperature=5",)
+    greedy, drawn = error(), error(*warm)
+    assert greedy == error("decoding.beams=1") != drawn
+    assert error(*warm) == drawn != error(*warm, "seed=1")
+
+
 def test_results_that_were_damaged_are_left_alone(found, run, tmp_path, capsys):
     copy = shutil.copytree(run, tmp_path / "run")
     path = copy / "evaluations" / "3.json"
