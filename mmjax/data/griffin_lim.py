@@ -7,6 +7,7 @@ from jaxtyping import Complex, Float
 
 from mmjax.data import spectrogram
 from mmjax.data.spectrogram import FLOOR
+from mmjax.layers.mel import mel_filters
 
 OVERLAP = 4  # frames that each sample lies in, at least: with fewer the magnitudes hardly tie the phases down
 FILL_STEPS = 50
@@ -28,7 +29,7 @@ def waveform(
 
     Where frames overlap little, others are put between them by linear interpolation before phases are looked for.
     """
-    filters = spectrogram.mel_filters(rate, spectrogram.fft_size(window), bands, low, high)
+    filters = mel_filters(rate, spectrogram.fft_size(window), bands, low, high)
     step = min(hop, max(1, window // OVERLAP))
     length = len(log_mel) * hop
     place = np.arange(math.ceil(length / step)) * (step / hop)

@@ -15,6 +15,7 @@ from mmjax.data.augment import PictureAugment, SpeechAugment
 from mmjax.data.clean import BadInput
 from mmjax.data.sources.base import Recording
 from mmjax.data.tokenize import END, Bytes, Corpus, Tokenizer
+from mmjax.layers.mel import mel_filters
 from mmjax.types import Feature, Image, Label, Quantity, Spectrum, Text, Waveform
 
 # What the samples of a waveform come to: 20 dB below full scale leaves room for the peaks of speech.
@@ -191,7 +192,7 @@ class Speech(Input):
     @property
     def _filters(self) -> np.ndarray:
         size = spectrogram.fft_size(self._window)
-        return spectrogram.mel_filters(self.rate, size, self.bands, float(self.low), self._high)
+        return mel_filters(self.rate, size, self.bands, float(self.low), self._high)
 
     @property
     def feature(self) -> Spectrum:

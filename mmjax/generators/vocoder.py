@@ -30,19 +30,22 @@ GAME = Adversary(
 class Vocoder(Output):
     """HiFi-GAN (Kong et al. 2020), from the log-mel frames of a recording to its samples.
 
-    The generator plays against critics and keeps near the recording, by the spectral distance (see `spectral_distance`)
-    averaged over `windows`, the multi-resolution STFT loss of Yamamoto et al. (2020). A place multiplies by nearest
-    neighbours and a convolution instead of a transposed one, which leaves no pattern of its stride, and weights are not
-    normalised. It does not read the fused features, and predicts nothing.
+    The generator plays against critics and keeps near the recording by `spectral_distance`, averaged over `windows`:
+    the multi-resolution STFT loss of Yamamoto et al. (2020) and HiFi-GAN's own of mel bands. A place multiplies by
+    nearest neighbours and a convolution instead of a transposed one, which leaves no pattern of its stride, and weights
+    are not normalised. The samples that `factors` leave are made at once, several of a place (Shi et al. 2016): a level
+    of many places and few channels takes as long as all others. It reads no fused features, and predicts nothing.
     """
 
     target: str = chz.field(doc="name of the waveform")
     mel: str = chz.field(doc="name of the spectrum of the same recording")
     channels: int = chz.field(default=128, doc="channels of a frame, halved whenever its places multiply")
-    factors: tuple[int, ...] = chz.field(default=(5, 5, 4), doc="how often a place multiplies, a level each")
+    factors: tuple[int, ...] = chz.field(
+        default=(5, 5, 4), doc="how often a place multiplies, a level each; together they divide the samples of a frame"
+    )
     kernels: tuple[int, ...] = chz.field(default=(3, 7, 11), doc="places that each of a level's residual branches sees")
     dilations: tuple[int, ...] = chz.field(default=(1, 3, 5), doc="how far these are apart, a block of a branch each")
-    windows: tuple[int, ...] = chz.field(default=(128, 256, 512), doc="samples of the loss's windows, multiples of 4")
+    windows: tuple[int, ...] = chz.field(default=(128, 256, 512), doc="samples of the loss's windows, multiples of 8")
     adversary: Adversary | None = chz.field(default=GAME, doc="the critics and their game; None: the distance alone")
 
     @chz.validate
@@ -50,8 +53,8 @@ class Vocoder(Output):
         for name in ("factors", "kernels", "dilations", "windows"):
             if not getattr(self, name) or min(getattr(self, name)) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be positive numbers, one or more")
-        if any(window % 4 for window in self.windows):
-            raise ValueError(f"windows={self.windows} must be multiples of 4")
+        if any(window % 8 for window in self.windows):
+            raise ValueError(f"windows={self.windows} must be multiples of 8")
         if self.channels < 2 ** len(self.factors):
             raise ValueError(f"channels={self.channels} cannot be halved {len(self.factors)} times")
 
@@ -63,17 +66,18 @@ class Vocoder(Output):
         wave = find_feature("Vocoder.target", self.target, features, Waveform)
         spectrum = find_feature("Vocoder.mel", self.mel, features, Spectrum)
         hop = spectrum.seconds * wave.rate
-        if not math.isclose(math.prod(self.factors), hop):
+        at_once = hop / math.prod(self.factors)
+        if not round(at_once) or not math.isclose(at_once, round(at_once)):
             raise UserError(
-                f"Vocoder.factors={self.factors} make {math.prod(self.factors)} samples of a frame of {self.mel}, "
-                f"which has {hop:g}; choose factors whose product that is"
+                f"Vocoder.factors={self.factors} make {math.prod(self.factors)} places of a frame of {self.mel}, "
+                f"which has {hop:g} samples; choose factors whose product divides that"
             )
         if spectrum.frames * hop < wave.samples:
             raise UserError(
                 f"{self.target} is longer than {self.mel}: give data.inputs.{self.target}.seconds and "
                 f"data.inputs.{self.mel}.seconds the same value"
             )
-        return VocoderModule(self, spectrum, wave, settings, rngs)
+        return VocoderModule(self, spectrum, wave, round(at_once), settings, rngs)
 
     def build_critic(self, features: dict[str, Feature], settings: Settings, rngs: nnx.Rngs) -> AdversaryModule | None:
         return None if self.adversary is None else self.adversary.build(1, settings, rngs)
@@ -96,7 +100,9 @@ class Branch(nnx.Module):
 class VocoderModule(nnx.Module):
     """See `Vocoder`: frames -> for every factor, more places and the mean of residual branches -> samples."""
 
-    def __init__(self, config: Vocoder, spectrum: Spectrum, wave: Waveform, settings: Settings, rngs: nnx.Rngs):
+    def __init__(
+        self, config: Vocoder, spectrum: Spectrum, wave: Waveform, at_once: int, settings: Settings, rngs: nnx.Rngs
+    ):
         rules = settings.rules
         make = functools.partial(Conv, rules=rules, rngs=rngs)
         self.stem = make(spectrum.bands, config.channels, (7,))
@@ -109,8 +115,8 @@ class VocoderModule(nnx.Module):
         )
         branch = functools.partial(Branch, dilations=config.dilations, rules=rules, rngs=rngs)
         self.levels = nnx.List([nnx.List([branch(width, kernel) for kernel in config.kernels]) for width in widths[1:]])
-        self.out = make(widths[-1], 1, (7,), few_outputs=True)
-        self.factors, self.windows, self.samples = config.factors, config.windows, wave.samples
+        self.out = make(widths[-1], at_once, (7,), few_outputs=True)
+        self.factors, self.windows, self.samples, self.rate = config.factors, config.windows, wave.samples, wave.rate
         self.target, self.mel, self.dtype, self.rules = config.target, config.mel, settings.dtype, rules
 
     def decode(self, mel: Float[Array, "B T M"], mask: Bool[Array, "B T"]) -> Float[Array, "B S"]:
@@ -120,7 +126,8 @@ class VocoderModule(nnx.Module):
             x = widen(repeat(_activate(x), factor, self.rules))
             first, *others = (branch(x) for branch in branches)
             x = sum(others, first) / len(branches)
-        return jnp.tanh(self.out(_activate(x))[..., 0].astype(jnp.float32))
+        samples = self.out(_activate(x)).astype(jnp.float32)
+        return jnp.tanh(reshape(samples, samples.shape[1] * samples.shape[2], rules=self.rules))
 
     def weight(self, batch: Batch) -> Float[Array, ""]:
         return self._real(batch).astype(jnp.float32).sum()
@@ -137,7 +144,7 @@ class VocoderModule(nnx.Module):
         made = made[:, : self.samples]
 
         def distance(made: Float[Array, "B S"]) -> Float[Array, "B"]:
-            each = [spectral_distance(made, true, real, window, rules=self.rules) for window in self.windows]
+            each = [spectral_distance(made, true, real, window, self.rate, rules=self.rules) for window in self.windows]
             return jnp.stack(each).mean(0)
 
         size = real.sum(1).astype(jnp.float32)

@@ -7,9 +7,10 @@ import scipy.signal
 import soundfile
 
 from mmjax.data import griffin_lim, spectrogram
+from mmjax.layers.mel import mel_filters
 
 SETTINGS = {"rate": 8000, "window": 200, "bands": 40, "low": 50.0, "high": 4000.0}
-FILTERS = spectrogram.mel_filters(8000, 200, 40, 50.0, 4000.0)
+FILTERS = mel_filters(8000, 200, 40, 50.0, 4000.0)
 
 
 @pytest.fixture(scope="module", params=["0_george_0", "7_jackson_3", "6_theo_10"])
