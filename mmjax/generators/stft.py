@@ -52,8 +52,8 @@ def spectral_distance(
     apart = error > 0
     convergence = jnp.where(apart, jnp.sqrt(jnp.where(apart, error / jnp.maximum(power, FLOOR), 1)), 0)
     filters = mel_filters(rate, window, window // 8, 0.0, rate / 2)
-    bands = (jnp.square(x) @ filters + FLOOR for x in (made, wanted))
-    return convergence + _apart(made, wanted, counts) + _apart(*bands, counts)
+    made_bands, wanted_bands = (jnp.square(x) @ filters + FLOOR for x in (made, wanted))
+    return convergence + _apart(made, wanted, counts) + _apart(made_bands, wanted_bands, counts)
 
 
 def _apart(
