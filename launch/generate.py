@@ -228,7 +228,6 @@ def _voice(
 ) -> float:
     """Adds the `samples` that the vocoder of a run makes of every predicted spectrum; the seconds that it took."""
     import jax
-    import numpy as np
 
     from mmjax.compilation import jit_once
     from mmjax.sharding.mesh import MeshShape, choose_rules
@@ -261,11 +260,17 @@ def _voice(
                     "give one that was trained on the same"
                 )
             made = predictions[output]
-            mask = made.get("mask", np.ones(made["values"].shape[:2], bool))
-            given = jax.device_put((made["values"], mask), rules.spec("batch"))
+            given = jax.device_put((made["values"], _real_frames(made)), rules.spec("batch"))
             made["samples"], taken = _timed(decode, model, *given)
             seconds += taken
     return seconds
+
+
+def _real_frames(made: Mapping[str, Any]) -> Any:
+    """Which frames of predicted spectra are real: all, where nothing else is said."""
+    import numpy as np
+
+    return made.get("mask", np.ones(made["values"].shape[:2], bool))
 
 
 def _timed(function: Callable, *arguments: Any) -> tuple[Any, float]:
@@ -291,8 +296,7 @@ def _speeds(
         if isinstance(feature, Text):
             tokens += int((made["ids"] != PADDING).sum())
         if isinstance(feature, Spectrum):
-            frames = made["mask"].sum() if "mask" in made else made["values"].shape[0] * made["values"].shape[1]
-            sound += float(frames) * feature.seconds
+            sound += float(_real_frames(made).sum()) * feature.seconds
     speeds = f": {tokens} tokens, {tokens / seconds:.3g} a second" if tokens else ""
     return speeds + (f": {sound:.3g} s of sound, real-time factor {seconds / sound:.2g}" if sound else "")
 

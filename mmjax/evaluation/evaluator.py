@@ -44,9 +44,7 @@ def evaluate_step(model: Multimodal, batch: Batch, key: jax.Array | None, *, rul
     """The answers to a batch, without chance if there is no key; all but the averages whole on every device."""
     _, metrics = model.loss(batch)
     written = {name: batch.values[output.target] for name, output in _writers(model).items()}
-    return Evaluated(
-        metrics, rules.gather(model.predict(batch, key)), rules.gather(written), rules.gather(batch.present)
-    )
+    return Evaluated(metrics, *rules.gather((model.predict(batch, key), written, batch.present)))
 
 
 def _writers(model: Multimodal) -> dict[str, TextWriter]:

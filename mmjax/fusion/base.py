@@ -59,11 +59,11 @@ class PooledFusion(nnx.Module):
 
     modalities: tuple[str, ...]
 
+    @abc.abstractmethod
     def combine(
         self, means: Float[Array, "B M D"], there: Bool[Array, "B M"], key: jax.Array | None
     ) -> tuple[Float[Array, "B D"], Intermediates]:
         """The summary of h1 to hM, of which `there` are, and what happened between."""
-        raise NotImplementedError
 
     def __call__(
         self, streams: dict[str, Tokens], key: jax.Array | None

@@ -70,8 +70,7 @@ class CodeWriter(VqModule):
         return loss, {**metrics, "loss": loss, "codes": writing, "accuracy": Average.of(right, size)}
 
     def predict(self, fused: Fused, key: jax.Array | None) -> dict[str, Array]:
-        how = self.decoding if key is not None else chz.replace(self.decoding, temperature=0.0)
-        return {"values": self.write(fused, key, how)}
+        return {"values": self.write(fused, key, self.decoding)}
 
     def write(self, fused: Fused, key: jax.Array | None, how: Decoding) -> Float[Array, "B ..."]:
         """One picture or spectrum an example, in the feature's own terms."""

@@ -48,12 +48,12 @@ def decode(
 ) -> Int[Array, "B N"]:
     """Sequences of `batch` examples, up to `length` tokens each, the end and then padding behind what is said.
 
-    `memories` are those before the first place. A key is needed only for a temperature above 0.
+    `memories` are those before the first place. Without a key nothing is left to chance, whatever the temperature.
     """
+    if key is None:
+        how = chz.replace(how, temperature=0.0)
     if how.beams > 1:
         return beam_search(step, memories, batch, length, how, rules)
-    if how.temperature > 0 and key is None:
-        raise ValueError("a temperature above 0 draws at random: give a key")
 
     def advance(carry: tuple) -> tuple:
         place, ids, last, memories = carry

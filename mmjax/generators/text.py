@@ -80,11 +80,10 @@ class TextWriter(nnx.Module):
         return loss, {"loss": loss, **metrics}
 
     def predict(self, fused: Fused, key: jax.Array | None) -> dict[str, Array]:
-        how = self.decoding if key is not None else chz.replace(self.decoding, temperature=0.0)
-        return {"ids": self.write(fused, key, how)}
+        return {"ids": self.write(fused, key, self.decoding)}
 
     def write(self, fused: Fused, key: jax.Array | None, how: Decoding) -> Int[Array, "B N"]:
-        """Token ids of one text an example, padding behind its end. Raises ValueError for a draw without a key."""
+        """Token ids of one text an example, padding behind its end; see `decode`."""
         mask = fused.tokens.mask
 
         def step(last: Int[Array, "B"], place: Int[Array, ""], memories: Memories) -> tuple[Array, Memories]:

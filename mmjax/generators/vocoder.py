@@ -65,9 +65,8 @@ class Vocoder(Output):
     def build(self, features: dict[str, Feature], settings: Settings, rngs: nnx.Rngs) -> "VocoderModule":
         wave = find_feature("Vocoder.target", self.target, features, Waveform)
         spectrum = find_feature("Vocoder.mel", self.mel, features, Spectrum)
-        hop = spectrum.seconds * wave.rate
-        at_once = hop / math.prod(self.factors)
-        if not round(at_once) or not math.isclose(at_once, round(at_once)):
+        hop, at_once = spectrum.seconds * wave.rate, self.at_once(spectrum, wave)
+        if at_once < 1 or not math.isclose(at_once * math.prod(self.factors), hop):
             raise UserError(
                 f"Vocoder.factors={self.factors} make {math.prod(self.factors)} places of a frame of {self.mel}, "
                 f"which has {hop:g} samples; choose factors whose product divides that"
@@ -77,7 +76,11 @@ class Vocoder(Output):
                 f"{self.target} is longer than {self.mel}: give data.inputs.{self.target}.seconds and "
                 f"data.inputs.{self.mel}.seconds the same value"
             )
-        return VocoderModule(self, spectrum, wave, round(at_once), settings, rngs)
+        return VocoderModule(self, spectrum, wave, settings, rngs)
+
+    def at_once(self, spectrum: Spectrum, wave: Waveform) -> int:
+        """The samples of each place at last."""
+        return round(spectrum.seconds * wave.rate / math.prod(self.factors))
 
     def build_critic(self, features: dict[str, Feature], settings: Settings, rngs: nnx.Rngs) -> AdversaryModule | None:
         return None if self.adversary is None else self.adversary.build(1, settings, rngs)
@@ -100,9 +103,7 @@ class Branch(nnx.Module):
 class VocoderModule(nnx.Module):
     """See `Vocoder`: frames -> for every factor, more places and the mean of residual branches -> samples."""
 
-    def __init__(
-        self, config: Vocoder, spectrum: Spectrum, wave: Waveform, at_once: int, settings: Settings, rngs: nnx.Rngs
-    ):
+    def __init__(self, config: Vocoder, spectrum: Spectrum, wave: Waveform, settings: Settings, rngs: nnx.Rngs):
         rules = settings.rules
         make = functools.partial(Conv, rules=rules, rngs=rngs)
         self.stem = make(spectrum.bands, config.channels, (7,))
@@ -115,7 +116,7 @@ class VocoderModule(nnx.Module):
         )
         branch = functools.partial(Branch, dilations=config.dilations, rules=rules, rngs=rngs)
         self.levels = nnx.List([nnx.List([branch(width, kernel) for kernel in config.kernels]) for width in widths[1:]])
-        self.out = make(widths[-1], at_once, (7,), few_outputs=True)
+        self.out = make(widths[-1], config.at_once(spectrum, wave), (7,), few_outputs=True)
         self.factors, self.windows, self.samples, self.rate = config.factors, config.windows, wave.samples, wave.rate
         self.target, self.mel, self.dtype, self.rules = config.target, config.mel, settings.dtype, rules
 
