@@ -275,7 +275,7 @@ def _size(batch: Batch) -> int:
 
 def _value(loss: Average, name: str, weights: dict[str, Float[Array, ""]] | None) -> Float[Array, ""]:
     """An output's loss, or its part in that of the whole batch."""
-    return Average(loss.total, loss.weight if weights is None else weights[name]).value()
+    return Average(loss.totals, loss.weights if weights is None else weights[name]).value()
 
 
 def _split(key: jax.Array | None, count: int) -> list[jax.Array | None]:

@@ -55,21 +55,40 @@ class Fused:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Average:
-    """A weighted mean kept as its two sums, so that averages of parts add up to the average of the whole."""
+    """A weighted mean kept as sums, so that averages of parts add up to the average of the whole.
 
-    # Float[Array, ""] on the devices, NumPy's on the host.
-    total: Any
-    weight: Any
+    The sums are those of each example, or of all where examples cannot be told apart.
+    """
+
+    # Float[Array, "B"] or Float[Array, ""] on the devices, NumPy's on the host.
+    totals: Any
+    weights: Any
 
     @classmethod
     def of(cls, values: Float[Array, "..."], weights: Any) -> "Average":
         """The average of `values` under `weights` (booleans or floats that broadcast to them); weight 0 hides NaN."""
         weights = jnp.broadcast_to(jnp.asarray(weights, jnp.float32), values.shape)
-        return cls(jnp.sum(jnp.where(weights != 0, values.astype(jnp.float32), 0) * weights), jnp.sum(weights))
+        totals = jnp.where(weights != 0, values.astype(jnp.float32), 0) * weights
+        inside = tuple(range(1, values.ndim))
+        return cls(totals.sum(inside), weights.sum(inside))
+
+    @property
+    def total(self) -> Any:
+        """The weighted sum of all."""
+        return self.totals.sum()
+
+    @property
+    def weight(self) -> Any:
+        """The weight of all."""
+        return self.weights.sum()
 
     def value(self) -> Any:
         """total / weight; 0 where nothing was weighed."""
         return self.total / jnp.where(self.weight == 0, 1, self.weight)
+
+    def whole(self) -> "Average":
+        """The same without the examples."""
+        return Average(self.total, self.weight)
 
     def figures(self, name: str) -> dict[str, float]:
         """What is logged of it, on the host."""
@@ -83,6 +102,10 @@ class Counts:
 
     # Float[Array, "K"] on the devices, NumPy's on the host.
     counts: Any
+
+    def whole(self) -> "Counts":
+        """The same: nothing is kept of single examples."""
+        return self
 
     def figures(self, name: str) -> dict[str, float]:
         """The share of things that occurred at all, and the perplexity: as many equally frequent ones vary as much."""

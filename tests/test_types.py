@@ -17,7 +17,7 @@ def test_average_is_the_weighted_mean():
 
 def test_averages_of_parts_add_up_to_that_of_the_whole():
     values, there = jnp.arange(6.0), jnp.asarray([1, 0, 1, 1, 1, 0], bool)
-    parts = [Average.of(values[part], there[part]) for part in (slice(0, 2), slice(2, 6))]
+    parts = [Average.of(values[part], there[part]).whole() for part in (slice(0, 2), slice(2, 6))]
     whole = jax.tree.map(jnp.add, *parts)
     assert float(whole.value()) == float(Average.of(values, there).value()) == (0 + 2 + 3 + 4) / 4
 
@@ -29,6 +29,15 @@ def test_weight_zero_hides_what_is_not_finite():
     assert float(Average.of(values, jnp.zeros(4)).value()) == 0
     gradient = jax.grad(lambda values: Average.of(values, there).value())(values)
     np.testing.assert_array_equal(gradient, [0.5, 0, 0, 0.5])
+
+
+def test_every_example_has_its_own_sums():
+    values = jnp.arange(12.0).reshape(2, 3, 2)
+    there = jnp.asarray([[True, False, True], [False, True, False]])[..., None]
+    average = Average.of(values, there)
+    np.testing.assert_array_equal(average.totals, [0 + 1 + 4 + 5, 8 + 9])
+    np.testing.assert_array_equal(average.weights, [4, 2])
+    assert float(average.value()) == float(average.whole().value()) == 27 / 6
 
 
 def test_sums_are_float32():

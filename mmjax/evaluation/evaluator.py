@@ -41,10 +41,10 @@ class Evaluated:
 
 
 def evaluate_step(model: Multimodal, batch: Batch, key: jax.Array | None, *, rules: Rules) -> Evaluated:
-    """The answers to a batch, without chance if there is no key; all but the averages whole on every device."""
+    """The answers to a batch, without chance if there is no key; whole on every device."""
     _, metrics = model.loss(batch)
     written = {name: batch.values[output.target] for name, output in _writers(model).items()}
-    return Evaluated(metrics, *rules.gather((model.predict(batch, key), written, batch.present)))
+    return Evaluated(*rules.gather((metrics, model.predict(batch, key), written, batch.present)))
 
 
 def _writers(model: Multimodal) -> dict[str, TextWriter]:

@@ -2,14 +2,22 @@
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
+from jaxtyping import Float
+
+from mmjax.evaluation.statistic import Statistic, Sums
 
 ORDERS = (1, 2, 3, 4)
 
 
 def text_metrics(said: Sequence[str], truth: Sequence[str]) -> dict[str, float]:
+    """The values of `text_statistics`."""
+    return {name: statistic.value for name, statistic in text_statistics(said, truth).items()}
+
+
+def text_statistics(said: Sequence[str], truth: Sequence[str]) -> dict[str, Statistic]:
     """Figures of texts said of examples whose true texts are given, one each and not empty.
 
     exact            share that is the true text, word for word
@@ -19,36 +27,58 @@ def text_metrics(said: Sequence[str], truth: Sequence[str]) -> dict[str, float]:
     character_error  the same with characters
     """
     import jiwer
-    import sacrebleu
+    from sacrebleu.metrics.bleu import BLEU
 
+    ones = np.ones(len(said))
+    # Asked for single sentences, sacrebleu advises another kind of BLEU; only their counts are taken.
+    bleu = BLEU(effective_order=True)
+    scores = [bleu.sentence_score(a, [b]) for a, b in zip(said, truth, strict=True)]
+    grams = [[*score.counts, *score.totals, score.sys_len, score.ref_len] for score in scores]
     return {
-        "exact": float(np.mean([a.split() == b.split() for a, b in zip(said, truth, strict=True)])),
-        "bleu": sacrebleu.corpus_bleu(list(said), [list(truth)]).score,
-        "cider": cider(said, truth),
-        "word_error": jiwer.wer(list(truth), list(said)),
-        "character_error": jiwer.cer(list(truth), list(said)),
+        "exact": Statistic.ratio(np.array([a.split() == b.split() for a, b in zip(said, truth, strict=True)]), ones),
+        "bleu": Statistic(np.array(grams, np.float64), _bleu),
+        "cider": Statistic.ratio(cider(said, truth), ones),
+        "word_error": _errors(jiwer.process_words, said, truth),
+        "character_error": _errors(jiwer.process_characters, said, truth),
     }
 
 
-def cider(said: Sequence[str], truth: Sequence[str]) -> float:
-    """CIDEr with one true text an example (Vedantam et al. 2015, equations 1 to 3), at most 10.
+def _bleu(sums: Sums) -> Float[np.ndarray, "R"]:
+    from sacrebleu.metrics.bleu import BLEU
 
-    The mean over examples and n = 1 to 4 of 10 cos(g(said), g(truth)), g being counts of n-grams of words weighed by
-    -log of the share of true texts that have them. A text of fewer than n words scores 0 for that n.
+    rows = np.rint(sums).astype(int).tolist()
+    orders = len(ORDERS)
+    return np.array(
+        [BLEU.compute_bleu(row[:orders], row[orders:-2], *row[-2:], smooth_method="exp").score for row in rows]
+    )
+
+
+def _errors(process: Callable, said: Sequence[str], truth: Sequence[str]) -> Statistic:
+    """The edits of jiwer per true word or character."""
+    found = [process(b, a) for a, b in zip(said, truth, strict=True)]
+    edits = np.array([each.substitutions + each.deletions + each.insertions for each in found], np.float64)
+    return Statistic.ratio(edits, np.array([each.hits + each.substitutions + each.deletions for each in found]))
+
+
+def cider(said: Sequence[str], truth: Sequence[str]) -> Float[np.ndarray, "E"]:
+    """CIDEr of each example with one true text (Vedantam et al. 2015, equations 1 to 3), at most 10.
+
+    The mean over n = 1 to 4 of 10 cos(g(said), g(truth)), g being counts of n-grams of words weighed by -log of the
+    share of true texts that have them. A text of fewer than n words scores 0 for that n.
     """
-    total = 0.0
+    totals = np.zeros(len(truth))
     for order in ORDERS:
         true, found = ([_grams(text, order) for text in texts] for texts in (truth, said))
         having = Counter(gram for grams in true for gram in grams)
-        for a, b in zip(found, true, strict=True):
+        for row, (a, b) in enumerate(zip(found, true, strict=True)):
             weighed_a, weighed_b = (
                 {gram: count * math.log(len(truth) / max(1, having[gram])) for gram, count in grams.items()}
                 for grams in (a, b)
             )
             norms = math.sqrt(sum(w * w for w in weighed_a.values()) * sum(w * w for w in weighed_b.values()))
             if norms:
-                total += sum(weight * weighed_b.get(gram, 0) for gram, weight in weighed_a.items()) / norms
-    return 10 * total / len(ORDERS) / len(truth)
+                totals[row] += sum(weight * weighed_b.get(gram, 0) for gram, weight in weighed_a.items()) / norms
+    return 10 * totals / len(ORDERS)
 
 
 def _grams(text: str, order: int) -> Counter[tuple[str, ...]]:

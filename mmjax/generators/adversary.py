@@ -169,7 +169,7 @@ class AdversaryModule(nnx.Module):
         if config.matching:
             rewarded = rewarded + config.matching * _apart(real, verdict)
         counts = 1.0 if step is None else (step >= config.warmup).astype(jnp.float32)
-        loss = Average(loss.total + counts * Average.of(rewarded, weights).total, loss.weight)
+        loss = Average(loss.totals + counts * Average.of(rewarded, weights).totals, loss.weights)
 
         costs, details = self._loss(show(true, 0), show(jax.lax.stop_gradient(made), 1), condition)
         critic_loss = Average.of(costs, weights)

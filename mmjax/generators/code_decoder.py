@@ -66,7 +66,7 @@ class CodeWriter(VqModule):
         losses = (jax.nn.logsumexp(logits, -1) - jnp.sum(logits * hot, -1)).mean(1)
         right = (logits.argmax(-1) == ids).astype(jnp.float32).mean(1)
         writing = Average.of(losses, size)
-        loss = Average(tokenizer.total + writing.total, tokenizer.weight)
+        loss = Average(tokenizer.totals + writing.totals, tokenizer.weights)
         return loss, {**metrics, "loss": loss, "codes": writing, "accuracy": Average.of(right, size)}
 
     def predict(self, fused: Fused, key: jax.Array | None) -> dict[str, Array]:

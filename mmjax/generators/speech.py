@@ -180,7 +180,7 @@ class Speaker(nnx.Module):
             "loss": loss,
             "reconstruction": each(negative),
             "square_error": each(squares),
-            "kl_per_frame": Average(divergence.sum(), frames.sum().astype(jnp.float32)),
+            "kl_per_frame": Average(divergence.sum(1), frames.sum(1).astype(jnp.float32)),
             "duration_error": Average.of(duration_error, size),
             "length_error": Average.of(length_error, size > 0),
         }

@@ -91,8 +91,8 @@ class TextVaeWriter(TextWriter):
         loss, metrics = super().loss(self.tell(q.draw(draw_key), fused), batch, decode_key, step)
         divergence, some = q.divergence(p), there.any(1)
         warmth = 1.0 if step is None or not self.warmup else jnp.minimum(1.0, step / self.warmup)
-        cost = Average.of(jnp.maximum(divergence, self.free_bits).sum(1), some).total
-        total = Average(loss.total + warmth * self.beta * cost, loss.weight)
+        cost = Average.of(jnp.maximum(divergence, self.free_bits).sum(1), some).totals
+        total = Average(loss.totals + warmth * self.beta * cost, loss.weights)
         return total, {**metrics, "loss": total, "tokens": loss, "kl": Average.of(divergence.sum(1), some)}
 
     def write(self, fused: Fused, key: jax.Array | None, how: Decoding) -> Int[Array, "B N"]:

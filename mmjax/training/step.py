@@ -72,7 +72,8 @@ def train_step(
     if critic_optimizer is not None:
         scalars |= {"critic_loss": losses[1], "critic_gradient_norm": norms[1]}
     one = jnp.ones((), jnp.float32)
-    return state, metrics | {name: Average(scalar.astype(jnp.float32), one) for name, scalar in scalars.items()}
+    whole: Metrics = {name: metric.whole() for name, metric in metrics.items()}
+    return state, whole | {name: Average(scalar.astype(jnp.float32), one) for name, scalar in scalars.items()}
 
 
 def compute_gradients(

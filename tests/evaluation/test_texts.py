@@ -1,10 +1,15 @@
 """Scores of what was made, against figures worked out by hand."""
 
+import itertools
 import math
 
+import jiwer
+import numpy as np
 import pytest
+import sacrebleu
 
-from mmjax.evaluation.texts import cider, text_metrics
+from mmjax.evaluation.statistic import intervals
+from mmjax.evaluation.texts import cider, text_metrics, text_statistics
 
 TRUTH = ["a red circle above a blue star", "a small green square", "two stars", "a large red circle"]
 
@@ -31,4 +36,22 @@ def test_cider_by_hand():
     weight = math.log(2)
     assert weight > 0
     # One word: [a] against [a b], all weights log 2: cos = 1 / sqrt 2; [c c] against [c]: 1. Two words: none in common.
-    assert cider(["a", "c c"], ["a b", "c"]) == pytest.approx(10 * (1 / math.sqrt(2) + 1) / 2 / 4)
+    assert cider(["a", "c c"], ["a b", "c"]) == pytest.approx([10 / math.sqrt(2) / 4, 10 / 4])
+
+
+def test_figures_of_a_corpus_are_those_of_sacrebleu_and_jiwer():
+    rng = np.random.default_rng(0)
+    words = ["a", "the", "red", "blue", "circle", "square", "of", "left", "above", "large"]
+    truth = [" ".join(rng.choice(words, rng.integers(3, 12))) for _ in range(60)]
+    said = [" ".join(word if rng.random() < 0.7 else rng.choice(words) for word in text.split()) for text in truth]
+    said[3] = ""
+    found = text_statistics(said, truth)
+    assert found["bleu"].value == pytest.approx(sacrebleu.corpus_bleu(said, [truth]).score, abs=1e-9)
+    assert found["word_error"].value == pytest.approx(jiwer.wer(truth, said), abs=1e-9)
+    assert found["character_error"].value == pytest.approx(jiwer.cer(truth, said), abs=1e-9)
+    some = rng.random(60) < 0.5
+    picked = [list(itertools.compress(texts, some)) for texts in (said, truth)]
+    slice_score = sacrebleu.corpus_bleu(picked[0], [picked[1]]).score
+    assert found["bleu"].among(some).value == pytest.approx(slice_score, abs=1e-9)
+    interval = intervals(found)["bleu"]
+    assert interval.low < interval.value < interval.high

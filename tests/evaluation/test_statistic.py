@@ -1,0 +1,88 @@
+"""Figures that are formulas of sums: intervals and comparisons against SciPy's, and against what is known."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from mmjax.evaluation.statistic import Statistic, compare, intervals
+
+RNG = np.random.default_rng(0)
+
+
+def test_intervals_are_those_of_scipy():
+    weights = RNG.integers(1, 5, 400).astype(float)
+    totals = weights * RNG.beta(2, 5, 400)
+    found = intervals({"ratio": Statistic.ratio(totals, weights), "mean": Statistic.ratio(totals, np.ones(400))})
+    assert found["ratio"].value == pytest.approx(totals.sum() / weights.sum(), rel=1e-12)
+    assert found["mean"].value == pytest.approx(totals.mean(), rel=1e-12)
+
+    def ratio(totals, weights, axis):
+        return totals.sum(axis) / weights.sum(axis)
+
+    for name, data, statistic, paired in (
+        ("ratio", (totals, weights), ratio, True),
+        ("mean", (totals,), np.mean, False),
+    ):
+        theirs = stats.bootstrap(
+            data, statistic, paired=paired, method="percentile", n_resamples=20_000, rng=np.random.default_rng(5)
+        )
+        width = theirs.confidence_interval.high - theirs.confidence_interval.low
+        assert found[name].low == pytest.approx(theirs.confidence_interval.low, abs=0.06 * width)
+        assert found[name].high == pytest.approx(theirs.confidence_interval.high, abs=0.06 * width)
+
+
+def test_intervals_hold_what_is_true_as_often_as_they_say():
+    held = 0
+    for trial in range(300):
+        values = np.random.default_rng(trial).exponential(size=120)
+        interval = intervals({"mean": Statistic.ratio(values, np.ones(120))})["mean"]
+        held += interval.low <= 1 <= interval.high
+    assert 0.90 <= held / 300 <= 0.98
+
+
+def test_a_slice_is_the_figure_of_its_examples():
+    values, chosen = RNG.normal(size=50), RNG.random(50) < 0.3
+    whole = Statistic.ratio(values, np.ones(50))
+    some = whole.among(chosen)
+    assert some.value == pytest.approx(values[chosen].mean(), rel=1e-12)
+    assert (whole.examples, some.examples) == (50, chosen.sum())
+    interval = intervals({"some": some})["some"]
+    assert interval.low < some.value < interval.high
+    none = whole.among(np.zeros(50, bool))
+    assert np.isnan(none.value)
+    assert none.examples == 0
+    assert np.isnan(intervals({"none": none})["none"].low)
+
+
+def test_comparing_is_the_paired_test_of_scipy():
+    a = RNG.normal(0.30, 1, 200)
+    b = 0.8 * a + RNG.normal(0, 0.6, 200) - 0.1
+    ones = np.ones(200)
+    found = compare(Statistic.ratio(a, ones), Statistic.ratio(b, ones))
+    assert found.value == pytest.approx((a - b).mean(), rel=1e-9)
+    theirs = stats.permutation_test(
+        (a, b),
+        lambda x, y, axis: (x - y).mean(axis),
+        permutation_type="samples",
+        n_resamples=20_000,
+        rng=np.random.default_rng(3),
+    )
+    assert found.p_value == pytest.approx(theirs.pvalue, abs=0.02)
+    resampled = stats.bootstrap(
+        (a - b,), np.mean, method="percentile", n_resamples=20_000, rng=np.random.default_rng(4)
+    )
+    width = resampled.confidence_interval.high - resampled.confidence_interval.low
+    assert found.low == pytest.approx(resampled.confidence_interval.low, abs=0.06 * width)
+    assert found.high == pytest.approx(resampled.confidence_interval.high, abs=0.06 * width)
+
+
+def test_comparing_what_is_alike():
+    right = (RNG.random(100) < 0.7).astype(float)
+    same = Statistic.ratio(right, np.ones(100))
+    found = compare(same, same)
+    assert (found.value, found.low, found.high, found.p_value) == (0, 0, 0, 1)
+    other = Statistic.ratio(1 - right, np.ones(100))
+    assert compare(same, other).p_value < 0.01
+    assert compare(same, other).value == -compare(other, same).value
+    with pytest.raises(ValueError, match="cannot be compared"):
+        compare(same, Statistic.ratio(right[:50], np.ones(50)))
