@@ -129,6 +129,14 @@ class Multimodal(nnx.Module):
         model.blind = {name: tuple(sorted(hidden.union(blind))) for name, blind in self.blind.items()}
         return model
 
+    def only(self, outputs: Collection[str]) -> "Multimodal":
+        """The same model with these outputs alone."""
+        model = copy.copy(self)
+        model.outputs = nnx.Dict({name: self.outputs[name] for name in outputs})
+        model.weights = {name: self.weights[name] for name in outputs}
+        model.blind = {name: self.blind[name] for name in outputs}
+        return model
+
     def sees(self, output: str) -> bool:
         """Whether an output sees any modality at all."""
         return set(self.blind[output]) < set(self.encoders)

@@ -3,7 +3,7 @@
 import chz
 import jax
 from flax import nnx
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from mmjax.encoders.base import Encoder, Intermediates, expect
 from mmjax.layers.attention import Block, check_heads
@@ -46,7 +46,7 @@ class TextEncoder(nnx.Module):
         self.dtype = settings.dtype
 
     def __call__(
-        self, values: Int[Array, "B N"], mask: Bool[Array, "B N"], key: jax.Array | None
+        self, values: Int[Array, "B N"] | Float[Array, "B N V"], mask: Bool[Array, "B N"], key: jax.Array | None
     ) -> tuple[Tokens, Intermediates]:
         x = self.embed(values, self.dtype) + self.position[...].astype(self.dtype)
         x, layers = self.stack(x, mask, key=key)

@@ -3,15 +3,17 @@
 import itertools
 import math
 from collections.abc import Mapping
+from typing import Any
 
 
-def shapley(value: Mapping[frozenset[str], float]) -> dict[str, float]:
+def shapley(value: Mapping[frozenset[str], Any]) -> dict[str, Any]:
     """The Shapley value of every modality, in the unit of the figure (Shapley 1953, "A value for n-person games").
 
         phi(i) = sum over S without i of |S|! (M - |S| - 1)! / M! * (value(S + i) - value(S))
 
     the mean gain of adding i in all orders of the M modalities; they add up to value(all) - value(none). `value` holds
-    the figure of all 2^M subsets, the empty one included: what is reached with no modality at all.
+    the figure of all 2^M subsets, the empty one included: what is reached with no modality at all. Figures may be
+    numbers or arrays of some, one an example, say.
 
     Raises:
         ValueError: for a subset whose figure is missing.
@@ -24,8 +26,6 @@ def shapley(value: Mapping[frozenset[str], float]) -> dict[str, float]:
             raise ValueError(f"there is no value for the subset {sorted(subset)} of {names}")
     weights = [math.factorial(size) * math.factorial(count - size - 1) / math.factorial(count) for size in range(count)]
     return {
-        name: math.fsum(
-            weights[len(rest)] * (value[rest | {name}] - value[rest]) for rest in subsets if name not in rest
-        )
+        name: sum(weights[len(rest)] * (value[rest | {name}] - value[rest]) for rest in subsets if name not in rest)
         for name in names
     }

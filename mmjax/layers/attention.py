@@ -40,6 +40,20 @@ class Attention(nnx.Module):
     ) -> Float[Array, "B N D"]:
         return self.read(x, self.remember(x if context is None else context), mask, causal=causal)
 
+    def weights(
+        self,
+        x: Float[Array, "B N D"],
+        context: Float[Array, "B M D"] | None = None,
+        mask: Bool[Array, "B M"] | None = None,
+    ) -> Float[Array, "B N M"]:
+        """How much is read of each context token, on average over the heads; nothing where all is masked."""
+        query, key = self.query(x), self.key(x if context is None else context)
+        scores = jnp.einsum("bnhk,bmhk->bhnm", query, key).astype(jnp.float32) * key.shape[-1] ** -0.5
+        if mask is not None:
+            scores = jnp.where(mask[:, None, None, :], scores, jnp.finfo(jnp.float32).min)
+        weights = jax.nn.softmax(scores).mean(1)
+        return weights if mask is None else jnp.where(mask[:, None, :], weights, 0)
+
     def remember(self, context: Float[Array, "B M D"]) -> Memory:
         """What is read of a context: keys and values, which a decoder keeps instead of computing them again."""
         return self.key(context), self.value(context)
@@ -124,10 +138,14 @@ class CrossBlock(nnx.Module):
         key: jax.Array | None,
     ) -> Float[Array, "B N D"]:
         keys = (None, None) if key is None else jax.random.split(key)
-        seen = self.cross(self.norm(x), self.context_norm(context), context_mask)
-        if self.gate is not None:
-            seen = seen * jnp.tanh(self.gate[...]).astype(seen.dtype)
-        return self.block(x + dropout(seen, self.rate, keys[0]), mask, keys[1])
+        return self.block(x + dropout(self.hear(x, context, context_mask), self.rate, keys[0]), mask, keys[1])
+
+    def hear(
+        self, x: Float[Array, "B N D"], context: Float[Array, "B M D"], mask: Bool[Array, "B M"] | None
+    ) -> Float[Array, "B N D"]:
+        """What the context adds to the tokens."""
+        seen = self.cross(self.norm(x), self.context_norm(context), mask)
+        return seen if self.gate is None else seen * jnp.tanh(self.gate[...]).astype(seen.dtype)
 
 
 class AttentionPool(nnx.Module):
@@ -140,9 +158,15 @@ class AttentionPool(nnx.Module):
         self.rules = rules
 
     def __call__(self, x: Float[Array, "B N D"], mask: Bool[Array, "B N"]) -> Float[Array, "B D"]:
+        return self.attention(self._query(x), self.norm(x), mask)[:, 0]
+
+    def weights(self, x: Float[Array, "B N D"], mask: Bool[Array, "B N"]) -> Float[Array, "B N"]:
+        """How much of the vector is read off each token."""
+        return self.attention.weights(self._query(x), self.norm(x), mask)[:, 0]
+
+    def _query(self, x: Float[Array, "B N D"]) -> Float[Array, "B 1 D"]:
         spec = self.rules.spec("batch", None, None)
-        query = jnp.broadcast_to(self.probe[...].astype(x.dtype), (x.shape[0], 1, x.shape[2]), out_sharding=spec)
-        return self.attention(query, self.norm(x), mask)[:, 0]
+        return jnp.broadcast_to(self.probe[...].astype(x.dtype), (x.shape[0], 1, x.shape[2]), out_sharding=spec)
 
 
 def check_heads(name: str, heads: int, width: int) -> None:

@@ -91,13 +91,20 @@ class Linear(nnx.Module):
 
 
 class Embedding(nnx.Module):
-    """Rows of a table by id (ids Int[B N] below `entries`), drawn from N(0, 1 / width)."""
+    """Rows of a table by id (Int[B N] below `entries`), drawn from N(0, 1 / width).
+
+    Instead of an id a place may have shares of all ids (Float[B N V]), and gets the rows' sum by these: texts can then
+    be moved along a straight line.
+    """
 
     def __init__(self, entries: int, width: int, *, rules: Rules, rngs: nnx.Rngs):
         init = jax.nn.initializers.normal(width**-0.5)
         self.table = make_parameter(init, (entries, width), ("vocab", "embed"), rules=rules, rngs=rngs)
         self.rules = rules
 
-    def __call__(self, ids: Int[Array, "B N"], dtype: jnp.dtype) -> Float[Array, "B N D"]:
+    def __call__(self, ids: Int[Array, "B N"] | Float[Array, "B N V"], dtype: jnp.dtype) -> Float[Array, "B N D"]:
         table = jax.sharding.reshard(self.table[...].astype(dtype), self.rules.spec(None, None))
-        return table.at[ids].get(out_sharding=self.rules.spec("batch", None, None))
+        spec = self.rules.spec("batch", None, None)
+        if ids.ndim == 3:
+            return jnp.einsum("bnv,vd->bnd", ids.astype(dtype), table, out_sharding=spec)
+        return table.at[ids].get(out_sharding=spec)
