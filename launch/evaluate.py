@@ -1,26 +1,29 @@
-"""Evaluate a run's model on held-out data: `python -m launch.evaluate RUN_DIR [given=text] [readers.image=RUN]`.
+"""Evaluate a run's checkpoints on held-out data: `python -m launch.evaluate RUN_DIR [step=all|watch=true] [suite=...]`.
 
 The run may still be going on. The last line on standard output is the path of evaluations/STEP.json, which holds what
-every such command has found.
+every such command has found of the step; evaluations/report.html shows it. `compare RUN_A RUN_B` in place of a run
+directory compares runs: see `launch.compare`.
 """
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import chz
 
-from launch import command_line
-from launch.generate import runs, write_by
-from mmjax import config
-from mmjax.errors import UserError
-from mmjax.files import explained, write_atomic
+from launch import command_line, compare
+from launch.generate import runs
+from launch.session import Session
+from launch.suites import DEFAULT, SUITES, choose_suites
+from mmjax.errors import NoCheckpoint, Preempted, UserError
 from mmjax.generators import Decoding
+from mmjax.sharding.mesh import MeshShape
+from mmjax.signals import heed_signals
 
-FOLDER = "evaluations"
-SHOWN = 16  # of every kind of thing
+# Between two looks at a run's folder, seconds.
+PATIENCE = 1.0
 
 
 @chz.chz
@@ -29,7 +32,9 @@ class Evaluation:
 
     run_dir: str = chz.field(doc="the run whose model it is")
     split: str = chz.field(default="test", doc="which of the source's splits")
-    step: int | None = chz.field(default=None, doc="the checkpoint; None: the newest")
+    step: str = chz.field(default="latest", doc="the checkpoint, by its number; latest, or all there are")
+    watch: bool = chz.field(default=False, doc="evaluate every checkpoint as it appears, until the run is complete")
+    suite: tuple[str, ...] = chz.field(default=DEFAULT, doc=f"what is evaluated: some of {', '.join(SUITES)}, or all")
     given: str | None = chz.field(
         default=None, doc="the modalities that the model may see, separated by commas; None: all"
     )
@@ -37,11 +42,24 @@ class Evaluation:
         default_factory=dict, doc="finished runs that read what is made, by its modality"
     )
     examples: int | None = chz.field(
-        default=None, doc="of pictures and sounds, so many evenly spread are made; None: all"
+        default=None, doc="so many evenly spread ones are made or explained; None: all are made, and 64 explained"
+    )
+    slices: tuple[str, ...] | None = chz.field(
+        default=None, doc="fields that tell kinds of examples apart; None: all that do"
+    )
+    at: tuple[str, ...] = chz.field(
+        default=("pooled",), doc="the intermediates that probes read, such as encoders/image"
+    )
+    labels: tuple[str, ...] | None = chz.field(
+        default=None, doc="what probes and descriptions tell apart; None: all labels of the data"
+    )
+    templates: tuple[str, ...] = chz.field(
+        default=("{}", "a {}", "a picture of a {}"), doc="how classes are described, their names for {}"
     )
     decoding: Decoding | None = chz.field(
         default=None, doc="how texts, and the codes of pictures, are written; None: as the run does"
     )
+    mesh: MeshShape = chz.field(default=MeshShape(), doc="devices of this evaluation, whatever the run has")
     seed: int = chz.field(default=0, doc="what draws follow from")
 
     @chz.validate
@@ -50,106 +68,142 @@ class Evaluation:
             raise ValueError("examples must be at least 1")
         if self.seed < 0:
             raise ValueError("seed must not be negative")
+        if self.step not in ("latest", "all") and not self.step.isdigit():
+            raise ValueError(f"step={self.step} must be a checkpoint's number, latest, or all")
+        if self.watch and self.step != "latest":
+            raise ValueError("watch evaluates every step: leave step out")
 
 
 def evaluate(request: Evaluation) -> Path:
-    """Evaluate as asked; returns the path of the results."""
+    """Evaluate as asked; returns the path of the results of the last step."""
+    from mmjax.evaluation.results import Results
+    from mmjax.training.restore import saved_steps
+
+    suites = choose_suites(request.suite)
+    session, results = Session(request), Results(request.run_dir)
+    for step in results.steps():
+        results.read(step)  # damage shows before anything is computed
+    if not request.watch and request.step != "all":
+        return _evaluate(session, suites, None if request.step == "latest" else int(request.step))
+    with heed_signals() as asked_to_stop:
+        if request.watch:
+            return _watch(session, suites, asked_to_stop)
+        steps = saved_steps(session.run_dir)
+        if not steps:
+            raise UserError(f"{request.run_dir} has no checkpoint yet; with watch=true the first is waited for")
+        for number, step in enumerate(steps):
+            if asked_to_stop():
+                raise Preempted(f"stopped before step {step}")
+            _say(f"[{number + 1}/{len(steps)}] step {step}")
+            _try(session, suites, step)
+        done = results.steps()
+        if not done:
+            raise NoCheckpoint(f"every checkpoint of {request.run_dir} was removed before it could be evaluated")
+        return results.path(done[-1])
+
+
+def _evaluate(session: Session, suites: Sequence[str], step: int | None) -> Path:
+    """Evaluates one checkpoint; returns the path of its results."""
     import jax
-    from jax.sharding import NamedSharding
 
-    from mmjax.compilation import cache_compilations
-    from mmjax.evaluation.evaluator import Evaluator
-    from mmjax.evaluation.gallery import show_raw, write_gallery
-    from mmjax.evaluation.generation import evaluate_generation, makers
-    from mmjax.evaluation.reader import Reader
-    from mmjax.sharding.mesh import MeshShape, choose_rules
-    from mmjax.training.restore import restore_model
+    from mmjax.evaluation.results import Results
 
-    experiment = config.read(request.run_dir)
-    fingerprint = config.fingerprint(experiment)
-    outputs = [name for name, part in experiment.model.outputs.items() if part is not None]
-    experiment = chz.replace(experiment, model=write_by(request.decoding, experiment.model, outputs))
-    encoders = [name for name, part in experiment.model.encoders.items() if part is not None]
-    given = choose(request.given, encoders)
-    data = experiment.data.bind(experiment.data_dir, request.run_dir)
-    data.open(experiment.data_dir, request.split)
-    cache_compilations(experiment.data_dir)
-    mesh = MeshShape().build(jax.local_devices())
-    with jax.set_mesh(mesh):
-        rules = choose_rules("data", mesh)
-        sharding = NamedSharding(mesh, rules.spec("batch"))
-        size = -(-experiment.train.batch_size // mesh.size) * mesh.size
-        readers = {target: Reader(run, target, rules=rules) for target, run in request.readers.items()}
-        model, step = restore_model(experiment, request.run_dir, data.features, rules, request.step)
-        model = model.blindfold(set(encoders) - set(given))
-        told = {name: part for name, part in experiment.model.outputs.items() if part is not None and model.sees(name)}
-        able = makers(data.features, told)
-        for target in readers:
-            if all(output.target != target for output in able.values()):
-                made = ", ".join(output.target for output in able.values()) or "no picture and no sound"
-                raise UserError(f"readers.{target} has nothing to read: the run makes {made} of {', '.join(given)}")
-        evaluator = Evaluator(data, experiment.data_dir, size, sharding=sharding, rules=rules)
-        chance = request.decoding is not None and request.decoding.temperature > 0
-        (metrics,) = evaluator.evaluate(model, request.split, seed=request.seed if chance else None)
-        metrics = {name: value for name, value in metrics.items() if name.split("/")[1] in told}
-        generated = evaluate_generation(
-            model,
-            able,
-            data,
-            experiment.data_dir,
-            request.split,
-            size,
-            readers=readers,
-            sharding=sharding,
-            rules=rules,
-            examples=request.examples,
-            seed=request.seed,
-        )
-    metrics |= {f"{request.split}/{name}": value for name, value in generated.metrics.items()}
-    label = request.split if request.given is None else f"{request.split} given {', '.join(given)}"
-    found = {"fingerprint": fingerprint, "step": step, "readers": generated.readers}
-    folder = Path(request.run_dir).expanduser() / FOLDER
-    pieces = {
-        f"{name}-{kind}": [show_raw(raw) for raw in raws[:SHOWN]]
-        for name, kinds in generated.raws.items()
-        for kind, raws in kinds.items()
-        if raws
-    }
-    if pieces:
-        place = folder / str(step) / "-".join([request.split, *(given if request.given else [])])
-        facts = {f"reader of {target}": reader for target, reader in generated.readers.items()} | metrics
-        write_gallery(place, f"{experiment.name}, step {step}: {label}", facts, {}, pieces)
-    return _add(folder / f"{step}.json", label, found | {"metrics": metrics})
+    subject = session.open(step)
+    found = {}
+    for suite in suites:
+        if suite != suites[0]:
+            _say(f"step {subject.step}: {suite}")
+        with jax.set_mesh(session.mesh):
+            findings = SUITES[suite].run(session, subject)
+        if findings is not None:
+            found[suite] = findings
+        elif session.request.suite not in (DEFAULT, ("all",)):
+            raise UserError(f"suite={suite} has nothing to judge in {session.request.run_dir}; leave it out")
+    return Results(session.run_dir).add(
+        subject.step,
+        session.label,
+        found,
+        name=session.experiment.name,
+        fingerprint=session.fingerprint,
+        data={session.request.split: session.records.fingerprint},
+        readers={target: reader.name for target, reader in session.readers.items()},
+        asked=suites,
+    )
 
 
-def choose(given: str | None, encoders: Sequence[str]) -> list[str]:
-    """The modalities that `given` names, or all. Raises UserError for one that the run does not read."""
-    chosen = [*encoders] if given is None else [name for word in given.split(",") if (name := word.strip())]
-    for name in chosen:
-        if name not in encoders:
-            raise UserError(f"given={given} names {name}, and the run reads {', '.join(encoders)}")
-    if not chosen:
-        raise UserError(f"given={given} names nothing; the run reads {', '.join(encoders)}")
-    return chosen
+def _try(session: Session, suites: Sequence[str], step: int) -> Path | None:
+    """Evaluates one checkpoint that the run may remove at any time; None, saying so, where that cannot be."""
+    from mmjax.training.restore import saved_steps
+
+    try:
+        return _evaluate(session, suites, step)
+    except NoCheckpoint as error:
+        there = step in saved_steps(session.run_dir)
+        _say(str(error) if there else f"checkpoint {step} is gone: the run removed it before it could be evaluated")
+        return None
 
 
-def _add(path: Path, label: str, found: Mapping[str, Any]) -> Path:
-    """Puts what was found beside what the file already holds."""
-    with explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            before = json.loads(path.read_text()) if path.exists() else {}
-        except ValueError as error:
-            raise UserError(f"{path} is no valid JSON, perhaps cut short; move it away, and ask again") from error
-    return write_atomic(path, json.dumps({**before, label: found}, indent=2, allow_nan=False) + "\n")
+def _watch(session: Session, suites: Sequence[str], asked_to_stop: Callable[[], bool]) -> Path:
+    """Evaluates checkpoints as they appear, those that were evaluated before left out, until the run is complete."""
+    from mmjax.evaluation.results import Results
+    from mmjax.training.restore import saved_steps
+
+    results, every = Results(session.run_dir), session.experiment.checkpoint.every
+    settled: set[int] = {step for step in results.steps() if results.has(step, session.label, suites)}
+    waiting = False
+    while True:
+        complete = _complete(session)  # before looking for checkpoints: none appears after
+        steps = saved_steps(session.run_dir)
+        # The run saves at least as often as this; what came and went unseen is named, too.
+        missed = set(range(every, max(steps, default=0), every)) - set(steps) - settled
+        for step in sorted(missed):
+            _say(f"checkpoint {step} is gone: the run removed it before it could be evaluated")
+        settled |= missed
+        new = [step for step in steps if step not in settled]
+        for step in new[:1]:
+            _say(f"evaluating step {step}")
+            _try(session, suites, step)
+            settled.add(step)
+            waiting = False
+        if asked_to_stop():
+            raise Preempted("stopped; the same command goes on")
+        if not new and complete:
+            done = results.steps()
+            if not done:
+                raise NoCheckpoint(
+                    f"{session.request.run_dir} is complete and has no checkpoint that could be evaluated"
+                )
+            return results.path(done[-1])
+        if not new:
+            if not waiting:
+                _say("waiting for the next checkpoint")
+            waiting = True
+            time.sleep(PATIENCE)
 
 
+def _complete(session: Session) -> bool:
+    """Whether the run has come to its end."""
+    try:
+        summary = json.loads((session.run_dir / "summary.json").read_text())
+        return summary["step"] >= session.experiment.train.steps
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+ABOUT = "Evaluate a run's checkpoints on a held-out split; `compare RUN_A RUN_B`, in place of RUN_DIR, compares runs."
 SUBJECTS = command_line.Subjects("run_dir", runs, lambda run_dir: Evaluation(run_dir=run_dir), others=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
-    return command_line.main(evaluate, "Evaluate a run's model on a held-out split.", argv, SUBJECTS)
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["compare"]:
+        return compare.main(words[1:])
+    return command_line.main(evaluate, ABOUT, words, SUBJECTS)
 
 
 if __name__ == "__main__":

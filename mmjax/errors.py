@@ -5,6 +5,10 @@ class UserError(Exception):
     """A mistake in a command, a configuration, a data file or a checkpoint; its text is one sentence with the mend."""
 
 
+class NoCheckpoint(UserError):
+    """There is no whole checkpoint of the step asked for: none was saved, or it was removed, or it is damaged."""
+
+
 class Preempted(Exception):
     """A run that was asked to stop has saved a checkpoint and stopped; the same command resumes it."""
 

@@ -13,7 +13,7 @@ def classification_statistics(
     truth: Int[np.ndarray, "E S"],
     real: Bool[np.ndarray, "E S"],
     names: tuple[str, ...],
-    temperature: float | None = None,
+    temperature: Float[np.ndarray, "E"] | None = None,
 ) -> dict[str, Statistic]:
     """Figures of E examples' answers in S slots each, of which the `real` ones count.
 
@@ -23,7 +23,7 @@ def classification_statistics(
     recall/NAME             share of a class's answers that are found
     calibration_error       sum over 15 equal bins of the largest probability of |hits - sum of it|, per answer (Guo et
                             al. 2017, ECE)
-    calibrated/...          log_loss and calibration_error with logits divided by `temperature` (see `fit_temperature`)
+    calibrated/...          log_loss and calibration_error with logits divided by each example's `temperature`
     """
     kinds = len(names)
     said = probabilities.argmax(-1)
@@ -45,12 +45,22 @@ def classification_statistics(
     return found
 
 
+def cross_fit_temperatures(
+    probabilities: Float[np.ndarray, "E S K"], truth: Int[np.ndarray, "E S"], real: Bool[np.ndarray, "E S"]
+) -> Float[np.ndarray, "E"]:
+    """Every example's temperature (see `fit_temperature`), fitted on the half of the examples that it is not in."""
+    odd = np.arange(len(truth)) % 2 == 1
+    even, other = (fit_temperature(probabilities[half], truth[half], real[half]) for half in (odd, ~odd))
+    return np.where(odd, other, even)
+
+
 def fit_temperature(
     probabilities: Float[np.ndarray, "E S K"], truth: Int[np.ndarray, "E S"], real: Bool[np.ndarray, "E S"]
 ) -> float:
     """What to divide logits by so that the mean -log of the true classes' probabilities is least (Guo et al. 2017).
 
-    Fitted on examples other than those that it is used for, between 1/100 and 100; 1 where no answer is real.
+    Its logarithm has a standard normal prior: where every answer is right, there would be no least. It lies between
+    1/100 and 100, and is 1 where no answer is real.
     """
     from scipy.optimize import minimize_scalar
 
@@ -60,7 +70,8 @@ def fit_temperature(
 
     def loss(log_temperature: float) -> float:
         scaled = logs / np.exp(log_temperature)
-        return float((_log_sum(scaled) - scaled[np.arange(len(true)), true]).mean())
+        losses = _log_sum(scaled) - scaled[np.arange(len(true)), true]
+        return float(losses.mean() + log_temperature**2 / 2 / len(true))
 
     edge = np.log(100)
     return float(np.exp(minimize_scalar(loss, bounds=(-edge, edge), method="bounded", options={"xatol": 1e-6}).x))
@@ -82,8 +93,8 @@ def _confidence(probabilities: np.ndarray, truth: np.ndarray, counted: np.ndarra
     }
 
 
-def _tempered(probabilities: np.ndarray, temperature: float) -> np.ndarray:
-    logs = np.log(np.maximum(probabilities.astype(np.float64), 1e-300)) / temperature
+def _tempered(probabilities: np.ndarray, temperature: np.ndarray) -> np.ndarray:
+    logs = np.log(np.maximum(probabilities.astype(np.float64), 1e-300)) / temperature[:, None, None]
     return np.exp(logs - _log_sum(logs)[..., None])
 
 

@@ -2,12 +2,16 @@
 
 import base64
 import dataclasses
+import io
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # Drawn in colours that no figure uses otherwise and that then become the page's, so that curves follow light and dark.
 INK, GRID = "#010203", "#040506"
@@ -103,15 +107,9 @@ def _series(history: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarray,
 
 def curves_svg(panel: Panel, prefix: str) -> str:
     """A panel as an SVG element to stand in the page. `prefix` keeps its ids apart from those of other panels."""
-    import io
-
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(4.2, 2.3), layout="constrained")
-    FigureCanvasSVG(figure)
-    axes = figure.subplots()
+    figure, axes = plain_axes(4.2, 2.3)
     for curve in panel.curves:
         few = len(curve.steps) <= 12
         line = axes.plot(curve.steps, curve.values, color=HUES[curve.hue], lw=1.6, marker="o" if few else None, ms=3)[0]
@@ -123,13 +121,29 @@ def curves_svg(panel: Panel, prefix: str) -> str:
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 2.5, 5, 10]))
     axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
     axes.ticklabel_format(style="sci", scilimits=(-3, 4), useMathText=True)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.get_offset_text().set(color=INK, fontsize=8)
+    return to_svg(figure, prefix)
+
+
+def plain_axes(width: float, height: float) -> tuple["Figure", Any]:
+    """An empty figure of so many inches and its axes, to be drawn on in INK, GRID and HUES."""
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasSVG(figure)
+    axes = figure.subplots()
     axes.tick_params(colors=INK, labelsize=8, length=0)
     axes.grid(color=GRID, lw=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(GRID)
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.get_offset_text().set(color=INK, fontsize=8)
+    return figure, axes
+
+
+def to_svg(figure: "Figure", prefix: str) -> str:
+    """The figure as an SVG element of the page, whose ids begin with `prefix`."""
     drawn = io.StringIO()
     figure.savefig(drawn, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return adopted(drawn.getvalue(), prefix)

@@ -9,7 +9,8 @@ from jaxtyping import Bool, Int
 from mmjax.errors import UserError
 from mmjax.evaluation.distributions import distribution_metrics
 from mmjax.evaluation.reader import Reading
-from mmjax.evaluation.texts import text_metrics
+from mmjax.evaluation.statistic import Statistic
+from mmjax.evaluation.texts import text_statistics
 
 
 class Asked(NamedTuple):
@@ -20,10 +21,11 @@ class Asked(NamedTuple):
 
 
 class Judged(NamedTuple):
-    """Figures by name, and the name of the reader whose features and answers they rest on."""
+    """Figures of distributions and of examples by name, and the reader whose features and answers they rest on."""
 
     reader: str
-    metrics: dict[str, float]
+    distributions: dict[str, float]
+    statistics: dict[str, Statistic]
 
 
 def judge(made: Reading, real: Reading, asked: Mapping[str, Asked | Sequence[str]]) -> Judged:
@@ -35,30 +37,31 @@ def judge(made: Reading, real: Reading, asked: Mapping[str, Asked | Sequence[str
     """
     if made.reader != real.reader:
         raise ValueError(f"what {made.reader} and {real.reader} read cannot be compared")
-    return Judged(made.reader, distribution_metrics(real.features, made.features) | read_back(made, asked))
+    return Judged(made.reader, distribution_metrics(real.features, made.features), read_back(made, asked))
 
 
-def read_back(made: Reading, asked: Mapping[str, Asked | Sequence[str]]) -> dict[str, float]:
+def read_back(made: Reading, asked: Mapping[str, Asked | Sequence[str]]) -> dict[str, Statistic]:
     """Whether what was made shows what was asked for: "read_back/OUTPUT/METRIC" by output of the reader.
 
     Of classes, `accuracy` is the share of the slots asked for in which the reader finds the class asked for, and
-    `exact` that of the examples in which it does so in all; of texts, see `text_metrics`. Nothing is said of outputs of
-    which nothing was asked. What it reads of the real examples bounds what can be expected.
+    `exact` that of the examples in which it does so in all; of texts, see `text_statistics`. Nothing is said of
+    outputs of which nothing was asked. What it reads of the real examples bounds what can be expected.
 
     Raises:
         UserError: where something was asked that the reader does not read.
     """
     answers = made.answers
-    metrics: dict[str, float] = {}
+    metrics: dict[str, Statistic] = {}
     for output, wanted in asked.items():
         if output not in answers and output not in made.texts:
             raise UserError(f"{made.reader} reads no {output}: it reads {', '.join([*answers, *made.texts])}")
         if not isinstance(wanted, Asked):
-            found = text_metrics(made.texts[output], wanted) if wanted else {}
+            found = text_statistics(made.texts[output], wanted) if wanted else {}
         elif wanted.mask.any():
-            right = answers[output] == wanted.classes
-            whole = (right | ~wanted.mask).all(1)[wanted.mask.any(1)]
-            found = {"accuracy": float(right[wanted.mask].mean()), "exact": float(whole.mean())}
+            right = (answers[output] == wanted.classes) & wanted.mask
+            counts = wanted.mask.sum(1)
+            exact = (counts > 0) & (right.sum(1) == counts)
+            found = {"accuracy": Statistic.ratio(right.sum(1), counts), "exact": Statistic.ratio(exact, counts > 0)}
         else:
             found = {}
         metrics |= {f"read_back/{output}/{name}": value for name, value in found.items()}

@@ -17,11 +17,13 @@ from mmjax.data.loader import Data, Loader
 from mmjax.data.place import Feed, rows_of
 from mmjax.data.sources.base import Recording
 from mmjax.errors import UserError
+from mmjax.evaluation.findings import Figure, Findings
 from mmjax.evaluation.gallery import unread
 from mmjax.evaluation.generated import Asked, judge, read_back
 from mmjax.evaluation.pictures import psnr, ssim
 from mmjax.evaluation.reader import Reader
 from mmjax.evaluation.sounds import frames, log_spectral_distance, mel_cepstral_distortion
+from mmjax.evaluation.statistic import Statistic
 from mmjax.generators import Vocoder
 from mmjax.model import Multimodal
 from mmjax.sharding.rules import Rules
@@ -43,9 +45,9 @@ class Reconstructs(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Generated:
-    """Figures by name, the names of the readers that they rest on, and by output what was made, beside what is true."""
+    """What was found, the names of the readers that it rests on, and by output what was made, beside what is true."""
 
-    metrics: dict[str, float]
+    findings: Findings
     readers: dict[str, str]
     raws: dict[str, dict[str, list[Raw]]]
 
@@ -88,7 +90,7 @@ def evaluate_generation(
     nothing to read, or there are too few examples.
     """
     if not outputs:
-        return Generated({}, {}, {})
+        return Generated(Findings(), {}, {})
     wider = chz.replace(data, inputs={**data.inputs, **_besides(readers)}, workers=0)
     wider.check_fields(data_dir)
     loader = Loader(wider, data_dir, split, batch_size, rows=rows_of(sharding, batch_size), examples=examples)
@@ -109,14 +111,19 @@ def evaluate_generation(
                     rows = ({part: array[row] for part, array in said.items()} for row in _rows(batch, output))
                     raws[name][kind].extend(unread(data.inputs[feature], row) for row in rows)
     whole = jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
-    metrics: dict[str, float] = {}
+    statistics: dict[str, Statistic] = {}
+    figures: dict[str, Figure] = {}
     for name, output in outputs.items():
-        figures = _compare(data.inputs[output.target], raws[name])
+        found = _compare(data.inputs[output.target], raws[name])
         if output.target in readers:
             having = jax.tree.map(operator.itemgetter(_rows(whole, output)), whole)
-            figures |= _judge(readers[output.target], output.target, raws[name], having)
-        metrics |= {f"{name}/{figure}": value for figure, value in figures.items()}
-    return Generated(metrics, {target: reader.name for target, reader in readers.items()}, raws)
+            read, distributions = _judge(readers[output.target], output.target, raws[name], having)
+            found |= read
+            count = len(raws[name][TRUE])
+            figures |= {f"{name}/{figure}": Figure(value, None, None, count) for figure, value in distributions.items()}
+        statistics |= {f"{name}/{figure}": statistic for figure, statistic in found.items()}
+    names = {target: reader.name for target, reader in readers.items()}
+    return Generated(Findings(statistics, figures), names, raws)
 
 
 def _besides(readers: Mapping[str, Reader]) -> dict[str, Input]:
@@ -171,14 +178,17 @@ def _kinds(
     return kinds
 
 
-def _compare(input: Input, raws: Mapping[str, list[Raw]]) -> dict[str, float]:
+def _compare(input: Input, raws: Mapping[str, list[Raw]]) -> dict[str, Statistic]:
     """How far what was made is from what is true, example by example, on average."""
-    figures: dict[str, float] = {}
+    figures: dict[str, Statistic] = {}
     for kind, prefix in ((MADE, ""), (AGAIN, f"{AGAIN}/"), (GRIFFIN_LIM, f"{GRIFFIN_LIM}/")):
         # A picture that was made of words has many right ones.
         if raws[kind] and (kind != MADE or isinstance(raws[kind][0], Recording)):
             each = [_distances(input, said, truth) for said, truth in zip(raws[kind], raws[TRUE], strict=True)]
-            figures |= {f"{prefix}{name}": float(np.mean([found[name] for found in each])) for name in each[0]}
+            ones = np.ones(len(each))
+            figures |= {
+                f"{prefix}{name}": Statistic.ratio(np.array([found[name] for found in each]), ones) for name in each[0]
+            }
     return figures
 
 
@@ -199,8 +209,10 @@ def _distances(input: Input, said: Raw, truth: Raw) -> dict[str, float]:
     return figures
 
 
-def _judge(reader: Reader, target: str, raws: Mapping[str, list[Raw]], batch: Batch) -> dict[str, float]:
-    """What a reader says of what was made, and of what is true."""
+def _judge(
+    reader: Reader, target: str, raws: Mapping[str, list[Raw]], batch: Batch
+) -> tuple[dict[str, Statistic], dict[str, float]]:
+    """What a reader says of what was made, and of what is true; of examples, and of distributions."""
     asked: dict[str, Asked | Sequence[str]] = {}
     for name, input in reader.asked.items():
         key = _asked(target, name)
@@ -212,11 +224,13 @@ def _judge(reader: Reader, target: str, raws: Mapping[str, list[Raw]], batch: Ba
     key = _read(target)
     real = reader.read(batch.values[key], batch.mask.get(key))
     figures = {f"{TRUE}/{name}": value for name, value in read_back(real, asked).items()}
+    distributions: dict[str, float] = {}
     for kind, prefix in ((MADE, ""), (AGAIN, f"{AGAIN}/")):
         if raws[kind]:
             read = [reader.input.read(raw, None) for raw in raws[kind]]
             values = np.stack([values for values, _ in read])
             masks = [mask for _, mask in read if mask is not None]
-            found = judge(reader.read(values, np.stack(masks) if masks else None), real, asked).metrics
-            figures |= {f"{prefix}{name}": value for name, value in found.items()}
-    return figures
+            found = judge(reader.read(values, np.stack(masks) if masks else None), real, asked)
+            figures |= {f"{prefix}{name}": value for name, value in found.statistics.items()}
+            distributions |= {f"{prefix}{name}": value for name, value in found.distributions.items()}
+    return figures, distributions

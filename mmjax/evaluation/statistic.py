@@ -41,6 +41,12 @@ class Statistic:
         """The figure of some of the examples."""
         return Statistic(self.columns * chosen[:, None], self.formula)
 
+    def spread(self, there: Bool[np.ndarray, "_"]) -> "Statistic":
+        """The same figure, of those of more examples that are `there`."""
+        columns = np.zeros((len(there), self.columns.shape[1]))
+        columns[there] = self.columns
+        return Statistic(columns, self.formula)
+
 
 def intervals(statistics: Mapping[str, Statistic]) -> dict[str, Interval]:
     """Figures of the same examples with their 95% percentile bootstrap intervals (Efron & Tibshirani 1993, chapter 13).

@@ -49,7 +49,7 @@ def _bleu(sums: Sums) -> Float[np.ndarray, "R"]:
     rows = np.rint(sums).astype(int).tolist()
     orders = len(ORDERS)
     return np.array(
-        [BLEU.compute_bleu(row[:orders], row[orders:-2], *row[-2:], smooth_method="exp").score for row in rows]
+        [BLEU.compute_bleu(row[:orders], row[orders:-2], row[-2], row[-1], smooth_method="exp").score for row in rows]
     )
 
 

@@ -18,10 +18,12 @@ import chz
 import jax
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from mmjax.errors import UserError
+from mmjax.errors import NoCheckpoint, UserError
 from mmjax.layers.tree import named_leaves
 from mmjax.sharding.distributed import barrier, gather_lines, is_lead
 from mmjax.training.seal import disk_problem, find_damage, mute_refusals, seal
+
+FOLDER = "checkpoints"
 
 
 @chz.chz
@@ -65,7 +67,7 @@ class Checkpoints:
     def __init__(
         self, run_dir: str | Path, config: Checkpoint, *, warn: Callable[[str], None] = print, read_only: bool = False
     ):
-        self._folder = Path(run_dir).expanduser().absolute() / "checkpoints"
+        self._folder = Path(run_dir).expanduser().absolute() / FOLDER
         self._warn, self._read_only = warn, read_only
         self._keep = _Keep(config, self._folder)
         self._saving: int | None = None
@@ -201,7 +203,7 @@ class Checkpoints:
             return steps[-1] if steps else None
         if step not in steps:
             there = ", ".join(map(str, steps)) or "none"
-            raise UserError(f"there is no whole checkpoint of step {step} in {self._folder}; those there: {there}")
+            raise NoCheckpoint(f"there is no whole checkpoint of step {step} in {self._folder}; those there: {there}")
         return step
 
     def _put_aside(self, step: int, damage: str) -> None:

@@ -324,8 +324,9 @@ class Loop:
                     self.runs[0].say(f"evaluating on {split}")
                 tally = Tally(self.program.data.max_bad_share)
                 look = functools.partial(self.runs[0].note_errors, step, split, tally)
-                for all_, new in zip(metrics, self.evaluator.evaluate(self.state.judged, split, look), strict=True):
-                    all_ |= new
+                outcomes = self.evaluator.evaluate(self.state.judged, split, look)
+                for all_, outcome in zip(metrics, outcomes, strict=True):
+                    all_ |= {f"{split}/{name}": value for name, value in outcome.figures().items()}
         for run, values in zip(self.runs, metrics, strict=True):
             run.write(step, values)
         return metrics

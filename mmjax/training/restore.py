@@ -3,20 +3,32 @@
 import contextlib
 import functools
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import jax
 
-from mmjax.errors import UserError
+from mmjax.errors import NoCheckpoint, UserError
 from mmjax.model import Multimodal
 from mmjax.sharding.rules import Rules
-from mmjax.training.checkpoint import Checkpoints
+from mmjax.training.checkpoint import FOLDER, Checkpoints
+from mmjax.training.seal import find_damage
 from mmjax.training.state import build_model
 from mmjax.types import Feature
 
 if TYPE_CHECKING:
     from mmjax.config import Experiment
+
+
+# How long the files of one checkpoint may take to be removed.
+REMOVAL_SECONDS = 5
+
+
+def saved_steps(run_dir: str | Path) -> list[int]:
+    """The steps of a run's finished checkpoints, oldest first; whether they are whole shows when they are read."""
+    folder = Path(run_dir).expanduser() / FOLDER
+    return sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit())
 
 
 def restore_model(
@@ -25,8 +37,39 @@ def restore_model(
     """The model that a run, finished or not, is judged by, on the current mesh; and after how many steps it is so.
 
     `features` are those of the run's data, bound; `step` says which checkpoint, the newest whole one by default. The
-    run may go on meanwhile: nothing in its directory is touched. Raises UserError where there is no such checkpoint.
+    run may go on meanwhile: nothing in its directory is touched. Raises UserError where there is no such checkpoint,
+    NoCheckpoint where the run has removed that of `step`.
     """
+    while True:
+        steps = saved_steps(run_dir)
+        try:
+            return _restore(experiment, run_dir, features, rules, step)
+        except Exception as error:
+            removed = _removed(run_dir, steps)
+            if step is None and removed:
+                continue
+            if step in removed:
+                raise NoCheckpoint(f"checkpoint {step} of {run_dir} was removed while it was read") from error
+            raise
+
+
+def _removed(run_dir: str | Path, steps: list[int]) -> set[int]:
+    """Which of the checkpoints that there were are gone, or about to be.
+
+    Files go one after the other, so that of one that is being removed anything may be missing for a while.
+    """
+    folder = Path(run_dir).expanduser() / FOLDER
+    for _ in range(REMOVAL_SECONDS):
+        there = set(steps).intersection(saved_steps(run_dir))
+        if all(find_damage(folder / str(step)) is None for step in there):
+            break
+        time.sleep(1)
+    return set(steps) - set(saved_steps(run_dir))
+
+
+def _restore(
+    experiment: "Experiment", run_dir: str | Path, features: dict[str, Feature], rules: Rules, step: int | None
+) -> tuple[Multimodal, int]:
     build = functools.partial(build_model, model=experiment.model, features=features, rules=rules)
     part = "model" if experiment.train.ema is None else "ema"
     wanted = {part: jax.eval_shape(build, jax.random.key(0))}

@@ -5,7 +5,7 @@ import pytest
 from scipy.special import softmax
 from sklearn import metrics
 
-from mmjax.evaluation.classification import classification_statistics, fit_temperature
+from mmjax.evaluation.classification import classification_statistics, cross_fit_temperatures, fit_temperature
 
 NAMES = ("a", "b", "c", "d")
 RNG = np.random.default_rng(0)
@@ -57,12 +57,23 @@ def test_a_temperature_is_found_again_and_mends_what_is_too_sure():
     sharp = softmax(2.5 * LOGITS, -1)
     temperature = fit_temperature(sharp, TRUTH, REAL)
     assert temperature == pytest.approx(2.5, rel=0.15)
-    found = classification_statistics(sharp, TRUTH, REAL, NAMES, temperature)
+    found = classification_statistics(sharp, TRUTH, REAL, NAMES, np.full(len(TRUTH), temperature))
     right = classification_statistics(PROBABILITIES, TRUTH, REAL, NAMES)
     assert found["calibrated/log_loss"].value == pytest.approx(right["log_loss"].value, abs=0.01)
     assert found["calibrated/log_loss"].value < found["log_loss"].value - 0.05
     assert found["calibrated/calibration_error"].value < found["calibration_error"].value / 2
     assert fit_temperature(sharp, TRUTH, np.zeros_like(REAL)) == 1
+    # Answers that are all right are not made surer than 100 of them can tell.
+    certain = np.tile([0.99, 0.01], (100, 1, 1))
+    assert 0.3 < fit_temperature(certain, np.zeros((100, 1), int), np.ones((100, 1), bool)) < 1
+
+
+def test_temperatures_are_fitted_on_the_other_half():
+    sharp = softmax(2.5 * LOGITS, -1)
+    found = cross_fit_temperatures(sharp, TRUTH, REAL)
+    assert found[0] == fit_temperature(sharp[1::2], TRUTH[1::2], REAL[1::2])
+    assert found[1] == fit_temperature(sharp[::2], TRUTH[::2], REAL[::2])
+    assert set(found[::2]) == {found[0]} != set(found[1::2]) == {found[1]}
 
 
 def test_examples_are_counted_by_what_they_have():

@@ -133,18 +133,17 @@ def test_what_was_made_is_judged_by_a_named_reader(experiment, held_out, readers
     found = judge(shown, seen, asked)
     assert found.reader == reader("image").name == f"scenes {config.fingerprint(experiment)}"
     names = {"fid", "kid", "precision", "recall", "density", "coverage"}
-    assert set(found.metrics) == names | {
-        f"read_back/{name}/{kind}" for name in LABELS for kind in ("accuracy", "exact")
-    }
-    json.dumps(found._asdict(), allow_nan=False)
+    assert set(found.distributions) == names
+    assert set(found.statistics) == {f"read_back/{name}/{kind}" for name in LABELS for kind in ("accuracy", "exact")}
+    json.dumps(found.distributions, allow_nan=False)
     for name in LABELS:
         truth, mask = batch.values[name], batch.mask[name]
         places = [(e, s) for e in range(9) for s in range(mask.shape[1]) if mask[e, s]]
         right = [shown.probabilities[name][e, s].argmax() == truth[e, s] for e, s in places]
-        assert found.metrics[f"read_back/{name}/accuracy"] == pytest.approx(np.mean(right))
+        assert found.statistics[f"read_back/{name}/accuracy"].value == pytest.approx(np.mean(right))
         whole = [all(r for r, (e, _) in zip(right, places, strict=True) if e == row) for row in range(9)]
-        assert found.metrics[f"read_back/{name}/exact"] == pytest.approx(np.mean(whole))
-    assert judge(seen, seen, {}).metrics["fid"] == pytest.approx(0, abs=1e-6)
+        assert found.statistics[f"read_back/{name}/exact"].value == pytest.approx(np.mean(whole))
+    assert judge(seen, seen, {}).distributions["fid"] == pytest.approx(0, abs=1e-6)
 
 
 def test_slots_that_were_not_asked_for_do_not_count():
@@ -156,7 +155,9 @@ def test_slots_that_were_not_asked_for_do_not_count():
     wrong = np.where(mask, answers, (answers + 1) % 3)
     wrong[0, 0] = (wrong[0, 0] + 1) % 3
     found = {"read_back/shape/accuracy": pytest.approx(17 / 18), "read_back/shape/exact": pytest.approx(8 / 9)}
-    assert read_back(said, {"shape": Asked(wrong, mask)}) == found
+    said_back = read_back(said, {"shape": Asked(wrong, mask)})
+    assert {name: statistic.value for name, statistic in said_back.items()} == found
+    assert {statistic.examples for statistic in said_back.values()} == {9}
     assert read_back(said, {"shape": Asked(wrong, np.zeros_like(mask))}) == {}
     with pytest.raises(UserError, match=r"^scenes 0123 reads no smell: it reads shape, size$"):
         read_back(said, {"smell": Asked(wrong, mask)})
@@ -167,8 +168,8 @@ def test_slots_that_were_not_asked_for_do_not_count():
 def test_texts_are_compared_as_texts():
     said = Reading("scenes 0123", np.zeros((2, 4)), {}, {"text": ["a red circle", "two blue stars"]})
     found = read_back(said, {"text": ["a red circle", "two green stars"]})
-    assert found["read_back/text/exact"] == 0.5
-    assert found["read_back/text/word_error"] == pytest.approx(1 / 6)
+    assert found["read_back/text/exact"].value == 0.5
+    assert found["read_back/text/word_error"].value == pytest.approx(1 / 6)
     assert read_back(said, {"text": []}) == {}
 
 

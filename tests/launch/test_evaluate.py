@@ -50,12 +50,18 @@ def run(tmp_path_factory):
     return folder / "run"
 
 
+def values(run):
+    """All figures that are known of the run's only step, by name."""
+    whole = json.loads((run / "evaluations" / "3.json").read_text())
+    return {name: figure["value"] for name, figure in whole["metrics"].items()}
+
+
 @pytest.fixture(scope="module")
 def found(run):
     """What the command finds, once of all and once of the words alone; the run is its own reader."""
     assert evaluate.main([str(run), f"readers.image={run}"]) == 0
     assert evaluate.main([str(run), f"readers.image={run}", "given=text"]) == 0
-    return json.loads((run / "evaluations" / "3.json").read_text())
+    return values(run)
 
 
 @pytest.fixture(scope="module")
@@ -79,12 +85,23 @@ def by_hand(run):
 
 
 def test_each_command_adds_to_what_is_known(found, run):
-    assert list(found) == ["test", "test given text"]
-    for whole in found.values():
-        assert whole["step"] == 3
-        assert whole["fingerprint"] == json.loads((run / "experiment.json").read_text())["fingerprint"]
-        assert whole["readers"] == {"image": f"scenes {whole['fingerprint']}"}
-    assert all(name.startswith("test/") for name in found["test"]["metrics"])
+    whole = json.loads((run / "evaluations" / "3.json").read_text())
+    fingerprint = json.loads((run / "experiment.json").read_text())["fingerprint"]
+    assert whole["step"] == 3
+    assert whole["fingerprint"] == fingerprint
+    assert whole["readers"] == {"image": f"scenes {fingerprint}"}
+    assert whole["done"] == {name: ["generation", "standard"] for name in ("test", "test given text")}
+    assert whole["data"]["test"].startswith("scenes/1.0.0/0/test/7/")
+    for name, figure in whole["metrics"].items():
+        assert set(figure) == {"value", "low", "high", "examples"}
+        assert 1 <= figure["examples"] <= 7, name
+        if figure["low"] is not None:
+            assert figure["low"] <= figure["high"]
+    exact = whole["metrics"]["test/count/accuracy"]
+    assert exact["low"] <= exact["value"] <= exact["high"]
+    page = (run / "evaluations" / "report.html").read_text()
+    assert "test/count" in page
+    assert not re.search(r'(src|href)="(?!data:|#)', page)
 
 
 def test_the_usual_figures_are_those_of_training(found, run):
@@ -92,21 +109,19 @@ def test_the_usual_figures_are_those_of_training(found, run):
     usual = {name: value for name, value in summary.items() if re.match("test/.*/", name)}
     assert {"test/count/accuracy", "test/writer/exact", "test/image/kl"} <= set(usual)
     for name, value in usual.items():
-        assert found["test"]["metrics"][name] == pytest.approx(value, rel=1e-4, abs=1e-5)
+        assert found[name] == pytest.approx(value, rel=1e-4, abs=1e-5)
 
 
 def test_what_is_not_given_is_not_seen(found):
     """Nor are outputs asked that then see nothing."""
-    words = found["test given text"]["metrics"]
-    assert "test/count/loss" in words
-    assert words["test/count/loss"] != found["test"]["metrics"]["test/count/loss"]
-    assert not any(name.startswith("test/writer/") for name in words)
+    assert found["test given text/count/loss"] != found["test/count/loss"]
+    assert not any(name.startswith("test given text/writer/") for name in found)
 
 
 def test_pictures_are_coded_and_decoded(found, by_hand):
     _, batch, again, _ = by_hand
     errors = ((np.round(again["image"] * 255) - np.round(batch.values["image"] * 255)) ** 2).mean((1, 2, 3)) / 255**2
-    metrics = found["test"]["metrics"]
+    metrics = found
     assert metrics["test/image/reconstruction/psnr"] == pytest.approx((-10 * np.log10(errors)).mean(), abs=0.01)
     assert 0 < metrics["test/image/reconstruction/ssim"] < 1
     for prefix in ("", "reconstruction/"):
@@ -118,7 +133,7 @@ def test_true_pictures_are_read_too(found, by_hand):
     """By a model that sees nothing but the picture."""
     _, batch, _, said = by_hand
     right = said["count"]["probabilities"].argmax(-1) == batch.values["count"]
-    metrics = found["test"]["metrics"]
+    metrics = found
     assert metrics["test/image/true/read_back/count/accuracy"] == pytest.approx(right.mean())
     assert "test/image/true/read_back/writer/word_error" in metrics
     assert 0 <= metrics["test/image/read_back/count/accuracy"] <= 1
@@ -139,7 +154,7 @@ def test_sounds_are_compared_with_the_recordings(found, by_hand):
 
     vocoded = [Recording(x[mask], wave.rate) for x, mask in zip(again["wave"], batch.mask["wave"], strict=True)]
     griffin_lim = [mel.sound(x[m]) for x, m in zip(batch.values["mel"], batch.mask["mel"], strict=True)]
-    metrics = found["test"]["metrics"]
+    metrics = found
     for prefix, sounds in (("reconstruction", vocoded), ("griffin_lim", griffin_lim)):
         cepstral, spectral = distances(sounds)
         assert metrics[f"test/wave/{prefix}/mel_cepstral_distortion"] == pytest.approx(cepstral, rel=1e-3)
@@ -151,7 +166,7 @@ def test_what_was_made_is_shown_beside_what_is_true(found, run):
     names = {path.name for path in (folder / "test").iterdir()}
     assert {"report.html", "sheet.png", "image-true-1.png", "image-made-7.png", "image-reconstruction-1.png"} <= names
     assert {"wave-true-1.wav", "wave-reconstruction-1.wav", "wave-griffin_lim-7.wav"} <= names
-    page = (folder / "test-text" / "report.html").read_text()
+    page = (folder / "test-given-text" / "report.html").read_text()
     assert "scenes, step 3: test given text" in page
     assert not re.search(r'(src|href)="(?!data:)', page)
 
@@ -159,33 +174,30 @@ def test_what_was_made_is_shown_beside_what_is_true(found, run):
 def test_draws_follow_from_the_seed(found, run):
     def fid(*words):
         assert evaluate.main([str(run), f"readers.image={run}", *words]) == 0
-        whole = json.loads((run / "evaluations" / "3.json").read_text())
-        return whole["test"]["metrics"]["test/image/fid"]
+        return values(run)["test/image/fid"]
 
-    before = found["test"]["metrics"]["test/image/fid"]
+    before = found["test/image/fid"]
     assert fid("seed=1") != before == fid()
 
 
 def test_texts_are_drawn_where_it_is_asked_for(found, run):
-    def error(*words):
-        assert evaluate.main([str(run), "given=image", "examples=6", *words]) == 0
-        whole = json.loads((run / "evaluations" / "3.json").read_text())
-        return whole["test given image"]["metrics"]["test/writer/character_error"]
+    def error(label, *words):
+        assert evaluate.main([str(run), "given=image", "suite=standard", *words]) == 0
+        return values(run)[f"test given image{label}/writer/character_error"]
 
-    warm = ("decoding.temperature=5",)
-    greedy, drawn = error(), error(*warm)
-    assert greedy == error("decoding.beams=1") != drawn
-    assert error(*warm) == drawn != error(*warm, "seed=1")
+    warm, hot = ("decoding.temperature=5",), " temperature 5.0"
+    greedy, drawn = error(""), error(f"{hot} seed 0", *warm)
+    assert greedy == error("", "decoding.beams=1") != drawn
+    assert error(f"{hot} seed 0", *warm) == drawn != error(f"{hot} seed 1", *warm, "seed=1")
 
 
 def test_results_that_were_damaged_are_left_alone(found, run, tmp_path, capsys):
     copy = shutil.copytree(run, tmp_path / "run")
     path = copy / "evaluations" / "3.json"
     path.write_text("{bad")
-    assert evaluate.main([str(copy), "given=text", "examples=6"]) == 2
-    assert (
-        capsys.readouterr().err == f"error: {path} is no valid JSON, perhaps cut short; move it away, and ask again\n"
-    )
+    assert evaluate.main([str(copy), "given=text", "suite=standard"]) == 2
+    line = f"error: {path} is no evaluation in valid JSON, perhaps cut short; move it away, and ask again\n"
+    assert capsys.readouterr().err.endswith(line)
     assert path.read_text() == "{bad"
 
 
@@ -197,6 +209,13 @@ def test_results_that_were_damaged_are_left_alone(found, run, tmp_path, capsys):
         (["given=,"], "given=, names nothing; the run reads image, text"),
         (["examples=0"], "examples=0: examples must be at least 1"),
         (["seed=-1"], "seed=-1: seed must not be negative"),
+        (["step=two"], "step=two: must be a checkpoint's number, latest, or all"),
+        (["watch=true", "step=3"], "watch=true: watch evaluates every step: leave step out"),
+        (["suite=looks"], "suite=looks is unknown; there are standard, generation, .*, and all"),
+        (
+            ["suite=slices", "slices=smell"],
+            "slices=smell is no field that tells kinds of examples apart; those are count",
+        ),
         (["step=2"], "there is no whole checkpoint of step 2 in .*; those there: 3"),
         (["readers.text=RUN"], "readers.text has nothing to read: the run makes image, wave of image, text"),
         (["readers.image=nowhere"], "nowhere is no run directory: it holds no experiment.json"),
@@ -209,4 +228,4 @@ def test_a_wrong_request_is_one_line(words, line, run, capsys):
     assert evaluate.main([str(run), *(word.replace("RUN", str(run)) for word in words)]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert re.fullmatch(f"error: {line}\n", captured.err), captured.err
+    assert re.fullmatch(f"error: {line}", captured.err.splitlines()[-1]), captured.err

@@ -34,6 +34,14 @@ def test_train_commands_resolve(line):
         assert re.search(rf"^{re.escape(key)} +{re.escape(value)} +command line", output, re.MULTILINE), key
 
 
+@pytest.mark.parametrize("line", [line for line in COMMANDS if "launch.evaluate" in line])
+def test_evaluate_commands_resolve(line):
+    name, words = words_of(line)
+    output = finish(name, *words, "--help")
+    for key, value in (word.split("=") for word in words if "=" in word):
+        assert re.search(rf"^{re.escape(key)} +{re.escape(value)} +command line", output, re.MULTILINE), key
+
+
 @pytest.mark.parametrize("line", [line for line in COMMANDS if re.search(r"(launch\.|-- )ablate", line)])
 def test_ablate_commands_resolve(line):
     words = shlex.split(line)

@@ -6,9 +6,8 @@ from typing import Any, Literal
 import chz
 import numpy as np
 
-from mmjax.data.sources import building
+from mmjax.data.sources import building, fsdd
 from mmjax.data.sources.base import Recording, Records, Source
-from mmjax.data.sources.fsdd import RATE
 from mmjax.errors import UserError
 
 VERSION = "1.0.0"
@@ -19,8 +18,8 @@ CLASSES = tuple("0123456789")
 class AvDigits(Source):
     """70,000 pictures of digits, each with a recording of the same digit.
 
-    Raw fields: `image` uint8[28 28 1], `speech` at 8 kHz, `label` (0 to 9), and where they come from: `mnist_file`,
-    `mnist_index`, `fsdd_file`. Example k of a split is row k of its pairing table.
+    Raw fields: `image` uint8[28 28 1], `speech` at 8 kHz, `label` (0 to 9), `speaker`, and where they come from:
+    `mnist_file`, `mnist_index`, `fsdd_file`. Example k of a split is row k of its pairing table.
     """
 
     pairing: Literal["recording_disjoint", "speaker_disjoint"] = chz.field(
@@ -76,7 +75,9 @@ class AvDigitsRecords:
         # The builder keeps a picture or a recording that could not be read as an empty array.
         example = {name: value for name, value in example.items() if not isinstance(value, np.ndarray) or value.size}
         if "speech" in example:
-            example["speech"] = Recording(example["speech"], RATE)
+            example["speech"] = Recording(example["speech"], fsdd.RATE)
+        if (described := fsdd.describe(example.get("fsdd_file", ""))) is not None:
+            example["speaker"] = described[1]
         return example
 
     def id(self, index: int) -> str:

@@ -1,5 +1,6 @@
 """emoji: Noto's pictures with their Unicode names, as TFDS keeps them in ArrayRecord files."""
 
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,14 +23,16 @@ GROUPS = (
     "Flags",
 )
 
+TONE = re.compile(r"(?:medium-)?(?:light|dark) skin tone|medium skin tone")
+
 
 @chz.chz
 class Emoji(Source):
     """Pictures of emoji, 72 pixels wide and high, with their names; about 3,400, or 1,600 without skin tones.
 
     Raw fields: `image`, a transparent PNG; `text`, the name; `group`, an index into GROUPS; `tags`, words that are said
-    of it, left out where there are none. Variants of one emoji, in other skin tones or of other gender, are in the same
-    split.
+    of it, and its `skin_tone`, each left out where there is none. Variants of one emoji, in other skin tones or of
+    other gender, are in the same split.
     """
 
     skin_tones: Literal["one", "all"] = chz.field(default="one", doc="whether there are variants in other skin tones")
@@ -74,6 +77,8 @@ class EmojiRecords:
         example = self._stored[index]
         if "image" in example:
             example["image"] = example["image"].tobytes()
+        if tone := TONE.search(example.get("text", "")):
+            example["skin_tone"] = tone[0]
         # The builder keeps a picture that could not be read, and tags that there are none of, as nothing.
         return {name: value for name, value in example.items() if value not in ("", b"")}
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow_datasets as tfds
 
-from mmjax.data.sources.emoji import GROUPS, VERSION
+from mmjax.data.sources.emoji import GROUPS, TONE, VERSION
 from mmjax.errors import UserError
 
 NOTO = "b3e3051a088047d19fd4d49b1c3ac42fb8c3aaf8"
@@ -26,7 +26,6 @@ PICTURES, TABLE = "noto_emoji_png72.zip", "emoji.jsonl"
 # Of 100 base names, those whose hash falls below the first number are validation, below the second test.
 HELD_OUT = (10, 20)
 SPLITS = ("train", "validation", "test")
-TONE = re.compile(r"(?:medium-)?(?:light|dark) skin tone|medium skin tone")
 
 
 class Row(NamedTuple):

@@ -23,10 +23,10 @@ HELD_OUT = {"validation": 0.2, "test": 0.2}
 class Scenes(Source):
     """Random scenes of one to three things; everything follows from the seed, nothing is downloaded.
 
-    Raw fields: `image` uint8[64 64 3]; `text`; `speech` at 8 kHz; a label per thing `shape`, `colour`, `size`; `count`
-    (less one, so that it indexes COUNTS); `position` float32[S 2], the things' centres as shares of the picture. The
-    things are ordered by column from the left, within a column from the top. A sentence belongs to one split, and
-    within validation and within test none comes twice, so retrieval there has no ties.
+    Raw fields: `image` uint8[64 64 3]; `text`; `speech` at 8 kHz and whose `voice` it is; a label per thing `shape`,
+    `colour`, `size`; `count` (less one, so that it indexes COUNTS); `position` float32[S 2], the things' centres as
+    shares of the picture. The things are ordered by column from the left, within a column from the top. A sentence
+    belongs to one split, and within validation and within test none comes twice, so retrieval there has no ties.
     """
 
     seed: int = chz.field(default=0, doc="what everything follows from")
@@ -97,6 +97,7 @@ class SceneRecords:
         spoken = self._spoken[index] if self._spoken else {}
         if "speech" in spoken:
             example["speech"] = Recording(spoken["speech"], espeak.RATE)
+            example["voice"] = self.utterance(index).voice
         return example
 
     def id(self, index: int) -> str:

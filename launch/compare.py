@@ -1,0 +1,125 @@
+"""Compare runs, or steps of one, on the same examples: `python -m launch.evaluate compare RUN_A RUN_B[@STEP] [...]`.
+
+Every run is compared with the first. The last line on standard output is the path of comparison.json; report.html
+beside it shows by how much, how surely, and where they disagree.
+"""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import chz
+
+from launch import command_line
+from launch.generate import runs
+from launch.session import Session
+from mmjax.errors import UserError
+from mmjax.files import explained, write_atomic
+
+if TYPE_CHECKING:
+    pass
+
+RESULT, PAGE = "comparison.json", "report.html"
+
+
+@chz.chz
+class Comparison:
+    """Which runs are compared, on what."""
+
+    runs: tuple[str, ...] = chz.field(doc="run directories, each with @STEP or the newest checkpoint")
+    split: str = chz.field(default="test", doc="which of the source's splits")
+    given: str | None = chz.field(
+        default=None, doc="the modalities that the models may see, separated by commas; None: all"
+    )
+    out: str = chz.field(
+        default=None,
+        x_type=str | None,
+        converter=chz.mungers.if_none(lambda request: str(Path("comparisons", "-".join(map(_name, request.runs))))),
+        doc="where everything goes",
+    )
+
+
+def compare(request: Comparison) -> Path:
+    """Compare as asked; returns the path of the result."""
+    from launch.evaluate import Evaluation
+    from mmjax.evaluation.comparison import Contender, compare_figures, comparison_table, disagreements
+    from mmjax.evaluation.findings import Section
+    from mmjax.evaluation.page import render
+
+    contenders: list[Contender] = []
+    steps, fingerprints, data = {}, {}, None
+    for said in request.runs:
+        run_dir, at, step = said.partition("@")
+        if at and not step.isdigit():
+            raise UserError(f"{said}: after @ must come a checkpoint's number")
+        session = Session(Evaluation(run_dir=run_dir, split=request.split, given=request.given, step=step or "latest"))
+        data = data or session
+        if session.records.fingerprint != data.records.fingerprint:
+            raise UserError(
+                f"{said} and {request.runs[0]} have other {request.split} data, and cannot be compared on it"
+            )
+        print(f"evaluating {said}", file=sys.stderr, flush=True)
+        subject = session.open(int(step) if step else None)
+        name = f"{Path(run_dir).name}@{subject.step}"
+        contenders.append(Contender(name, subject.outcome, subject.standard))
+        steps[name], fingerprints[name] = subject.step, session.fingerprint
+    assert data is not None
+    first, *others = contenders
+    comparisons, sections = {}, []
+    for other in others:
+        compared = compare_figures(first, other)
+        if not compared:
+            raise UserError(f"{first.name} and {other.name} have no figure in common: they say different things")
+        comparisons[other.name] = {name: dataclasses.asdict(each) for name, each in compared.items()}
+        about = "First less second, on the same examples: 95% by paired bootstrap, p by the paired randomisation test."
+        table = comparison_table(compared, first.name, other.name)
+        sections.append((f"{first.name} and {other.name}", Section("", about, [table])))
+        shown = disagreements(first, other, data.data, data.experiment.data_dir, request.split)
+        sections += [(f"{part.title}: {first.name} and {other.name}", part) for part in shown]
+    folder = Path(request.out).expanduser()
+    with explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    page = render(
+        "evaluation.html",
+        title=" and ".join(steps),
+        fingerprint=", ".join(fingerprints.values()),
+        facts={"split": request.split, "examples": len(first.outcome.ids), "data": data.records.fingerprint},
+        groups={},
+        panels=[],
+        panels_left_out=[],
+        sections=sections,
+    )
+    write_atomic(folder / PAGE, page)
+    whole = {
+        "runs": list(request.runs),
+        "steps": steps,
+        "fingerprints": fingerprints,
+        "data": {request.split: data.records.fingerprint},
+        "examples": len(first.outcome.ids),
+        "first": first.name,
+        "against": comparisons,
+    }
+    return write_atomic(folder / RESULT, json.dumps(whole, indent=2) + "\n")
+
+
+def _request(names: Sequence[str]) -> Comparison:
+    """Raises UserError where there is nothing to compare with."""
+    if len(names) < 2:
+        raise UserError(f"compare needs two run directories or more, and got {names[0]} alone")
+    return Comparison(runs=tuple(names))
+
+
+def _name(run: str) -> str:
+    return Path(run.partition("@")[0]).name + run[len(run.partition("@")[0]) :]
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command; returns its exit code."""
+    names = [word for word in argv if "=" not in word and not word.startswith("-")]
+    rest = [word for word in argv if word not in names]
+    subjects = command_line.Subjects("run directories", runs, lambda _: _request(names), others=True)
+    words = [" ".join(names), *rest] if names else rest
+    return command_line.main(compare, "Compare runs on the same examples.", words, subjects)

@@ -1,0 +1,135 @@
+"""Two models on the same examples: by how much their figures differ, how surely, and where they disagree."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Bool
+
+from mmjax.data.inputs import Sentence
+from mmjax.data.loader import Data, Loader
+from mmjax.evaluation.figures import picture_uri, spectrum_uri
+from mmjax.evaluation.findings import Card, Findings, Section, Table
+from mmjax.evaluation.outcome import Outcome
+from mmjax.evaluation.statistic import compare
+from mmjax.evaluation.statistics import Difference, holm
+from mmjax.types import Image, Label, Spectrum
+
+SHOWN = 6
+
+
+@dataclasses.dataclass(frozen=True)
+class Contender:
+    """A model's outcome and its figures; `name` is what a page calls it."""
+
+    name: str
+    outcome: Outcome
+    findings: Findings
+
+
+@dataclasses.dataclass(frozen=True)
+class Compared(Difference):
+    """A difference of two figures, and its p-value adjusted for all that were compared (Holm 1979)."""
+
+    first: float
+    second: float
+    adjusted_p_value: float
+
+
+def compare_figures(first: Contender, second: Contender) -> dict[str, Compared]:
+    """first - second of all figures that both have of the same examples; see `mmjax.evaluation.statistic.compare`."""
+    ours, theirs = first.findings.statistics, second.findings.statistics
+    names = [
+        name
+        for name, statistic in ours.items()
+        if name in theirs and statistic.columns.shape == theirs[name].columns.shape and statistic.examples
+    ]
+    found = [compare(ours[name], theirs[name]) for name in names]
+    adjusted = holm(np.array([difference.p_value for difference in found]))
+    return {
+        name: Compared(
+            **dataclasses.asdict(difference),
+            first=ours[name].value,
+            second=theirs[name].value,
+            adjusted_p_value=float(p_value),
+        )
+        for name, difference, p_value in zip(names, found, adjusted, strict=True)
+    }
+
+
+def disagreements(first: Contender, second: Contender, data: Data, data_dir: str, split: str) -> list[Section]:
+    """Where one is right and the other is not, by output that says classes, with some of these examples."""
+    sections = []
+    for name, said in first.outcome.predictions.items():
+        target = second.outcome.predictions.get(name, {})
+        if "probabilities" not in said or "probabilities" not in target:
+            continue
+        ours, theirs = (_right(contender.outcome, name) for contender in (first, second))
+        asked = first.outcome.truth[name][1].any(1)
+        only = {first.name: asked & ours & ~theirs, second.name: asked & theirs & ~ours}
+        rows = [["both are right", f"{int((asked & ours & theirs).sum()):,}"]]
+        rows += [[f"only {who} is right", f"{int(which.sum()):,}"] for who, which in only.items()]
+        rows += [["neither is right", f"{int((asked & ~ours & ~theirs).sum()):,}"]]
+        cards = [
+            _card(data, data_dir, split, index, f"only {who} is right", _answers((first, second), name, index, data))
+            for who, which in only.items()
+            for index in np.flatnonzero(which)[:SHOWN]
+        ]
+        sections.append(Section(name, "", [Table(["", "examples"], rows)], (), cards))
+    return sections
+
+
+def _right(outcome: Outcome, name: str) -> Bool[np.ndarray, "E"]:
+    """Whether all that was asked about an example is answered rightly."""
+    truth, real = outcome.truth[name]
+    return ((outcome.predictions[name]["probabilities"].argmax(-1) == truth) | ~real).all(1)
+
+
+def _answers(contenders: Sequence[Contender], name: str, index: np.integer, data: Data) -> list[str]:
+    outcome = contenders[0].outcome
+    truth, real = outcome.truth[name]
+    feature = data.features[outcome.targets[name]]
+    assert isinstance(feature, Label)
+
+    def said(classes: np.ndarray) -> str:
+        return ", ".join(feature.names[kind] for kind in classes[real[index]])
+
+    lines = [f"true: {said(truth[index])}"]
+    for contender in contenders:
+        probabilities = contender.outcome.predictions[name]["probabilities"][index]
+        lines.append(f"{contender.name}: {said(probabilities.argmax(-1))}")
+    return lines
+
+
+def _card(data: Data, data_dir: str, split: str, index: np.integer, title: str, lines: Sequence[str]) -> Card:
+    """What a page shows of an example."""
+    loader = Loader(data, data_dir, split, 1)
+    host = loader.batch(int(index))
+    pictures, words = [], []
+    for name, input in data.inputs.items():
+        if not host.batch.present[name][0]:
+            continue
+        values = host.batch.values[name][0]
+        match input.feature:
+            case Image():
+                pictures.append((picture_uri(values), name))
+            case Spectrum():
+                pictures.append((spectrum_uri(values[host.batch.mask[name][0]]), name))
+        if isinstance(input, Sentence):
+            words.append((name, [(input.decode(values), 0.0)]))
+    return Card(f"{host.ids[0]}: {title}", pictures, words, lines)
+
+
+def comparison_table(compared: Mapping[str, Compared], first: str, second: str) -> Table:
+    """All differences, the surest first."""
+    rows = [
+        [
+            name,
+            f"{each.first:.4g}",
+            f"{each.second:.4g}",
+            f"{each.value:+.4g} ({each.low:+.4g} to {each.high:+.4g})",
+            f"{each.adjusted_p_value:.3g}",
+        ]
+        for name, each in sorted(compared.items(), key=lambda item: item[1].adjusted_p_value)
+    ]
+    return Table(["figure", first, second, "difference (95%)", "p, adjusted"], rows)
