@@ -1,11 +1,19 @@
 """Retrieval between two sets of embeddings: for each item of one, how high does its counterpart rank in the other."""
 
+import functools
+import math
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int
+
+from mmjax.sharding.rules import Rules
 
 RECALLS = (1, 5, 10)
+# Queries that a device compares with a gallery at a time.
+ROWS = 256
 # Similarities held at a time: 64 MiB of float32, whatever the size of the gallery.
 CHUNK_ELEMENTS = 1 << 24
 
@@ -56,6 +64,52 @@ def ranks(
         matches_behind = np.add.reduceat(matched < np.repeat(best, matches), first, dtype=np.int64)
         result[begin : begin + chunk] = 1 + (len(rows) - behind) - (matches - matches_behind)
     return result
+
+
+def sharded_ranks(
+    queries: Float[np.ndarray, "N D"],
+    gallery: Float[np.ndarray, "N D"],
+    query_present: Bool[np.ndarray, "N"],
+    gallery_present: Bool[np.ndarray, "N"],
+    *,
+    rules: Rules,
+) -> Int[np.ndarray, "Q"]:
+    """The same as `ranks` where row i alone is a match of row i, computed on the current mesh.
+
+    Every device has all of the gallery and ROWS queries at a time, so that the result does not depend on their number.
+    """
+    mesh = jax.sharding.get_mesh()
+    chunk = ROWS * math.prod(mesh.shape[axis] for axis in rules.batch)
+    # As in `ranks`, equal vectors are one column.
+    columns, column = np.unique(gallery, axis=0, return_inverse=True)
+    whole = jax.device_put((columns, column.astype(np.int32), gallery_present), rules.spec())
+    behind = jax.jit(functools.partial(_behind, rules=rules))
+    asked = np.flatnonzero(query_present & gallery_present)
+    found = []
+    for begin in range(0, len(asked), chunk):
+        rows = asked[begin : begin + chunk]
+        padded = np.pad(rows, (0, chunk - len(rows)))
+        placed = jax.device_put((queries[padded], padded.astype(np.int32)), rules.spec("batch"))
+        found.append(jax.device_get(behind(*placed, *whole))[: len(rows)])
+    return int(gallery_present.sum()) - np.concatenate([np.zeros(0, np.int32), *found]).astype(np.int64)
+
+
+def _behind(
+    queries: Float[Array, "C D"],
+    own: Int[Array, "C"],
+    columns: Float[Array, "U D"],
+    column: Int[Array, "N"],
+    present: Bool[Array, "N"],
+    *,
+    rules: Rules,
+) -> Int[Array, "C"]:
+    """How much of the gallery is less similar to each query than the row that is its own; whole on every device."""
+    by_pair = rules.spec("batch", None)
+    similarity = jnp.einsum("cd,ud->cu", queries, columns, precision="highest", out_sharding=by_pair)
+    similarity = similarity.at[:, column].get(out_sharding=by_pair)
+    numbers = jnp.arange(present.shape[0], dtype=own.dtype)
+    matched = jnp.where(own[:, None] == numbers[None], similarity, 0).sum(1, keepdims=True)
+    return rules.gather(((similarity < matched) & present[None]).sum(1, dtype=jnp.int32))
 
 
 def retrieval_metrics(

@@ -11,7 +11,7 @@ from mmjax.evaluation.drawings import confusion_svg, reliability_svg
 from mmjax.evaluation.findings import Figure, Findings, Section, Table
 from mmjax.evaluation.outcome import Outcome
 from mmjax.evaluation.regression import regression_statistics
-from mmjax.evaluation.retrieval import RECALLS, ranks
+from mmjax.evaluation.retrieval import RECALLS, sharded_ranks
 from mmjax.evaluation.statistic import Statistic
 from mmjax.evaluation.texts import text_statistics
 from mmjax.heads.contrast import ContrastHead
@@ -47,7 +47,7 @@ def judge_standard(
     parts: list[Section] = []
     for name, said in outcome.predictions.items():
         if name in outcome.pairs:
-            recalls, medians = _retrieval(name, outcome)
+            recalls, medians = _retrieval(name, outcome, rules)
             statistics, figures = statistics | recalls, figures | medians
             continue
         truth, real = outcome.truth[name]
@@ -118,7 +118,7 @@ def _comparable(model: Multimodal, outcome: Outcome, group: int, rules: Rules) -
     return metrics
 
 
-def _retrieval(name: str, outcome: Outcome) -> tuple[dict[str, Statistic], dict[str, Figure]]:
+def _retrieval(name: str, outcome: Outcome, rules: Rules) -> tuple[dict[str, Statistic], dict[str, Figure]]:
     """Recalls and median ranks of an alignment, both ways."""
     statistics, figures = {}, {}
     names = outcome.pairs[name]
@@ -126,7 +126,7 @@ def _retrieval(name: str, outcome: Outcome) -> tuple[dict[str, Statistic], dict[
     present = [outcome.present[side] for side in names]
     there = present[0] & present[1]
     for first, second in ((0, 1), (1, 0)):
-        found = ranks(sides[first], sides[second], present[first], present[second])
+        found = sharded_ranks(sides[first], sides[second], present[first], present[second], rules=rules)
         way = f"{name}/{names[first]}_to_{names[second]}"
         for k in RECALLS:
             hits = np.zeros(len(there))

@@ -1,10 +1,13 @@
 """Ranks against a loop that is too slow to be wrong."""
 
+import jax
 import numpy as np
 import pytest
 
 from mmjax.evaluation import retrieval
-from mmjax.evaluation.retrieval import ranks, retrieval_metrics
+from mmjax.evaluation.retrieval import ranks, retrieval_metrics, sharded_ranks
+from mmjax.sharding.mesh import MeshShape
+from mmjax.sharding.rules import PRESETS
 
 
 def slow_ranks(queries, gallery, query_present, gallery_present, ids) -> list[int]:
@@ -37,6 +40,22 @@ def test_ranks_are_those_of_the_loop(seed, chunk_elements, monkeypatch):
         assert list(ranks(first, second, there, here, ids)) == slow_ranks(first, second, there, here, list(ids))
     everywhere = np.ones(60, bool)
     assert list(ranks(first, second)) == slow_ranks(first, second, everywhere, everywhere, range(60))
+
+
+@pytest.mark.parametrize("devices", [1, 2, 8])
+def test_ranks_on_a_mesh_are_the_same(devices, monkeypatch):
+    monkeypatch.setattr(retrieval, "ROWS", 8)
+    first, second, rng = embeddings(75, 4, 5)
+    there, here = rng.random(75) < 0.8, rng.random(75) < 0.7
+    everywhere = np.ones(75, bool)
+    broken = second.copy()
+    broken[::7] = np.nan
+    same = np.repeat(rng.normal(size=(1, 48)).astype(np.float32), 75, 0)
+    with jax.set_mesh(MeshShape(data=devices).build()):
+        for pair in ((first, second), (first, broken), (same, same)):
+            for masks in ((there, here), (everywhere, everywhere), (there, ~there)):
+                found = sharded_ranks(*pair, *masks, rules=PRESETS["data"])
+                np.testing.assert_array_equal(found, ranks(*pair, *masks))
 
 
 def test_metrics_of_a_hand_computed_case():
