@@ -37,6 +37,6 @@ def vocoder() -> Experiment:
             unroll=True,
         ),
         optimizer=AdamW(learning_rate=1e-3, schedule=Cosine(warmup=100)),
-        train=Train(steps=4000, batch_size=16, evaluate_every=2000),
+        train=Train(steps=4000, batch_size=16, evaluate_every=2000, evaluate_examples=256),
         checkpoint=Checkpoint(every=1000),
     )

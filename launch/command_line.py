@@ -47,6 +47,8 @@ class Subjects:
     """The configuration, a chz object, that the words after the name change."""
     others: bool = False
     """Whether more can be named than `names` tells, such as any path."""
+    form: str | None = None
+    """What is typed before the keys; None: the kind."""
 
 
 def main(
@@ -100,7 +102,7 @@ def _answer(command: Callable[[Any], Result], description: str, words: list[str]
                 raise UserError(f"no {subjects.kind} is named; the first word must be one")
             return DONE
         name = pairs.pop(0)
-        usage = f"{_program()} {name} key=value ..."
+        usage = f"{_program()} {subjects.form or name} key=value ..."
         root = draft(_load(name, subjects), f"{subjects.kind} {name}")
     configuration = apply(root, pairs).make()
     if not asks:
@@ -179,10 +181,12 @@ def _load(name: str, subjects: Subjects) -> Any:
 def _listing(description: str, subjects: Subjects) -> str:
     names = subjects.names()
     width = max(map(len, names), default=0)
-    usage = f"usage: {_program()} {subjects.kind.upper()} key=value ..."
+    form = subjects.form or subjects.kind.upper()
     lines = [f"  {name:<{width}}  {about}".rstrip() for name, about in names.items()] or ["  (none)"]
-    more = f"{_program()} {subjects.kind.upper()} --help lists the keys of one."
-    return "\n".join([usage, "", description, "", f"{subjects.kind}s:", *lines, "", more])
+    more = f"{_program()} {form} --help lists the keys of one."
+    return "\n".join(
+        [f"usage: {_program()} {form} key=value ...", "", description, "", f"{subjects.kind}s:", *lines, "", more]
+    )
 
 
 def _table(root: Node, configuration: Any) -> list[str]:

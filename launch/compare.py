@@ -5,11 +5,11 @@ beside it shows by how much, how surely, and where they disagree.
 """
 
 import dataclasses
+import hashlib
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import chz
 
@@ -18,9 +18,6 @@ from launch.generate import runs
 from launch.session import Session
 from mmjax.errors import UserError
 from mmjax.files import explained, write_atomic
-
-if TYPE_CHECKING:
-    pass
 
 RESULT, PAGE = "comparison.json", "report.html"
 
@@ -37,13 +34,15 @@ class Comparison:
     out: str = chz.field(
         default=None,
         x_type=str | None,
-        converter=chz.mungers.if_none(lambda request: str(Path("comparisons", "-".join(map(_name, request.runs))))),
+        converter=chz.mungers.if_none(lambda request: _folder(request)),
         doc="where everything goes",
     )
 
 
 def compare(request: Comparison) -> Path:
     """Compare as asked; returns the path of the result."""
+    import jax
+
     from launch.evaluate import Evaluation
     from mmjax.evaluation.comparison import Contender, compare_figures, comparison_table, disagreements
     from mmjax.evaluation.findings import Section
@@ -64,7 +63,12 @@ def compare(request: Comparison) -> Path:
         print(f"evaluating {said}", file=sys.stderr, flush=True)
         subject = session.open(int(step) if step else None)
         name = f"{Path(run_dir).name}@{subject.step}"
-        contenders.append(Contender(name, subject.outcome, subject.standard))
+        if name in steps:  # runs of one name, in other folders
+            name = f"{run_dir}@{subject.step}"
+        if name in steps:
+            raise UserError(f"{said} is named twice, at step {subject.step}; say which steps as RUN@STEP")
+        with jax.set_mesh(session.mesh):
+            contenders.append(Contender(name, subject.outcome, subject.standard))
         steps[name], fingerprints[name] = subject.step, session.fingerprint
     assert data is not None
     first, *others = contenders
@@ -112,14 +116,21 @@ def _request(names: Sequence[str]) -> Comparison:
     return Comparison(runs=tuple(names))
 
 
-def _name(run: str) -> str:
-    return Path(run.partition("@")[0]).name + run[len(run.partition("@")[0]) :]
+def _folder(request: Comparison) -> str:
+    """A name for these runs and no others."""
+    places = [run.partition("@") for run in request.runs]
+    names = [Path(path).name + at + step for path, at, step in places]
+    whole = "\n".join(
+        [request.split, str(request.given), *(str(Path(path).resolve()) + at + step for path, at, step in places)]
+    )
+    return str(Path("comparisons", f"{'-'.join(names)}-{hashlib.sha256(whole.encode()).hexdigest()[:6]}"))
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit code."""
     names = [word for word in argv if "=" not in word and not word.startswith("-")]
     rest = [word for word in argv if word not in names]
-    subjects = command_line.Subjects("run directories", runs, lambda _: _request(names), others=True)
+    form = "compare RUN_A RUN_B[@STEP] [...]"
+    subjects = command_line.Subjects("run", runs, lambda _: _request(names), others=True, form=form)
     words = [" ".join(names), *rest] if names else rest
     return command_line.main(compare, "Compare runs on the same examples.", words, subjects)

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import chz
 
@@ -111,15 +112,17 @@ def _evaluate(session: Session, suites: Sequence[str], step: int | None) -> Path
     subject = session.open(step)
     found = {}
     for suite in suites:
-        if suite != suites[0]:
-            _say(f"step {subject.step}: {suite}")
+        _say(f"step {subject.step}: {suite}")
         with jax.set_mesh(session.mesh):
             findings = SUITES[suite].run(session, subject)
         if findings is not None:
             found[suite] = findings
         elif session.request.suite not in (DEFAULT, ("all",)):
             raise UserError(f"suite={suite} has nothing to judge in {session.request.run_dir}; leave it out")
-    return Results(session.run_dir).add(
+        else:
+            _say(f"step {subject.step}: there is nothing of the kind that {suite} judges")
+    results = Results(session.run_dir)
+    path = results.add(
         subject.step,
         session.label,
         found,
@@ -129,6 +132,20 @@ def _evaluate(session: Session, suites: Sequence[str], step: int | None) -> Path
         readers={target: reader.name for target, reader in session.readers.items()},
         asked=suites,
     )
+    names = {f"{session.label}/{name}" for each in found.values() for name in (*each.statistics, *each.figures)}
+    _show({name: figure for name, figure in results.read(subject.step)["metrics"].items() if name in names})
+    return path
+
+
+def _show(figures: Mapping[str, dict[str, Any]]) -> None:
+    """Prints the figures of every output as a whole, "LABEL/OUTPUT/FIGURE", and none of their parts."""
+    short = {name: figure for name, figure in figures.items() if name.count("/") == 2 and figure["value"] is not None}
+    width = max(map(len, short), default=0)
+    for name, figure in sorted(short.items()):
+        interval = "" if figure["low"] is None else f"  [{figure['low']:.4g}, {figure['high']:.4g}]"
+        _say(f"  {name:{width}}  {figure['value']:.4g}{interval}  of {figure['examples']} examples")
+    if len(figures) > len(short):
+        _say(f"  {len(figures) - len(short)} more in the report")
 
 
 def _try(session: Session, suites: Sequence[str], step: int) -> Path | None:

@@ -1,8 +1,9 @@
 """A run opened to be evaluated: its data, a mesh of its own, and steps that are compiled once for all checkpoints."""
 
 import dataclasses
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,12 +25,22 @@ LARGEST_BATCH = 64
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """The model of one checkpoint, which sees what it is given, and what it did on the split."""
+    """The model of one checkpoint, which sees what it is given, and what it does on the split once that is asked."""
 
     model: "Multimodal"
     step: int
-    outcome: "Outcome"
-    standard: "Findings"
+    answer: "Callable[[Multimodal], Outcome]"
+    judge: "Callable[[Multimodal, Outcome], Findings]"
+
+    @functools.cached_property
+    def outcome(self) -> "Outcome":
+        """What it did on the split."""
+        return self.answer(self.model)
+
+    @functools.cached_property
+    def standard(self) -> "Findings":
+        """The standard figures of that."""
+        return self.judge(self.model, self.outcome)
 
 
 class Session:
@@ -89,9 +100,13 @@ class Session:
             model, found = restore_model(self.experiment, request.run_dir, self.data.features, self.rules, step)
             model = model.blindfold(self.hidden)
             model = model.only([name for name in model.outputs if model.sees(name)])
-            chance = request.decoding is not None and request.decoding.temperature > 0
-            (outcome,) = self.evaluator.evaluate(model, request.split, seed=request.seed if chance else None)
-            return Subject(model, found, outcome, self.judge(model, outcome))
+            return Subject(model, found, self._answer, self.judge)
+
+    def _answer(self, model: "Multimodal") -> "Outcome":
+        request = self.request
+        chance = request.decoding is not None and request.decoding.temperature > 0
+        (outcome,) = self.evaluator.evaluate(model, request.split, seed=request.seed if chance else None)
+        return outcome
 
     def judge(self, model: "Multimodal", outcome: "Outcome") -> "Findings":
         """The standard figures of what the model did."""

@@ -120,6 +120,7 @@ class Multimodal(nnx.Module):
         self.outputs = nnx.Dict(heads)
         self.weights = {name: output.weight for name, output in outputs.items()}
         self.blind = {name: tuple(sorted(set(output.blind) & set(encoders))) for name, output in outputs.items()}
+        self.reads = {name: frozenset(output.unimodal) for name, output in outputs.items()}
         self.modality_dropout = config.modality_dropout
 
     def blindfold(self, modalities: Collection[str]) -> "Multimodal":
@@ -138,8 +139,9 @@ class Multimodal(nnx.Module):
         return model
 
     def sees(self, output: str) -> bool:
-        """Whether an output sees any modality at all."""
-        return set(self.blind[output]) < set(self.encoders)
+        """Whether an output sees any modality at all, and all whose own tokens it reads."""
+        blind = set(self.blind[output])
+        return blind < set(self.encoders) and not blind & self.reads[output]
 
     def encode(self, batch: Batch, key: jax.Array | None) -> tuple[dict[str, Tokens], dict[str, Any]]:
         """Every modality's tokens. What an absent modality holds is replaced by zeros before anything reads it."""

@@ -42,16 +42,25 @@ class Evaluator:
     """Evaluates models on the splits of one data set; compiles its step once.
 
     `data` is bound and `sharding` is how a batch lies on the mesh, which is the current one whenever this is called.
+    Of a split there are `examples` evenly spread ones, all by default.
     Where `count` is more than 1, the models given are so many stacked (see `mmjax.lockstep`) and evaluated together.
     """
 
     def __init__(
-        self, data: Data, data_dir: str, batch_size: int, *, sharding: NamedSharding, rules: Rules, count: int = 1
+        self,
+        data: Data,
+        data_dir: str,
+        batch_size: int,
+        *,
+        sharding: NamedSharding,
+        rules: Rules,
+        count: int = 1,
+        examples: int | None = None,
     ):
         # Starting a process takes as long as a short pass.
         self.data = chz.replace(data, workers=0)
         self.data_dir, self.batch_size, self.sharding = data_dir, batch_size, sharding
-        self._count = count
+        self._count, self._examples = count, examples
         self._steps = {
             everything: jax.jit(
                 over_runs(functools.partial(evaluate_step, rules=rules, everything=everything), count, (0, None, None))
@@ -92,7 +101,9 @@ class Evaluator:
         """Of the batches of a split."""
         if split not in self._loaders:
             rows = rows_of(self.sharding, self.batch_size)
-            self._loaders[split] = Loader(self.data, self.data_dir, split, self.batch_size, rows=rows)
+            self._loaders[split] = Loader(
+                self.data, self.data_dir, split, self.batch_size, rows=rows, examples=self._examples
+            )
         return self._loaders[split]
 
     def _predict(

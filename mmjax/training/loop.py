@@ -13,7 +13,7 @@ import jax
 from jax.sharding import NamedSharding
 
 from mmjax.compilation import jit_once
-from mmjax.data.loader import Tally
+from mmjax.data.loader import HostBatch, Tally
 from mmjax.data.place import Feed, Placed, shapes
 from mmjax.errors import Diverged, Preempted
 from mmjax.evaluation.evaluator import Evaluator
@@ -45,6 +45,9 @@ class Train:
     )
     log_every: int = chz.field(default=20, doc="steps between logged figures", metadata={"operational": True})
     evaluate_every: int = chz.field(default=500, doc="steps between evaluations", metadata={"operational": True})
+    evaluate_examples: int | None = chz.field(
+        default=None, doc="examples of a split to evaluate on, evenly spread; None: all", metadata={"operational": True}
+    )
     accumulate: int = chz.field(default=1, doc="parts a batch is worked through in, to save memory")
     ema: float | None = chz.field(
         default=None, doc="decay of a moving average of the parameters, which is then evaluated"
@@ -54,8 +57,8 @@ class Train:
 
     @chz.validate
     def _positive(self) -> None:
-        counts = ("steps", "ablation_steps", "batch_size", "log_every", "evaluate_every", "accumulate")
-        for name in (*counts, "stop_after_skipped"):
+        counts = ("steps", "ablation_steps", "batch_size", "log_every", "evaluate_every", "evaluate_examples")
+        for name in (*counts, "accumulate", "stop_after_skipped"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         if self.batch_size % self.accumulate:
@@ -167,8 +170,16 @@ class Program:
 
     def evaluator(self, count: int) -> Evaluator:
         """Evaluates `count` models at once."""
-        size, data_dir = self.experiment.train.batch_size, self.experiment.data_dir
-        return Evaluator(self.data, data_dir, size, sharding=self.sharding, rules=self.rules, count=count)
+        train = self.experiment.train
+        return Evaluator(
+            self.data,
+            self.experiment.data_dir,
+            train.batch_size,
+            sharding=self.sharding,
+            rules=self.rules,
+            count=count,
+            examples=train.evaluate_examples,
+        )
 
 
 class Loop:
@@ -310,7 +321,7 @@ class Loop:
 
     def _stop_if_asked(self, step: int) -> None:
         """Answers a SIGTERM, or a Ctrl-C, to any process with a checkpoint."""
-        if step < self.train.steps and any_process(self.preempted()):
+        if any_process(self.preempted()):
             self._save(step, [{}] * len(self.runs))
             for run in self.runs:
                 run.checkpoints.wait()
@@ -323,13 +334,19 @@ class Loop:
                 if step == self.train.steps:
                     self.runs[0].say(f"evaluating on {split}")
                 tally = Tally(self.program.data.max_bad_share)
-                look = functools.partial(self.runs[0].note_errors, step, split, tally)
+                look = functools.partial(self._look, step, split, tally)
                 outcomes = self.evaluator.evaluate(self.state.judged, split, look)
                 for all_, outcome in zip(metrics, outcomes, strict=True):
                     all_ |= {f"{split}/{name}": value for name, value in outcome.figures().items()}
         for run, values in zip(self.runs, metrics, strict=True):
             run.write(step, values)
         return metrics
+
+    def _look(self, step: int, split: str, tally: Tally, host: HostBatch) -> None:
+        """At a batch that is evaluated. Steps to come are not waited for, so only the last evaluation is cut short."""
+        self.runs[0].note_errors(step, split, tally, host)
+        if step == self.train.steps and jax.process_count() == 1:
+            self._stop_if_asked(step)
 
     def _save(self, step: int, metrics: list[dict[str, float]]) -> None:
         for run, state, each in zip(self.runs, self._states(), metrics, strict=True):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 
 import chz
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from launch.command_line import load_experiment
 from launch.overrides import resolve
 from mmjax.compilation import cache_compilations
+from mmjax.errors import Preempted
 from mmjax.training import loop
 from tests.ablation.small import TINY
 
@@ -86,3 +88,41 @@ def test_seeds_that_stand_at_different_steps_or_do_not_fit_go_one_after_another(
     loop.train_together(runs(tmp_path / "steps", data_dir))
     assert sizes == [(0, 1), (6, 1)]
     check(tmp_path / "steps", apart)
+
+
+def test_a_signal_in_the_last_evaluation_loses_no_step(apart, data_dir, tmp_path, monkeypatch):
+    looked = []
+
+    def look(self, step, split, tally, host):
+        looked.append((step, split))
+        if looked[-1] == (6, "test"):
+            signal.raise_signal(signal.SIGTERM)
+        original(self, step, split, tally, host)
+
+    original = loop.Loop._look
+    monkeypatch.setattr(loop.Loop, "_look", look)
+    first, _ = runs(tmp_path, data_dir)
+    with pytest.raises(Preempted, match="stopped after step 6 with a checkpoint"):
+        loop.train(first)
+    assert [split for step, split in looked if step == 6].count("test") == 1
+    assert not (tmp_path / "0" / "summary.json").exists()
+    monkeypatch.undo()
+    loop.train(first)
+    assert losses(tmp_path, 0) == losses(apart, 0)
+    for name in ("parameters_digest", "metrics"):
+        assert summary(tmp_path, 0)[name] == summary(apart, 0)[name]
+
+
+def test_training_evaluates_on_as_many_examples_as_asked(data_dir, tmp_path, monkeypatch):
+    seen = []
+    original = loop.Loop._look
+    monkeypatch.setattr(
+        loop.Loop, "_look", lambda self, *args: seen.append((args[1], args[3].ids)) or original(self, *args)
+    )
+    first, _ = runs(tmp_path, data_dir, "mesh.data=1", "train.evaluate_examples=20")
+    loop.train(first)
+    last = seen[-3:]
+    assert [split for split, _ in last] == ["validation", "test", "test"]
+    ids = [name for split, names in last for name in names if split == "test" and name]
+    assert len(ids) == len(set(ids)) == 20
+    assert summary(tmp_path, 0)["metrics"]["test/label/accuracy"] * 20 % 1 == pytest.approx(0, abs=1e-5)
