@@ -80,7 +80,7 @@ def run(action: Callable[[], Result]) -> int:
     except (Preempted, KeyboardInterrupt) as reason:
         _say(
             " ".join(str(reason).split())
-            or "interrupted; the same command goes on from the last checkpoint, if there is one",
+            or "interrupted; the same command goes on from what was saved, if anything was",
             sys.stderr,
         )
         return INTERRUPTED

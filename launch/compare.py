@@ -44,33 +44,41 @@ def compare(request: Comparison) -> Path:
     import jax
 
     from launch.evaluate import Evaluation
-    from mmjax.evaluation.comparison import Contender, compare_figures, comparison_table, disagreements
+    from mmjax.evaluation.comparison import Contender, compare_figures, comparison_table, disagreements, verdict
     from mmjax.evaluation.findings import Section
     from mmjax.evaluation.page import render
 
-    contenders: list[Contender] = []
-    steps, fingerprints, data = {}, {}, None
+    folder = Path(request.out).expanduser()
+    with explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    sessions: dict[str, tuple[Session, int | None]] = {}
     for said in request.runs:
         run_dir, at, step = said.partition("@")
         if at and not step.isdigit():
             raise UserError(f"{said}: after @ must come a checkpoint's number")
         session = Session(Evaluation(run_dir=run_dir, split=request.split, given=request.given, step=step or "latest"))
-        data = data or session
+        if said in sessions:
+            raise UserError(f"{said} is named twice; name another run, or another step of it as RUN@STEP")
+        sessions[said] = session, int(step) if step else None
+        data, _ = sessions[request.runs[0]]
         if session.records.fingerprint != data.records.fingerprint:
             raise UserError(
                 f"{said} and {request.runs[0]} have other {request.split} data, and cannot be compared on it"
             )
+    contenders: list[Contender] = []
+    steps, fingerprints = {}, {}
+    for said, (session, step) in sessions.items():
         print(f"evaluating {said}", file=sys.stderr, flush=True)
-        subject = session.open(int(step) if step else None)
-        name = f"{Path(run_dir).name}@{subject.step}"
+        subject = session.open(step)
+        name = f"{session.run_dir.name}@{subject.step}"
         if name in steps:  # runs of one name, in other folders
-            name = f"{run_dir}@{subject.step}"
+            name = f"{session.run_dir}@{subject.step}"
         if name in steps:
             raise UserError(f"{said} is named twice, at step {subject.step}; say which steps as RUN@STEP")
         with jax.set_mesh(session.mesh):
             contenders.append(Contender(name, subject.outcome, subject.standard))
         steps[name], fingerprints[name] = subject.step, session.fingerprint
-    assert data is not None
+    data, _ = sessions[request.runs[0]]
     first, *others = contenders
     comparisons, sections = {}, []
     for other in others:
@@ -78,14 +86,16 @@ def compare(request: Comparison) -> Path:
         if not compared:
             raise UserError(f"{first.name} and {other.name} have no figure in common: they say different things")
         comparisons[other.name] = {name: dataclasses.asdict(each) for name, each in compared.items()}
-        about = "First less second, on the same examples: 95% by paired bootstrap, p by the paired randomisation test."
+        decided = verdict(compared, first.name, other.name)
+        print(decided, file=sys.stderr, flush=True)
+        about = (
+            f"{decided} Differences are {first.name} less {other.name} on the same examples: 95% by paired bootstrap, "
+            "p by the paired randomisation test."
+        )
         table = comparison_table(compared, first.name, other.name)
         sections.append((f"{first.name} and {other.name}", Section("", about, [table])))
         shown = disagreements(first, other, data.data, data.experiment.data_dir, request.split)
         sections += [(f"{part.title}: {first.name} and {other.name}", part) for part in shown]
-    folder = Path(request.out).expanduser()
-    with explained(folder):
-        folder.mkdir(parents=True, exist_ok=True)
     page = render(
         "evaluation.html",
         title=" and ".join(steps),

@@ -25,6 +25,15 @@ from mmjax.signals import heed_signals
 
 # Between two looks at a run's folder, seconds.
 PATIENCE = 1.0
+# Keys that only some suites read.
+READ_BY = {
+    "readers": ("generation",),
+    "examples": ("generation", "attribution"),
+    "slices": ("slices",),
+    "at": ("probe",),
+    "labels": ("probe", "zero_shot"),
+    "templates": ("zero_shot",),
+}
 
 
 @chz.chz
@@ -81,9 +90,11 @@ def evaluate(request: Evaluation) -> Path:
     from mmjax.training.restore import saved_steps
 
     suites = choose_suites(request.suite)
+    _said(request, suites)
     session, results = Session(request), Results(request.run_dir)
     for step in results.steps():
         results.read(step)  # damage shows before anything is computed
+    results.check_writable()
     if not request.watch and request.step != "all":
         return _evaluate(session, suites, None if request.step == "latest" else int(request.step))
     with heed_signals() as asked_to_stop:
@@ -92,15 +103,46 @@ def evaluate(request: Evaluation) -> Path:
         steps = saved_steps(session.run_dir)
         if not steps:
             raise UserError(f"{request.run_dir} has no checkpoint yet; with watch=true the first is waited for")
+        damaged = []
         for number, step in enumerate(steps):
             if asked_to_stop():
                 raise Preempted(f"stopped before step {step}")
             _say(f"[{number + 1}/{len(steps)}] step {step}")
-            _try(session, suites, step)
+            if _try(session, suites, step) is None and step in saved_steps(session.run_dir):
+                damaged.append(str(step))
+        if damaged:
+            raise UserError(
+                f"{request.run_dir} has damaged checkpoints, {', '.join(damaged)}; all others are evaluated"
+            )
         done = results.steps()
         if not done:
             raise NoCheckpoint(f"every checkpoint of {request.run_dir} was removed before it could be evaluated")
         return results.path(done[-1])
+
+
+def _said(request: Evaluation, suites: Sequence[str]) -> list[str]:
+    """What is asked for: the suites, each with what its keys say that is not the default.
+
+    Raises UserError for a key that no suite asked for would read.
+    """
+    default = Evaluation(run_dir=request.run_dir)
+    changed = [key for key in READ_BY if getattr(request, key) != getattr(default, key)]
+    for key in changed:
+        if not set(READ_BY[key]).intersection(suites):
+            users = " or ".join(READ_BY[key])
+            raise UserError(f"{key} is for suite={users}, which is not asked for; add it, or leave {key} out")
+    keys = {
+        suite: [f"{key}={_plain(getattr(request, key))}" for key in changed if suite in READ_BY[key]]
+        for suite in suites
+    }
+    return [" ".join([suite, *keys[suite]]) for suite in suites]
+
+
+def _plain(value: Any) -> str:
+    """A key's value as it is typed; runs by their folders' names."""
+    if isinstance(value, Mapping):
+        return ",".join(f"{name}:{Path(each).name}" for name, each in sorted(value.items()))
+    return ",".join(value) if isinstance(value, tuple) else str(value)
 
 
 def _evaluate(session: Session, suites: Sequence[str], step: int | None) -> Path:
@@ -109,31 +151,31 @@ def _evaluate(session: Session, suites: Sequence[str], step: int | None) -> Path
 
     from mmjax.evaluation.results import Results
 
-    subject = session.open(step)
-    found = {}
-    for suite in suites:
+    subject, results = session.open(step), Results(session.run_dir)
+    path = None
+    for suite, asked in zip(suites, _said(session.request, suites), strict=True):
         _say(f"step {subject.step}: {suite}")
         with jax.set_mesh(session.mesh):
             findings = SUITES[suite].run(session, subject)
-        if findings is not None:
-            found[suite] = findings
-        elif session.request.suite not in (DEFAULT, ("all",)):
+        if findings is None and session.request.suite not in (DEFAULT, ("all",)):
             raise UserError(f"suite={suite} has nothing to judge in {session.request.run_dir}; leave it out")
-        else:
+        # Each as it is finished: whoever is interrupted keeps what there was.
+        path = results.add(
+            subject.step,
+            session.label,
+            {} if findings is None else {suite: findings},
+            name=session.experiment.name,
+            fingerprint=session.fingerprint,
+            data={session.request.split: session.records.fingerprint},
+            readers={target: reader.name for target, reader in session.readers.items()},
+            asked=[asked],
+        )
+        if findings is None:
             _say(f"step {subject.step}: there is nothing of the kind that {suite} judges")
-    results = Results(session.run_dir)
-    path = results.add(
-        subject.step,
-        session.label,
-        found,
-        name=session.experiment.name,
-        fingerprint=session.fingerprint,
-        data={session.request.split: session.records.fingerprint},
-        readers={target: reader.name for target, reader in session.readers.items()},
-        asked=suites,
-    )
-    names = {f"{session.label}/{name}" for each in found.values() for name in (*each.statistics, *each.figures)}
-    _show({name: figure for name, figure in results.read(subject.step)["metrics"].items() if name in names})
+            continue
+        names = {f"{session.label}/{name}" for name in (*findings.statistics, *findings.figures)}
+        _show({name: figure for name, figure in results.read(subject.step)["metrics"].items() if name in names})
+    assert path is not None
     return path
 
 
@@ -166,7 +208,9 @@ def _watch(session: Session, suites: Sequence[str], asked_to_stop: Callable[[], 
     from mmjax.training.restore import saved_steps
 
     results, every = Results(session.run_dir), session.experiment.checkpoint.every
-    settled: set[int] = {step for step in results.steps() if results.has(step, session.label, suites)}
+    settled: set[int] = {
+        step for step in results.steps() if results.has(step, session.label, _said(session.request, suites))
+    }
     waiting = False
     while True:
         complete = _complete(session)  # before looking for checkpoints: none appears after

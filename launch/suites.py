@@ -43,6 +43,11 @@ def _generation(session: Session, subject: Subject) -> "Findings | None":
             raise UserError(f"readers.{target} has nothing to read: the run makes {made} of {', '.join(session.given)}")
     if not able:
         return None
+    unread = sorted({output.makes for output in able.values() if output.makes} - set(session.readers))
+    if unread:
+        keys = ", ".join(f"readers.{target}" for target in unread)
+        line = f"no figure says how good {' and '.join(unread)} made anew are: name runs that read them, {keys}"
+        print(line, file=sys.stderr, flush=True)
     generated = evaluate_generation(
         subject.model,
         able,

@@ -294,3 +294,7 @@ def test_a_blindfolded_model_sees_what_an_absent_modality_lets_it():
     assert np.abs(predict(model, put(batch, RULES)) - predict(blind, put(batch, RULES))).max() > 1e-4
     assert blind.sees("label")
     assert not model.blindfold(ATTENTIVE.encoders).sees("label")
+    # What compares two modalities' own tokens cannot do with one.
+    assert model.sees("align")
+    assert not blind.sees("align")
+    assert model.blindfold({"speech"}).sees("align")

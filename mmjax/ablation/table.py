@@ -15,7 +15,13 @@ from mmjax.config import fingerprint
 from mmjax.errors import UserError
 from mmjax.evaluation.ablation_report import write_ablation_markdown, write_ablation_report
 from mmjax.evaluation.contributions import shapley
-from mmjax.evaluation.statistics import bootstrap_interval, holm, paired_difference, pareto_front
+from mmjax.evaluation.statistics import (
+    LESS_IS_BETTER,
+    bootstrap_interval,
+    holm,
+    paired_difference,
+    pareto_front,
+)
 from mmjax.files import write_atomic
 from mmjax.profiling.growth import growth
 from mmjax.training.metrics import read_history
@@ -23,8 +29,6 @@ from mmjax.training.metrics import read_history
 FUSION = "model.fusion"
 # The width at which the growth of cost is looked at.
 GROWTH_WIDTH = 64
-# Figures of which less is better; of all others more is.
-LESS_IS_BETTER = ("loss", "error", "rank", "deviation")
 # A fusion that finds less than this share of the information that is there in a form has failed at that form.
 FOUND = 0.5
 

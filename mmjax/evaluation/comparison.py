@@ -11,11 +11,14 @@ from mmjax.data.loader import Data, Loader
 from mmjax.evaluation.figures import picture_uri, spectrum_uri
 from mmjax.evaluation.findings import Card, Findings, Section, Table
 from mmjax.evaluation.outcome import Outcome
-from mmjax.evaluation.statistic import compare
-from mmjax.evaluation.statistics import Difference, holm
+from mmjax.evaluation.standard import KEY_FIGURES
+from mmjax.evaluation.statistic import Statistic, compare
+from mmjax.evaluation.statistics import LESS_IS_BETTER, Difference, holm
 from mmjax.types import Image, Label, Spectrum
 
 SHOWN = 6
+# Below this an adjusted p-value tells figures apart.
+SURE = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,13 +40,17 @@ class Compared(Difference):
 
 
 def compare_figures(first: Contender, second: Contender) -> dict[str, Compared]:
-    """first - second of all figures that both have of the same examples; see `mmjax.evaluation.statistic.compare`."""
+    """first - second of all figures that both have of the same examples; see `mmjax.evaluation.statistic.compare`.
+
+    Of figures that are the same number by two names, as the loss of all outputs and of the only one are, one is there.
+    """
     ours, theirs = first.findings.statistics, second.findings.statistics
-    names = [
-        name
-        for name, statistic in ours.items()
-        if name in theirs and statistic.columns.shape == theirs[name].columns.shape and statistic.examples
-    ]
+    names: list[str] = []
+    # Those of an output before those of all, and shorter names first.
+    for name in sorted(ours, key=lambda each: (each == "loss", len(each), each)):
+        comparable = name in theirs and ours[name].columns.shape == theirs[name].columns.shape and ours[name].examples
+        if comparable and not any(_same(ours, name, other) and _same(theirs, name, other) for other in names):
+            names.append(name)
     found = [compare(ours[name], theirs[name]) for name in names]
     adjusted = holm(np.array([difference.p_value for difference in found]))
     return {
@@ -118,6 +125,28 @@ def _card(data: Data, data_dir: str, split: str, index: np.integer, title: str, 
         if isinstance(input, Sentence):
             words.append((name, [(input.decode(values), 0.0)]))
     return Card(f"{host.ids[0]}: {title}", pictures, words, lines)
+
+
+def _same(statistics: Mapping[str, Statistic], name: str, other: str) -> bool:
+    """Whether two figures are formulas of the same sums, up to rounding."""
+    a, b = statistics[name].columns, statistics[other].columns
+    return a.shape == b.shape and bool(np.allclose(a, b, rtol=1e-4, atol=1e-6))
+
+
+def verdict(compared: Mapping[str, Compared], first: str, second: str) -> str:
+    """Which is better in which of the figures that sum outputs up, as a sentence for whoever reads nothing else."""
+    better: dict[str, list[str]] = {first: [], second: []}
+    alike = []
+    for name, each in compared.items():
+        if name.rpartition("/")[2] not in KEY_FIGURES or name.count("/") > 1:
+            continue
+        if each.adjusted_p_value >= SURE:
+            alike.append(name)
+        else:
+            better[first if (each.value > 0) != name.endswith(LESS_IS_BETTER) else second].append(name)
+    parts = [f"{who} is better in {', '.join(names)}" for who, names in better.items() if names]
+    parts += [f"they cannot be told apart in {', '.join(alike)}"] if alike else []
+    return "; ".join(parts) + "."
 
 
 def comparison_table(compared: Mapping[str, Compared], first: str, second: str) -> Table:

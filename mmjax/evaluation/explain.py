@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -107,8 +108,7 @@ def explain(
     sections = []
     for output, target in targets.items():
         seen = {name: features[name] for name in model.encoders if name not in model.blind[output]}
-        say(f"explaining {output}")
-        explained = _explain(model, fresh, output, target, data, batches, seen, sharding, rules)
+        explained = _explain(model, fresh, output, target, data, batches, seen, sharding, rules, say)
         found = figures(explained)
         statistics |= {f"{output}/{name}": statistic for name, statistic in found.items()}
         several = [
@@ -139,13 +139,17 @@ def _explain(
     seen: Mapping[str, Feature],
     sharding: NamedSharding,
     rules: Rules,
+    say: Callable[[str], None],
 ) -> Explained:
     """An output's answers to all examples of the batches: first what it says, then, of what is asked for, why."""
     look = jax.jit(functools.partial(_look, output=output, target=target, modalities=tuple(seen), rules=rules))
     gradients = jax.jit(functools.partial(_gradients, output=output, features=seen, rules=rules))
     why = jax.jit(functools.partial(_why, output=output, features=seen, rules=rules))
     parts = []
-    for placed in batches:
+    begin = time.monotonic()
+    for number, placed in enumerate(batches):
+        left = (time.monotonic() - begin) / max(1, number) * (len(batches) - number)
+        say(f"explaining {output}: batch {number + 1} of {len(batches)}" + (f", {left:.0f} s left" if number else ""))
         batch, said, truth, real = jax.device_get(look(model, placed.batch))
         if isinstance(model.outputs[output], TextWriter):
             asked = (said != PADDING) & real.any(1, keepdims=True)

@@ -44,7 +44,8 @@ def probe(
 
     linear_accuracy      by a linear probe
     nearest_accuracy     by the nearest neighbours
-    few_shot_K_accuracy  from K examples of each class, K = 1, 5, 10, on average over draws
+    few_shot_K_accuracy  from K examples of each class, K = 1, 5, 10, on average over draws of these; its interval is
+                         about the examples asked, whatever is drawn
 
     See `mmjax.evaluation.transfer` for these and `mmjax.evaluation.intermediates` for the names in `at`. They learn
     from `examples` evenly spread examples of the train split, unaugmented, at most, and are asked about all of `split`.
@@ -95,7 +96,8 @@ def probe(
 TITLE = "What features know"
 ABOUT = (
     "Accuracies of what is learned of a label from frozen features of training examples: a linear probe, the nearest "
-    "neighbours, and the nearest mean of 1, 5 and 10 examples of each class."
+    "neighbours, and the nearest mean of 1, 5 and 10 examples of each class, on average over several draws of these. "
+    "Intervals are about the examples asked, not about what was learned from."
 )
 
 # Classes by slot, and which slots have one.
@@ -232,7 +234,10 @@ def zero_shot(
         found = f"{(ranks[own] <= 1).mean():.3f}" if own.any() else ""
         rows.append([name, f"{own.sum():,}", found])
     other = able[output][1 - side]
-    about = f"Each {other} is of the class whose descriptions {output} finds most similar: {'; '.join(templates)}."
+    about = (
+        f"Each {other} is of the class whose descriptions {output} finds most similar: {'; '.join(templates)}. Asked "
+        f"about the {counted.sum():,} of {len(counted):,} examples that have exactly one {label}."
+    )
     section = Section(f"{label} by description", about, [Table(["class", "examples", "found"], rows)])
     return Findings(statistics, {}, [section])
 

@@ -66,7 +66,7 @@ class Results:
         return sorted(int(path.stem) for path in self.folder.glob("*.json") if path.stem.isdigit())
 
     def has(self, step: int, label: str, suites: Collection[str]) -> bool:
-        """Whether a step's suites were evaluated under a label."""
+        """Whether a step's suites, as they are asked for, were evaluated under a label."""
         return set(suites) <= set(self.read(step).get("done", {}).get(label, ()))
 
     def add(
@@ -106,9 +106,16 @@ class Results:
             sections[label] = sections.get(label, {}) | shown
             write_atomic(self.folder / str(step) / SECTIONS, json.dumps(sections))
             written = write_atomic(self.path(step), json.dumps(whole, indent=2, allow_nan=False) + "\n")
-            self._curves(step, {f"{label}/{path}": figure.value for path, figure in figures.items()})
             self._write_page(name)
+            self._curves(step, {f"{label}/{path}": figure.value for path, figure in figures.items()})
         return written
+
+    def check_writable(self) -> None:
+        """Raises UserError where nothing can be put here."""
+        with explained(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with self._alone():
+                pass
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
@@ -126,7 +133,8 @@ class Results:
     def _curves(self, step: int, values: Mapping[str, float]) -> None:
         from tensorboardX import SummaryWriter
 
-        with contextlib.closing(SummaryWriter(str(self.folder.parent / "tensorboard" / FOLDER))) as writer:
+        place = self.folder.parent / "tensorboard" / FOLDER
+        with explained(place), contextlib.closing(SummaryWriter(str(place))) as writer:
             for name, value in values.items():
                 writer.add_scalar(name, value, step)
 
@@ -137,7 +145,9 @@ class Results:
         steps = self.steps()
         known = [self.read(step) for step in steps]
         history = [
-            {"step": each["step"], **{name: figure["value"] for name, figure in each["metrics"].items()}}
+            # Of outputs as wholes; parts of them have no panel in common.
+            {"step": each["step"]}
+            | {name: figure["value"] for name, figure in each["metrics"].items() if name.count("/") == 2}
             for each in known
         ]
         newest = known[-1]

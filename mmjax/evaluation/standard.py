@@ -58,7 +58,7 @@ def judge_standard(
             given = said["probabilities"], truth, real
             found = classification_statistics(*given, feature.names, cross_fit_temperatures(*given))
             if real.any():
-                parts.append(_classes(name, feature.names, found, *given))
+                parts.append(_classes(name, feature.names, *given))
         statistics |= {f"{name}/{figure}": statistic for figure, statistic in found.items()}
     for name, (written, texts) in outcome.texts.items():
         if texts:
@@ -153,7 +153,6 @@ def median_figure(values: np.ndarray) -> Figure:
 def _classes(
     name: str,
     names: tuple[str, ...],
-    found: Mapping[str, Statistic],
     probabilities: np.ndarray,
     truth: np.ndarray,
     real: np.ndarray,
@@ -163,16 +162,24 @@ def _classes(
     confusion = np.zeros((len(names), len(names)), int)
     np.add.at(confusion, (truth[real], said[real]), 1)
     rows = [
-        [kind, f"{count:,}", f"{found[f'recall/{kind}'].value:.3f}", f"{hits / max(1, guessed):.3f}"]
+        [kind, f"{count:,}", _share(hits, count), _share(hits, guessed)]
         for kind, count, hits, guessed in zip(
-            names, confusion.sum(1), confusion.diagonal(), confusion.sum(0), strict=True
+            names, confusion.sum(1).tolist(), confusion.diagonal().tolist(), confusion.sum(0).tolist(), strict=True
         )
     ]
     drawings = [reliability_svg(probabilities[real], truth[real], f"{name}-reliability")]
     if len(names) <= MOST_DRAWN:
         drawings.insert(0, confusion_svg(confusion, names, f"{name}-confusion"))
-    about = "How often each class is taken for which, and how often answers of some confidence are right."
+    about = (
+        "How often each class is taken for which, and how often answers of some confidence are right. Figures called "
+        "calibrated are of probabilities made more or less confident by one temperature, learned on the other half of "
+        "the examples."
+    )
     return Section(name, about, [Table(["class", "examples", "found", "right if said"], rows)], drawings)
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part / whole:.3f}" if whole else ""
 
 
 def _texts(name: str, said: list[str], truth: list[str]) -> Section:

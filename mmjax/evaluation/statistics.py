@@ -10,6 +10,8 @@ from jaxtyping import Bool, Float
 RESAMPLES = 2000
 # Examples drawn at a time: as many as a processor's cache holds.
 CHUNK_ELEMENTS = 1 << 17
+# How the names of figures end of which less is better; of all others more is.
+LESS_IS_BETTER = ("loss", "error", "rank", "deviation")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,28 +11,8 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 from jax.sharding import PartitionSpec
 
-# Dense bfloat16 FLOP/s of one JAX device by its `device_kind`; for GPUs by the longest start of it that is listed.
-# TPU: Google's page of each version (cloud.google.com/tpu/docs/v4 and so on), "peak compute per chip (BF16)". A TPU7x
-#   chip (2307 TFLOP/s) shows itself as two devices, one for each of its chiplets.
-# NVIDIA: the data sheets, half of each figure that is given "with sparsity". A100 312 (SXM, PCIe); H100 SXM 1979/2,
-#   PCIe 1513/2, NVL 1671/2; H200 SXM 1979/2, NVL 1671/2; B200 from HGX B200, 36 PFLOP/s with sparsity on 8 GPUs.
-PUBLISHED_PEAKS = {
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5": 459e12,
-    "TPU v5p": 459e12,
-    "TPU v6 lite": 918e12,
-    "TPU v6e": 918e12,
-    "TPU7x": 2307e12 / 2,
-    "NVIDIA A100": 312e12,
-    "NVIDIA H100": 1979e12 / 2,
-    "NVIDIA H100 PCIe": 1513e12 / 2,
-    "NVIDIA H100 NVL": 1671e12 / 2,
-    "NVIDIA H200": 1979e12 / 2,
-    "NVIDIA H200 NVL": 1671e12 / 2,
-    "NVIDIA B200": 36e15 / 2 / 8,
-}
+from mmjax.profiling.chips import chip_of
+
 MEASURE_SECONDS = 0.25
 
 
@@ -127,21 +107,13 @@ def peak_flops(dtype: Any = jnp.float32) -> tuple[float, str]:
     machine busy). Simulated devices of a CPU share the host, so each has its part of what the host can do.
     """
     device = jax.local_devices()[0]
-    published = published_peak(device.device_kind)
-    if published is not None:
-        return published, f"published for {device.device_kind}, bfloat16"
+    chip = chip_of(device.device_kind)
+    if chip is not None:
+        return chip.flops, f"published for {device.device_kind}, bfloat16"
     cpu = device.platform == "cpu"
     measured = _measure(device, dtype, size=1024 if cpu else 8192)
     share = jax.local_device_count() if cpu else 1
     return measured / share, f"measured on {device.device_kind}, {jnp.dtype(dtype).name}"
-
-
-def published_peak(device_kind: str) -> float | None:
-    """The published dense bfloat16 FLOP/s of a kind of device; None if it is unknown or only a slice of a GPU (MIG)."""
-    if device_kind.startswith("TPU") or "MIG" in device_kind:
-        return PUBLISHED_PEAKS.get(device_kind)
-    known = [start for start in PUBLISHED_PEAKS if device_kind.startswith(start)]
-    return PUBLISHED_PEAKS[max(known, key=len)] if known else None
 
 
 def _measure(device: jax.Device, dtype: Any, size: int) -> float:

@@ -14,21 +14,19 @@ from jax.sharding import NamedSharding
 
 from mmjax.compilation import jit_once
 from mmjax.data.loader import HostBatch, Tally
-from mmjax.data.place import Feed, Placed, shapes
+from mmjax.data.place import Feed, Placed
 from mmjax.errors import Diverged, Preempted
-from mmjax.evaluation.evaluator import Evaluator
-from mmjax.lockstep import over_runs, stack, unstack
-from mmjax.profiling.flops import peak_flops, step_flops
+from mmjax.lockstep import stack, unstack
+from mmjax.profiling.flops import peak_flops
 from mmjax.sharding.distributed import any_process
 from mmjax.sharding.mesh import choose_rules
-from mmjax.sharding.rules import Rules
 from mmjax.signals import heed_signals
-from mmjax.training.initialize import Initialize, check_origin, initialize
+from mmjax.training.initialize import Initialize, check_origin
+from mmjax.training.program import Program
 from mmjax.training.progress import Progress
 from mmjax.training.run import Run
-from mmjax.training.state import TrainState, build_critics, build_model, init_state
-from mmjax.training.step import train_step
-from mmjax.types import Batch, Metrics
+from mmjax.training.state import TrainState
+from mmjax.types import Metrics
 
 if TYPE_CHECKING:
     from mmjax.config import Experiment
@@ -90,7 +88,9 @@ def train_together(experiments: Sequence["Experiment"]) -> list[Path | None]:
         sharding = NamedSharding(jax.sharding.get_mesh(), rules.spec("batch"))
         preempted = resources.enter_context(heed_signals())
         runs = [Run(experiment, sharding) for experiment in experiments]
-        program = Program(runs[0], rules, sharding)
+        program = Program(first, runs[0].data, rules)
+        if first.train.initialize is not None and runs[0].new:
+            check_origin(program.abstract.model, first.train.initialize)
         states = [run.open(program.abstract, resources) for run in runs]
         paths: dict[int, Path | None] = {}
         starts = [run.start for run in runs]
@@ -105,81 +105,6 @@ def train_together(experiments: Sequence["Experiment"]) -> list[Path | None]:
                 continue
             paths |= dict(zip(group, loop.finish(), strict=True))
         return [paths[index] for index in range(len(runs))]
-
-
-class Program:
-    """What experiments that differ in seed and run directory have in common: the model, its step, its evaluation."""
-
-    def __init__(self, run: Run, rules: Rules, sharding: NamedSharding):
-        """Raises UserError where the model does not fit the mesh, or the run it is to start from does not fit it."""
-        self.experiment, self.data, self.rules, self.sharding = run.experiment, run.data, rules, sharding
-        train, model = self.experiment.train, self.experiment.model
-        self.build = functools.partial(build_model, model=model, features=self.data.features, rules=rules)
-        abstract_model = jax.eval_shape(self.build, run.draw_key)
-        self.optimizer = self.experiment.optimizer.build(train.steps, abstract_model)
-        self.build_critics = functools.partial(build_critics, model=model, features=self.data.features, rules=rules)
-        abstract_critics = jax.eval_shape(self.build_critics, run.draw_key)
-        contested = abstract_critics is not None
-        self.critic_optimizer = (
-            self.experiment.critic_optimizer.build(train.steps, abstract_critics) if contested else None
-        )
-        self.start = functools.partial(
-            init_state, optimizer=self.optimizer, ema=train.ema is not None, critic_optimizer=self.critic_optimizer
-        )
-        self.abstract = jax.eval_shape(self.start, abstract_model, critics=abstract_critics)
-        if train.initialize is not None and run.new:
-            check_origin(self.abstract.model, train.initialize)
-
-    @functools.cached_property
-    def _draw(self) -> Callable[[jax.Array], TrainState]:
-        return jit_once(lambda key: self.start(self.build(key), critics=self.build_critics(key)))
-
-    def begin(self, run: Run) -> TrainState:
-        """The state before the first step."""
-        origin = self.experiment.train.initialize
-        if origin is None:
-            return self._draw(run.draw_key)
-        model = initialize(jit_once(self.build)(run.draw_key), origin, say=run.say)
-        return jit_once(lambda model, key: self.start(model, critics=self.build_critics(key)))(model, run.draw_key)
-
-    def batch(self) -> Batch:
-        """The shapes of a batch."""
-        return shapes(self.data.features, self.experiment.train.batch_size, self.sharding)
-
-    @functools.cached_property
-    def model_flops(self) -> int:
-        """The model's FLOPs in a step of one run."""
-        return step_flops(self.abstract.model, self.batch())
-
-    def compile(self, state: TrainState, keys: jax.Array, count: int) -> jax.stages.Compiled:
-        """The training step of `count` runs."""
-        train = self.experiment.train
-        step = functools.partial(
-            train_step,
-            optimizer=self.optimizer,
-            critic_optimizer=self.critic_optimizer,
-            rules=self.rules,
-            accumulate=train.accumulate,
-            ema=train.ema,
-        )
-
-        def step_together(state: TrainState, batches: list[Batch], keys: jax.Array) -> tuple[TrainState, Metrics]:
-            return over_runs(step, count)(state, stack(batches), keys)
-
-        return jax.jit(step_together, donate_argnums=0).lower(state, [self.batch()] * count, keys).compile()
-
-    def evaluator(self, count: int) -> Evaluator:
-        """Evaluates `count` models at once."""
-        train = self.experiment.train
-        return Evaluator(
-            self.data,
-            self.experiment.data_dir,
-            train.batch_size,
-            sharding=self.sharding,
-            rules=self.rules,
-            count=count,
-            examples=train.evaluate_examples,
-        )
 
 
 class Loop:

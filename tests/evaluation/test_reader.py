@@ -22,7 +22,8 @@ from mmjax.heads import Regress
 from mmjax.sharding.mesh import MeshShape
 from mmjax.sharding.rules import PRESETS
 from mmjax.training.checkpoint import Checkpoints
-from mmjax.training.loop import Program, train
+from mmjax.training.loop import train
+from mmjax.training.program import Program
 from mmjax.training.run import Run
 from tests.system.conftest import TINY
 
@@ -70,7 +71,7 @@ def alone(experiment, held_out):
     with jax.set_mesh(mesh):
         rules = PRESETS["data"]
         sharding = NamedSharding(jax.sharding.get_mesh(), rules.spec("batch"))
-        abstract = Program(Run(experiment, sharding), rules, sharding).abstract
+        abstract = Program(experiment, Run(experiment, sharding).data, rules).abstract
         with contextlib.closing(Checkpoints(experiment.run_dir, experiment.checkpoint, read_only=True)) as checkpoints:
             model = checkpoints.restore(abstract).state.ema
     both = jax.jit(lambda model, batch: (model(batch)[0].pooled, model.predict(batch)))

@@ -9,7 +9,7 @@ from mmjax.data.loader import Data
 from mmjax.data.sources.scenes import Scenes
 from mmjax.errors import UserError
 from mmjax.evaluation.slices import find_kinds, judge_slices
-from mmjax.evaluation.statistic import Statistic
+from mmjax.evaluation.statistic import Statistic, intervals
 
 RNG = np.random.default_rng(0)
 RIGHT = RNG.random(90) < 0.7
@@ -49,6 +49,16 @@ def test_each_kind_is_judged_by_itself():
     }
     (section,) = found.sections
     assert [row[:2] for row in section.tables[0].rows] == [["ann", "30"], ["bob", "30"], ["largest gap", ""]]
+
+
+def test_the_interval_of_a_gap_is_about_the_gap():
+    """Of many kinds that are alike: the largest gap of a resampling is always larger than that of the data."""
+    right = np.tile([1.0, 1.0, 0.0], 80)
+    kinds = [f"kind {row // 12}" for row in range(240)]
+    found = judge_slices({"digit/accuracy": Statistic.ratio(right, np.ones(240))}, {"kind": kinds})
+    gap = intervals({"gap": found.statistics["digit/kind/accuracy_gap"]})["gap"]
+    assert gap.value == pytest.approx(0)
+    assert gap.low < 0 < gap.high
 
 
 def test_a_gap_is_told_from_chance():

@@ -111,7 +111,7 @@ def test_exit_codes_of_what_a_command_raises(capsys: pytest.CaptureFixture[str])
     assert answer("small", command=raising(KeyboardInterrupt())) == 75
     assert capsys.readouterr() == (
         "",
-        "interrupted; the same command goes on from the last checkpoint, if there is one\n",
+        "interrupted; the same command goes on from what was saved, if anything was\n",
     )
     with pytest.raises(ZeroDivisionError):
         answer("small", command=raising(ZeroDivisionError()))

@@ -44,7 +44,10 @@ def test_all_steps_are_evaluated(run, capsys):
     assert evaluate.main([str(run), "step=all", "suite=standard"]) == 0
     captured = capsys.readouterr()
     assert captured.out == f"{run / 'evaluations' / '4.json'}\n"
-    assert captured.err.startswith("[1/2] step 2\n[2/2] step 4\n")
+    first, second = captured.err.split("[2/2] step 4\n")
+    assert first.startswith("[1/2] step 2\nstep 2: standard\n")
+    shown = read(run)["metrics"]["test/count/accuracy"]
+    assert re.search(rf"^  test/count/accuracy +{shown['value']:.4g}  \[.*\]  of 7 examples$", second, re.MULTILINE)
     assert [read(run, step)["step"] for step in STEPS] == [*STEPS]
     page = (run / "evaluations" / "report.html").read_text()
     assert "<h2>Curves</h2>" in page
@@ -55,7 +58,9 @@ def test_steps_are_compared_on_the_same_examples(run, tmp_path, capsys):
     words = ["compare", f"{run}@2", str(run), f"out={tmp_path / 'against'}"]
     assert evaluate.main(words) == 0
     path = tmp_path / "against" / "comparison.json"
-    assert capsys.readouterr().out == f"{path}\n"
+    captured = capsys.readouterr()
+    assert captured.out == f"{path}\n"
+    assert re.search("(is better in|cannot be told apart in) .*count/accuracy", captured.err)
     whole = json.loads(path.read_text())
     assert whole["steps"] == {"run@2": 2, "run@4": 4}
     assert whole["first"] == "run@2"
@@ -64,6 +69,7 @@ def test_steps_are_compared_on_the_same_examples(run, tmp_path, capsys):
     for step in STEPS:
         assert evaluate.main([str(run), "suite=standard", f"step={step}"]) == 0
     first, second = (read(run, step)["metrics"] for step in STEPS)
+    assert "count/log_loss" not in compared  # it is count/loss
     for name in ("count/accuracy", "count/loss", "shape/loss", "loss"):
         assert compared[name]["first"] == pytest.approx(first[f"test/{name}"]["value"], rel=1e-9)
         assert compared[name]["second"] == pytest.approx(second[f"test/{name}"]["value"], rel=1e-9)
@@ -76,8 +82,11 @@ def test_steps_are_compared_on_the_same_examples(run, tmp_path, capsys):
 
 
 def test_a_run_is_no_different_from_itself(run, tmp_path):
-    assert evaluate.main(["compare", str(run), str(run), f"out={tmp_path}"]) == 0
-    (compared,) = json.loads((tmp_path / "comparison.json").read_text())["against"].values()
+    copy = shutil.copytree(run, tmp_path / "run")
+    assert evaluate.main(["compare", str(run), str(copy), f"out={tmp_path}"]) == 0
+    whole = json.loads((tmp_path / "comparison.json").read_text())
+    assert whole["steps"] == {"run@4": 4, f"{copy}@4": 4}
+    (compared,) = whole["against"].values()
     assert {each["value"] for each in compared.values()} == {0}
     assert {each["p_value"] for each in compared.values()} == {1}
 
@@ -85,7 +94,9 @@ def test_a_run_is_no_different_from_itself(run, tmp_path):
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        ([], "no run directories is named.*"),
+        ([], "no run is named.*"),
+        (["RUN", "RUN"], "RUN is named twice; name another run, or another step of it as RUN@STEP"),
+        (["RUN", "RUN@4"], "RUN@4 is named twice, at step 4; say which steps as RUN@STEP"),
         (["RUN"], "compare needs two run directories or more, and got RUN alone"),
         (["RUN", "nowhere"], "nowhere is no run directory: it holds no experiment.json"),
         (["RUN", "RUN@3"], "there is no whole checkpoint of step 3 in .*; those there: 2, 4"),
@@ -93,7 +104,8 @@ def test_a_run_is_no_different_from_itself(run, tmp_path):
         (["RUN", "RUN", "spilt=test"], "unknown key spilt; the nearest is split; .*"),
     ],
 )
-def test_a_wrong_comparison_is_one_line(words, line, run, capsys):
+def test_a_wrong_comparison_is_one_line(words, line, run, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where comparisons go
     assert evaluate.main(["compare", *(word.replace("RUN", str(run)) for word in words)]) == 2
     captured = capsys.readouterr()
     assert re.fullmatch(f"error: {line}".replace("RUN", str(run)), captured.err.splitlines()[-1]), captured.err

@@ -90,7 +90,8 @@ def test_each_command_adds_to_what_is_known(found, run):
     assert whole["step"] == 3
     assert whole["fingerprint"] == fingerprint
     assert whole["readers"] == {"image": f"scenes {fingerprint}"}
-    assert whole["done"] == {name: ["generation", "standard"] for name in ("test", "test given text")}
+    suites = [f"generation readers=image:{run.name}", "standard"]
+    assert whole["done"] == dict.fromkeys(("test", "test given text"), suites)
     assert whole["data"]["test"].startswith("scenes/1.0.0/0/test/7/")
     for name, figure in whole["metrics"].items():
         assert set(figure) == {"value", "low", "high", "examples"}
@@ -221,6 +222,11 @@ def test_results_that_were_damaged_are_left_alone(found, run, tmp_path, capsys):
         (["readers.image=nowhere"], "nowhere is no run directory: it holds no experiment.json"),
         (["readers.wave=RUN"], "the run .* cannot judge wave: it reads image, text"),
         (["readers.image=RUN", "examples=3"], "3 real examples are too few to compare: give 6 or more"),
+        (["labels=count"], "labels is for suite=probe or zero_shot, which is not asked for; .*"),
+        (
+            ["suite=standard", "examples=3"],
+            "examples is for suite=generation or attribution, which is not asked for; .*",
+        ),
         (["spilt=test"], "unknown key spilt; the nearest is split; .*"),
     ],
 )

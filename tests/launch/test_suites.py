@@ -23,7 +23,10 @@ def metrics(tmp_path_factory):
     assert evaluate.main([str(run), "suite=all", "examples=6", "at=pooled,encoders/a", "mesh.data=2"]) == 0
     whole = json.loads((run / "evaluations" / "2.json").read_text())
     assert whole["done"] == {
-        "test": ["attribution", "generation", "probe", "robustness", "slices", "standard", "zero_shot"]
+        "test": [
+            *("attribution examples=6", "generation examples=6", "probe at=pooled,encoders/a", "robustness", "slices"),
+            *("standard", "zero_shot"),
+        ]
     }
     page = (run / "evaluations" / "report.html").read_text()
     for title in ("Without a", "By label", "Why label"):
@@ -47,7 +50,11 @@ def test_every_suite_has_its_figures(metrics):
 
 
 def test_a_suite_that_has_nothing_to_judge_says_so(metrics, tmp_path_factory, capsys):
+    """What was found before is kept."""
     run = next(tmp_path_factory.getbasetemp().glob("suites*/run"))
-    assert evaluate.main([str(run), "suite=zero_shot"]) == 2
+    assert evaluate.main([str(run), "split=validation", "suite=standard,zero_shot"]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
     assert line == f"error: suite=zero_shot has nothing to judge in {run}; leave it out"
+    whole = json.loads((run / "evaluations" / "2.json").read_text())
+    assert whole["done"]["validation"] == ["standard"]
+    assert "validation/label/accuracy" in whole["metrics"]

@@ -1,0 +1,63 @@
+"""What accelerators can do and hold, from their makers' pages: the one table of such figures."""
+
+import dataclasses
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """One JAX device of an accelerator: rates in FLOP/s and bytes/s, memory in bytes.
+
+    `flops` is dense bfloat16. `links` is how many neighbours a device has in the torus or switch that holds a slice
+    together, `ici` what it sends to all of them at once, one way; `dcn` its share of its host's way to other slices.
+    """
+
+    name: str
+    kinds: tuple[str, ...]
+    """How JAX calls the device (`device_kind`); of GPUs the start of that."""
+    flops: float
+    hbm_bytes: int
+    hbm: float
+    ici: float
+    links: int
+    dcn: float
+
+
+# TPU: the table of each version's page (cloud.google.com/tpu/docs/v4, v5e, v5p, v6e, tpu7x): peak compute per chip in
+# BF16, HBM capacity and bandwidth, half of the "bidirectional inter-chip interconnect bandwidth per chip", data centre
+# network bandwidth per chip (v5e: 6.4 Tbps a pod of 256; v6e: 25.6). Of v4 Jouppi et al. 2023, table 4, tell the links,
+# 6 of 50 GB/s; a quarter of its host's two NICs of 100 Gbps is taken for the rest. A torus of v4, v5p and TPU7x has 6
+# neighbours, one of v5e and v6e 4. A TPU7x chip shows itself as two devices, one for each of its chiplets, each of
+# which has half.
+# NVIDIA: the data sheets, half of each figure that is given "with sparsity": A100 312 TFLOP/s (SXM, PCIe); H100 SXM
+# 1979/2, PCIe 1513/2, NVL 1671/2; H200 SXM 1979/2, NVL 1671/2; B200 from HGX B200, 36 PFLOP/s with sparsity on 8 GPUs.
+# Half of NVLink's bandwidth, which counts both ways; a GPU's share of the network is one NIC of 400 Gbps (A100: 200)
+# a GPU, as in DGX machines.
+TPUS = (
+    Chip("v4", ("TPU v4",), 275e12, 32 * GIB, 1200e9, 300e9, 6, 50e9 / 8),
+    Chip("v5e", ("TPU v5 lite", "TPU v5e"), 197e12, 16 * GIB, 819e9, 200e9, 4, 25e9 / 8),
+    Chip("v5p", ("TPU v5", "TPU v5p"), 459e12, 95 * GIB, 2765e9, 600e9, 6, 50e9 / 8),
+    Chip("v6e", ("TPU v6 lite", "TPU v6e"), 918e12, 32 * GIB, 1638e9, 400e9, 4, 100e9 / 8),
+    Chip("tpu7x", ("TPU7x",), 2307e12 / 2, 96 * GIB, 7380e9 / 2, 600e9 / 2, 6, 100e9 / 8 / 2),
+)
+GPUS = (
+    Chip("a100", ("NVIDIA A100",), 312e12, 80 * GIB, 2039e9, 300e9, 1, 200e9 / 8),
+    Chip("h100", ("NVIDIA H100",), 1979e12 / 2, 80 * GIB, 3350e9, 450e9, 1, 400e9 / 8),
+    Chip("h100-pcie", ("NVIDIA H100 PCIe",), 1513e12 / 2, 80 * GIB, 2000e9, 300e9, 1, 400e9 / 8),
+    Chip("h100-nvl", ("NVIDIA H100 NVL",), 1671e12 / 2, 94 * GIB, 3900e9, 300e9, 1, 400e9 / 8),
+    Chip("h200", ("NVIDIA H200",), 1979e12 / 2, 141 * 10**9, 4800e9, 450e9, 1, 400e9 / 8),
+    Chip("h200-nvl", ("NVIDIA H200 NVL",), 1671e12 / 2, 141 * 10**9, 4800e9, 450e9, 1, 400e9 / 8),
+    Chip("b200", ("NVIDIA B200",), 36e15 / 2 / 8, 180 * 10**9, 8000e9, 900e9, 1, 400e9 / 8),
+)
+CHIPS = {chip.name: chip for chip in (*TPUS, *GPUS)}
+
+
+def chip_of(device_kind: str) -> Chip | None:
+    """The chip that JAX calls so; None if it is unknown or only a slice of a GPU (MIG)."""
+    if "MIG" in device_kind:
+        return None
+    tpu = [chip for chip in TPUS if device_kind in chip.kinds]
+    gpu = [chip for chip in GPUS if device_kind.startswith(chip.kinds)]
+    longest = sorted(gpu, key=lambda chip: len(chip.kinds[0]))
+    return next(iter(tpu + longest[-1:]), None)

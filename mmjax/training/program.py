@@ -1,0 +1,107 @@
+"""What a training computes: its model, its step and its evaluation, as functions to be compiled."""
+
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import jax
+from jax.sharding import NamedSharding
+
+from mmjax.compilation import jit_once
+from mmjax.data.loader import Data
+from mmjax.data.place import shapes
+from mmjax.evaluation.evaluator import Evaluator
+from mmjax.lockstep import over_runs, stack
+from mmjax.profiling.flops import step_flops
+from mmjax.sharding.rules import Rules
+from mmjax.training.initialize import initialize
+from mmjax.training.run import Run
+from mmjax.training.state import TrainState, build_critics, build_model, init_state
+from mmjax.training.step import train_step
+from mmjax.types import Batch, Metrics
+
+if TYPE_CHECKING:
+    from mmjax.config import Experiment
+
+
+class Program:
+    """What experiments that differ in seed and run directory have in common: the model, its step, its evaluation.
+
+    Everything is of the current mesh, whose devices may be descriptions of some that are not here: then nothing can be
+    drawn or evaluated, and the step can still be compiled.
+    """
+
+    def __init__(self, experiment: "Experiment", data: Data, rules: Rules):
+        """Raises UserError where the model does not fit the mesh."""
+        self.experiment, self.data, self.rules = experiment, data, rules
+        self.sharding = NamedSharding(jax.sharding.get_mesh(), rules.spec("batch"))
+        train, model = experiment.train, experiment.model
+        self.build = functools.partial(build_model, model=model, features=self.data.features, rules=rules)
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        abstract_model = jax.eval_shape(self.build, key)
+        self.optimizer = self.experiment.optimizer.build(train.steps, abstract_model)
+        self.build_critics = functools.partial(build_critics, model=model, features=self.data.features, rules=rules)
+        abstract_critics = jax.eval_shape(self.build_critics, key)
+        contested = abstract_critics is not None
+        self.critic_optimizer = (
+            self.experiment.critic_optimizer.build(train.steps, abstract_critics) if contested else None
+        )
+        self.start = functools.partial(
+            init_state, optimizer=self.optimizer, ema=train.ema is not None, critic_optimizer=self.critic_optimizer
+        )
+        self.abstract = jax.eval_shape(self.start, abstract_model, critics=abstract_critics)
+
+    @functools.cached_property
+    def _draw(self) -> Callable[[jax.Array], TrainState]:
+        return jit_once(lambda key: self.start(self.build(key), critics=self.build_critics(key)))
+
+    def begin(self, run: Run) -> TrainState:
+        """The state before the first step."""
+        origin = self.experiment.train.initialize
+        if origin is None:
+            return self._draw(run.draw_key)
+        model = initialize(jit_once(self.build)(run.draw_key), origin, say=run.say)
+        return jit_once(lambda model, key: self.start(model, critics=self.build_critics(key)))(model, run.draw_key)
+
+    def batch(self) -> Batch:
+        """The shapes of a batch."""
+        return shapes(self.data.features, self.experiment.train.batch_size, self.sharding)
+
+    @functools.cached_property
+    def model_flops(self) -> int:
+        """The model's FLOPs in a step of one run."""
+        return step_flops(self.abstract.model, self.batch())
+
+    def step(self, count: int = 1) -> Any:
+        """The jitted training step of `count` runs: (state, a batch of each, their keys); the state is given away."""
+        train = self.experiment.train
+        step = functools.partial(
+            train_step,
+            optimizer=self.optimizer,
+            critic_optimizer=self.critic_optimizer,
+            rules=self.rules,
+            accumulate=train.accumulate,
+            ema=train.ema,
+        )
+
+        def step_together(state: TrainState, batches: list[Batch], keys: jax.Array) -> tuple[TrainState, Metrics]:
+            return over_runs(step, count)(state, stack(batches), keys)
+
+        return jax.jit(step_together, donate_argnums=0)
+
+    def compile(self, state: TrainState, keys: jax.Array, count: int) -> jax.stages.Compiled:
+        """The training step of `count` runs, for the devices of the mesh."""
+        return self.step(count).lower(state, [self.batch()] * count, keys).compile()
+
+    def evaluator(self, count: int) -> Evaluator:
+        """Evaluates `count` models at once."""
+        train = self.experiment.train
+        return Evaluator(
+            self.data,
+            self.experiment.data_dir,
+            train.batch_size,
+            sharding=self.sharding,
+            rules=self.rules,
+            count=count,
+            examples=train.evaluate_examples,
+        )

@@ -1,0 +1,26 @@
+"""The table of accelerators."""
+
+from mmjax.profiling.chips import CHIPS, chip_of
+
+
+def flops(kind):
+    chip = chip_of(kind)
+    return None if chip is None else chip.flops
+
+
+def test_published_peaks_by_device_kind():
+    assert flops("TPU v5 lite") == 197e12
+    assert flops("TPU v5") == flops("TPU v5p") == 459e12
+    assert flops("TPU7x") == 1153.5e12
+    assert flops("NVIDIA A100-SXM4-80GB") == 312e12
+    assert flops("NVIDIA H100 80GB HBM3") == flops("NVIDIA H200") == 989.5e12
+    assert flops("NVIDIA H100 PCIe") == 756.5e12
+    assert flops("NVIDIA B200") == 2250e12
+    unknown = ("cpu", "TPU v4 lite", "NVIDIA H20", "NVIDIA A100-SXM4-40GB MIG 1g.5gb")
+    assert [flops(kind) for kind in unknown] == [None] * 4
+
+
+def test_every_kind_is_of_one_chip():
+    for chip in CHIPS.values():
+        assert all(chip_of(kind) is chip for kind in chip.kinds)
+        assert chip.dcn < chip.ici < chip.hbm < chip.flops

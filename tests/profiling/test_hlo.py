@@ -1,0 +1,145 @@
+"""What compiled programs say of themselves, against what was asked of them."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+from mmjax.profiling.flops import count_flops
+from mmjax.profiling.hlo import Module
+
+DEPTH, ROWS, WIDTH = 5, 64, 32
+
+
+def stack(x, kernels, unroll=1):
+    return jax.lax.scan(lambda x, kernel: (jax.nn.relu(x @ kernel), None), x, kernels, unroll=unroll)[0].sum()
+
+
+def compiled(function, *arguments):
+    return Module(jax.jit(function).lower(*arguments).compile().as_text())
+
+
+@pytest.mark.parametrize("unroll", [1, DEPTH])
+def test_a_scanned_layer_counts_as_often_as_it_runs(unroll):
+    arguments = jnp.ones((ROWS, WIDTH)), jnp.ones((DEPTH, WIDTH, WIDTH))
+    gradients = jax.grad(functools.partial(stack, unroll=unroll), argnums=(0, 1))
+    assert (
+        compiled(gradients, *arguments).flops
+        == 3 * DEPTH * 2 * ROWS * WIDTH * WIDTH
+        == 3 * count_flops(stack, *arguments)
+    )
+
+
+def test_a_convolution_counts_what_it_multiplies():
+    """Padding is no work: of 3 x 3 taps 2 x 2 meet a picture at its corner."""
+    x, kernel = jnp.ones((2, 8, 8, 3)), jnp.ones((3, 3, 3, 16))
+    convolve = functools.partial(
+        jax.lax.conv_general_dilated, window_strides=(1, 1), padding="SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    taps = (3 * 8 - 2) ** 2
+    assert compiled(convolve, x, kernel).flops == 2 * 2 * taps * 3 * 16
+
+
+def test_written_in_full():
+    """Loops, fusions, branches and layouts as a TPU's compiler writes them."""
+    module = Module(TEXT)
+    assert module.partitions == 8
+    assert module.runs["fused"] == module.runs["body"] == 7
+    product = 2 * 128 * 256 * 512
+    assert module.flops == 7 * product
+    loop = module.computations["main"]["while.1"]
+    assert module.inside("main", loop) == 7 * product
+    fusion = module.computations["body"]["fusion.1"]
+    assert fusion.source == "mmjax/layers/mlp.py:21"
+    assert [shape.near for shape in fusion.shapes] == [True]
+    gather, scatter, shift = module.collectives
+    assert (gather.kind, gather.count, gather.hidden) == ("all-gather", 7, True)
+    assert gather.bytes == 7 * 512 * 256 * 2 * 3 // 4
+    assert gather.groups.tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert (scatter.kind, scatter.count, scatter.hidden) == ("reduce-scatter", 1, False)
+    assert scatter.bytes == 1024 * 4 * 1 // 2
+    assert scatter.groups.tolist() == [[0, 4], [1, 5], [2, 6], [3, 7]]
+    assert (shift.kind, shift.bytes) == ("collective-permute", 64 * 2)
+
+
+TEXT = """HloModule jit_step, is_scheduled=true, entry_computation_layout={(bf16[128,512]{1,0})->bf16[]}, \
+num_partitions=8
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[]{:T(128)} parameter(0)
+  %b = f32[]{:T(128)} parameter(1)
+  ROOT %sum = f32[]{:T(128)} add(%a, %b)
+}
+
+%fused (p: bf16[128,512], q: bf16[512,256]) -> bf16[128,256] {
+  %p = bf16[128,512]{1,0:T(8,128)(2,1)} parameter(0)
+  %q = bf16[512,256]{1,0:T(8,128)(2,1)} parameter(1)
+  ROOT %convolution.1 = bf16[128,256]{1,0:T(8,128)(2,1)} convolution(%p, %q), dim_labels=bf_io->bf
+}
+
+%body (t: (s32[], bf16[128,512])) -> (s32[], bf16[128,512]) {
+  %t = (s32[]{:T(128)}, bf16[128,512]{1,0:T(8,128)(2,1)}) parameter(0)
+  %x = bf16[128,512]{1,0:T(8,128)(2,1)} get-tuple-element(%t), index=1
+  %all-gather-start.1 = (bf16[128,256]{1,0}, bf16[512,256]{1,0}) all-gather-start(%x), channel_id=1, \
+replica_groups=[2,4]<=[8], dimensions={0}, use_global_device_ids=true
+  %all-gather-done.1 = bf16[512,256]{1,0} all-gather-done(%all-gather-start.1)
+  %fusion.1 = bf16[128,256]{1,0:T(8,128)(2,1)S(1)} fusion(%x, %all-gather-done.1), kind=kOutput, calls=%fused, \
+metadata={op_name="jit(step)/dot_general" source_file="mmjax/layers/mlp.py" source_line=21}
+  %n = s32[]{:T(128)} get-tuple-element(%t), index=0
+  ROOT %tuple.1 = (s32[]{:T(128)}, bf16[128,512]{1,0:T(8,128)(2,1)}) tuple(%n, %x)
+}
+
+%condition (t: (s32[], bf16[128,512])) -> pred[] {
+  %t = (s32[]{:T(128)}, bf16[128,512]{1,0:T(8,128)(2,1)}) parameter(0)
+  ROOT %yes = pred[]{:T(512)} constant(true)
+}
+
+%all-reduce-scatter.1 (p: f32[1024]) -> f32[512] {
+  %p = f32[1024]{0:T(1024)} parameter(0)
+  %all-reduce.1 = f32[1024]{0:T(1024)} all-reduce(%p), channel_id=2, replica_groups=[4,2]<=[2,4]T(1,0), to_apply=%add
+  %zero = s32[]{:T(128)} constant(0)
+  ROOT %slice.1 = f32[512]{0:T(512)} dynamic-slice(%all-reduce.1, %zero), dynamic_slice_sizes={512}
+}
+
+ENTRY %main (x: bf16[128,512], g: f32[1024]) -> bf16[] {
+  %x = bf16[128,512]{1,0:T(8,128)(2,1)} parameter(0)
+  %g = f32[1024]{0:T(1024)} parameter(1)
+  %zero = s32[]{:T(128)} constant(0)
+  %tuple.2 = (s32[]{:T(128)}, bf16[128,512]{1,0:T(8,128)(2,1)}) tuple(%zero, %x)
+  %while.1 = (s32[]{:T(128)}, bf16[128,512]{1,0:T(8,128)(2,1)}) while(%tuple.2), condition=%condition, body=%body, \
+backend_config={"known_trip_count":{"n":"7"}}
+  %fusion.2 = f32[512]{0:T(512)} fusion(%g), kind=kCustom, calls=%all-reduce-scatter.1
+  %shift = bf16[64]{0} collective-permute(%x), channel_id=3, source_target_pairs={{0,1},{1,2},{2,3},{3,0}}
+  ROOT %end = bf16[]{:T(256)} constant(0)
+}
+"""
+
+
+@pytest.mark.parametrize("shape", [(8, 1), (2, 4)])
+def test_collectives_are_those_that_were_asked_for(shape):
+    """A sum over examples that lie on both axes of a mesh, and a gather over one."""
+    with jax.set_mesh(jax.make_mesh(shape, ("data", "tensor"), axis_types=(AxisType.Explicit,) * 2)):
+        x = jax.ShapeDtypeStruct(
+            (64, 32), jnp.float32, sharding=jax.NamedSharding(jax.sharding.get_mesh(), P(("data", "tensor")))
+        )
+        module = compiled(lambda x: jax.sharding.reshard(x * 2, P("data", None)) + x.sum(), x)
+    kinds = {each.kind: each for each in module.collectives}
+    size = shape[1]
+    total = kinds["all-reduce"]
+    assert sorted(np.concatenate(total.groups).tolist()) == list(range(8))
+    assert total.count == 1
+    if size > 1:
+        gather = kinds["all-gather"]
+        assert gather.groups.tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
+        assert gather.bytes == 32 * 32 * 4 * (size - 1) // size
+    else:
+        assert set(kinds) == {"all-reduce"}
+
+
+def test_no_program():
+    with pytest.raises(ValueError, match="it has no ENTRY"):
+        Module("nothing")
