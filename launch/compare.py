@@ -67,14 +67,17 @@ def compare(request: Comparison) -> Path:
             )
     contenders: list[Contender] = []
     steps, fingerprints = {}, {}
+    seen: set[tuple[Path, int]] = set()
     for said, (session, step) in sessions.items():
         print(f"evaluating {said}", file=sys.stderr, flush=True)
         subject = session.open(step)
-        name = f"{session.run_dir.name}@{subject.step}"
-        if name in steps:  # runs of one name, in other folders
-            name = f"{session.run_dir}@{subject.step}"
-        if name in steps:
+        place = session.run_dir.resolve(), subject.step
+        if place in seen:
             raise UserError(f"{said} is named twice, at step {subject.step}; say which steps as RUN@STEP")
+        seen.add(place)
+        name = f"{session.run_dir.name}@{subject.step}"
+        if name in steps:  # a run of the same name in another folder
+            name = f"{session.run_dir}@{subject.step}"
         with jax.set_mesh(session.mesh):
             contenders.append(Contender(name, subject.outcome, subject.standard))
         steps[name], fingerprints[name] = subject.step, session.fingerprint

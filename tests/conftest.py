@@ -23,3 +23,8 @@ def pytest_addoption(parser):
 def shared_data() -> Path:
     """The folder of real data that lies beside the checkout (see its SOURCES.md)."""
     return Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def pytest_collection_modifyitems(items):
+    """Whole runs first: they are long, and at the end no worker is to wait for another."""
+    items.sort(key=lambda item: "system" not in item.path.parts)

@@ -95,8 +95,8 @@ def test_a_run_is_no_different_from_itself(run, tmp_path):
     ("words", "line"),
     [
         ([], "no run is named.*"),
-        (["RUN", "RUN"], "RUN is named twice; name another run, or another step of it as RUN@STEP"),
-        (["RUN", "RUN@4"], "RUN@4 is named twice, at step 4; say which steps as RUN@STEP"),
+        (["RUN", "RUN"], "RUN is named twice; name another run, or another step of it as R.N@STEP"),
+        (["RUN", "RUN@4"], "RUN@4 is named twice, at step 4; say which steps as R.N@STEP"),
         (["RUN"], "compare needs two run directories or more, and got RUN alone"),
         (["RUN", "nowhere"], "nowhere is no run directory: it holds no experiment.json"),
         (["RUN", "RUN@3"], "there is no whole checkpoint of step 3 in .*; those there: 2, 4"),
