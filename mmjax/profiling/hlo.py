@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 from jaxtyping import Int
@@ -68,9 +68,17 @@ class Instruction:
 
     @property
     def collective(self) -> str | None:
-        """Which collective it begins, if any."""
+        """Which collective it begins, if any; one between slices is written as something sent to the host."""
+        if self.opcode == "send":
+            kind = self.attribute(r'_xla_megascale_transfer_type="(\w+)"')
+            return None if kind is None else kind.lower().replace("_", "-")
         kind = self.opcode.removesuffix("-start")
         return kind if kind in COLLECTIVES else None
+
+    @property
+    def meeting(self) -> str | None:
+        """What a `send` and the `recv` that answers it have in common."""
+        return self.attribute(r'_xla_host_transfer_rendezvous="([^"]*)"')
 
     @property
     def source(self) -> str | None:
@@ -160,16 +168,66 @@ class Module:
 
     def flops_of(self, computation: str, instruction: Instruction) -> int:
         """Those of one instruction alone, without what it calls."""
+        return 2 * math.prod(self.product(computation, instruction) or (0,))
+
+    def product(self, computation: str, instruction: Instruction) -> tuple[int, int, int] | None:
+        """M, N and K of the product of matrices that an instruction is: rows, columns, and what is summed over."""
+        if instruction.opcode not in ("dot", "convolution"):
+            return None
         among = self.computations[computation]
+        left, right = (among[name].shapes[0].sizes for name in instruction.operands[:2])
+        out = instruction.shapes[0].sizes
+        if instruction.opcode == "convolution":
+            return _convolution(instruction, left, right, out)
+        summed, shared = (_axes(instruction, f"rhs_{kind}_dims") for kind in ("contracting", "batch"))
+        depth = math.prod(right[axis] for axis in summed)
+        columns = math.prod(right) // depth // math.prod(right[axis] for axis in shared)
+        return math.prod(out) // columns, columns, depth
+
+    def traffic(self, computation: str, instruction: Instruction) -> int:
+        """The bytes that an instruction reads from and writes to the device's large memory.
+
+        Of an operand that a fusion takes slices of, the slices count; of one that it writes a slice into, that slice.
+        """
+        among = self.computations[computation]
+        shapes = [among[name].shapes for name in instruction.operands if name in among]
+        read = [sum(shape.bytes for shape in each if not shape.near) for each in shapes]
+        written = sum(shape.bytes for shape in instruction.shapes if not shape.near)
         match instruction.opcode:
-            case "dot":
-                left = among[instruction.operands[0]].shapes[0].sizes
-                axes = instruction.attribute(r"lhs_contracting_dims=\{([\d,]*)\}") or ""
-                contracted = math.prod(left[int(axis)] for axis in axes.split(",") if axis)
-                return 2 * math.prod(instruction.shapes[0].sizes) * contracted
-            case "convolution":
-                return _convolution(instruction, *(among[name].shapes[0].sizes for name in instruction.operands[:2]))
-        return 0
+            case "dynamic-slice" | "slice" | "gather":
+                return 2 * written
+            case "dynamic-update-slice":
+                return 2 * read[1]
+            case "fusion":
+                (name,) = instruction.called
+                return sum(self._fusion_traffic(name, read, written))
+        return sum(read) + written
+
+    def _fusion_traffic(self, name: str, read: list[int], written: int) -> Iterator[int]:
+        inside = self.computations[name]
+        users: dict[str, list[Instruction]] = collections.defaultdict(list)
+        for part in inside.values():
+            for operand in part.operands:
+                users[operand].append(part)
+
+        def ends(name: str) -> list[Instruction]:
+            """Who reads it, also by another name."""
+            return [end for user in users[name] for end in (ends(user.name) if user.opcode == "bitcast" else [user])]
+
+        for part in inside.values():
+            if part.opcode != "parameter":
+                continue
+            place = int(part.operands[0]) if part.operands else 0
+            whole = read[place] if place < len(read) else 0
+            using = ends(part.name)
+            if whole and using and all(user.opcode == "dynamic-slice" for user in using):
+                yield min(whole, sum(shape.bytes for user in using for shape in user.shapes))
+            elif whole and using and all(user.opcode == "dynamic-update-slice" for user in using):
+                update = sum(inside[user.operands[1]].shapes[0].bytes for user in using if len(user.operands) > 1)
+                written -= max(0, whole - update)
+            else:
+                yield whole
+        yield max(0, written)
 
     def inside(self, computation: str, instruction: Instruction) -> int:
         """The FLOPs of an instruction with all that it calls, loops as often as they run."""
@@ -184,26 +242,21 @@ class Module:
     @functools.cached_property
     def collectives(self) -> list[Collective]:
         """All of them, those that are alike together, the most bytes first."""
-        found: dict[tuple, list[int]] = {}
+        totals: dict[tuple, list[int]] = {}
         for name, instruction in self._each():
-            kind = instruction.collective
-            if kind is None:
+            found = self.sent(name, instruction)
+            if found is None:
                 continue
-            groups = _groups(instruction.attributes, self.partitions)
-            if groups.shape[1] < 2:
-                continue
-            shards = instruction.shapes
-            if instruction.opcode.endswith("-start") and kind != "all-reduce":
-                shards = shards[len(shards) // 2 :]  # what it reads comes first
-            kind, sent = self._sent(name, kind, shards, groups.shape[1])
-            hidden = instruction.opcode.endswith("-start") or "async" in name
+            kind, sent = found
+            groups = groups_of(instruction, self.partitions)
+            hidden = instruction.opcode.endswith(("-start", "send")) or "async" in name
             key = kind, groups.tobytes(), groups.shape, hidden, instruction.path
-            total = found.setdefault(key, [0, 0])
+            total = totals.setdefault(key, [0, 0])
             total[0] += self.runs[name] * sent
             total[1] += self.runs[name]
         every = [
             Collective(kind, sent, count, np.frombuffer(groups, np.int64).reshape(shape), hidden, path)
-            for (kind, groups, shape, hidden, path), (sent, count) in found.items()
+            for (kind, groups, shape, hidden, path), (sent, count) in totals.items()
         ]
         return sorted(every, key=lambda each: -each.bytes)
 
@@ -212,8 +265,20 @@ class Module:
             for instruction in self.computations.get(name, {}).values():
                 yield name, instruction
 
-    def _sent(self, name: str, kind: str, shards: Sequence[Shape], size: int) -> tuple[str, int]:
-        """What a device sends to its neighbour on a ring of `size`, and what the collective really is."""
+    def sent(self, name: str, instruction: Instruction) -> tuple[str, int] | None:
+        """Which collective an instruction of a computation begins, and what a device sends to its neighbour on a ring.
+
+        None where it begins none, or devices only talk to themselves.
+        """
+        kind = instruction.collective
+        size = 0 if kind is None else groups_of(instruction, self.partitions).shape[1]
+        if kind is None or size < 2:
+            return None
+        shards = instruction.shapes
+        if instruction.opcode == "send":
+            shards = shards[:1]
+        elif instruction.opcode.endswith("-start") and kind != "all-reduce":
+            shards = shards[len(shards) // 2 :]  # what it reads comes first
         whole = sum(shape.bytes for shape in shards)
         match kind:
             case "all-reduce" if "all-reduce-scatter" in name:  # one with a slice of its result, in a fusion
@@ -237,9 +302,13 @@ def _parse(line: str) -> Instruction:
         name.removeprefix("%"),
         rest[:begin],
         tuple(_shapes(shapes)),
-        tuple(re.findall(r"%([\w.\-]+)", rest[begin : end + 1])),
+        (rest[begin + 1 : end],) if rest[:begin] == "parameter" else tuple(_names(rest[begin : end + 1])),
         rest[end + 1 :],
     )
+
+
+def _names(text: str) -> list[str]:
+    return re.findall(r"%([\w.\-]+)", text)
 
 
 def _closing(text: str, begin: int) -> int:
@@ -257,16 +326,22 @@ def _shapes(text: str) -> Iterator[Shape]:
         yield Shape(kind, tuple(int(size.lstrip("<=")) for size in sizes.split(",") if size), "S(1)" in layout)
 
 
-def _convolution(instruction: Instruction, inputs: tuple[int, ...], kernel: tuple[int, ...]) -> int:
-    """2 x the pairs of an input and a kernel entry that meet, over all outputs: padding and dilation are no work.
+def _axes(instruction: Instruction, name: str) -> list[int]:
+    found = instruction.attribute(rf"\b{name}=\{{([\d,]*)\}}") or ""
+    return [int(axis) for axis in found.split(",") if axis]
+
+
+def _convolution(
+    instruction: Instruction, inputs: tuple[int, ...], kernel: tuple[int, ...], outputs: tuple[int, ...]
+) -> tuple[int, int, int]:
+    """Rows are the pairs of an input and a kernel entry that meet, over all outputs: padding and dilation are no work.
 
     A TPU's compiler writes products of matrices so, too, with windows that reach far beyond the array.
     """
     labels = instruction.attribute(r"dim_labels=([\w?]+_[\w?]+->[\w?]+)")
     assert labels is not None
     left, right, out = re.split(r"_|->", labels)
-    outputs = instruction.shapes[0].sizes
-    work = 2 * outputs[out.index("b")] * outputs[out.index("f")] * kernel[right.index("i")]
+    rows = outputs[out.index("b")]
     spatial = [label for label in out if label.isdigit()]
     window = instruction.attribute(r"window=\{([^}]*)\}") or ""
 
@@ -281,12 +356,18 @@ def _convolution(instruction: Instruction, inputs: tuple[int, ...], kernel: tupl
         positions = np.arange(outputs[out.index(label)]) * int(strides[place])
         at = positions + entries - int(pads[place].split("_")[0])
         reach = (inputs[left.index(label)] - 1) * int(spread[place])
-        work *= int(((at >= 0) & (at <= reach) & (at % int(spread[place]) == 0)).sum())
-    return work
+        rows *= int(((at >= 0) & (at <= reach) & (at % int(spread[place]) == 0)).sum())
+    return rows, outputs[out.index("f")], kernel[right.index("i")]
 
 
-def _groups(attributes: str, partitions: int) -> Int[np.ndarray, "G N"]:
+def groups_of(collective: Instruction, partitions: int) -> Int[np.ndarray, "G N"]:
     """The devices that talk to each other, a group a row."""
+    attributes = collective.attributes
+    slices = re.search(r'_xla_megascale_target="\{([^}]*)\}', attributes)
+    if slices:
+        ranges = [part.split(":") for part in slices.group(1).split(",")]
+        count = sum(int(part[-1]) - int(part[0]) + 1 for part in ranges)
+        return np.arange(count * partitions).reshape(count, partitions).T  # the program counts the devices of a slice
     listed = re.search(r"replica_groups=(?:\w+\.)?\{(\{[\d,{}]*\})\}", attributes)
     if listed:
         return np.array(

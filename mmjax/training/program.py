@@ -63,9 +63,9 @@ class Program:
         model = initialize(jit_once(self.build)(run.draw_key), origin, say=run.say)
         return jit_once(lambda model, key: self.start(model, critics=self.build_critics(key)))(model, run.draw_key)
 
-    def batch(self) -> Batch:
-        """The shapes of a batch."""
-        return shapes(self.data.features, self.experiment.train.batch_size, self.sharding)
+    def batch(self, size: int | None = None) -> Batch:
+        """The shapes of a batch; of `size` examples, if that is given."""
+        return shapes(self.data.features, size or self.experiment.train.batch_size, self.sharding)
 
     @functools.cached_property
     def model_flops(self) -> int:

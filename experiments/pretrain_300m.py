@@ -1,0 +1,84 @@
+"""pretrain_300m: pictures, words and sounds, aligned, described and made, at the size of a first real run."""
+
+from mmjax.config import Experiment
+from mmjax.data.augment import SpeechAugment
+from mmjax.data.inputs import Picture, Sentence, Speech
+from mmjax.data.loader import Data
+from mmjax.data.sources.scenes import Scenes
+from mmjax.data.tokenize import Bpe
+from mmjax.encoders import Spectrogram, TextTransformer, ViT
+from mmjax.fusion import CrossAttention
+from mmjax.generators import CodeDecoder, TextDecoder
+from mmjax.generators.codes import Codebook
+from mmjax.heads import Contrast
+from mmjax.layers.stack import Remat
+from mmjax.model import Model
+from mmjax.sharding.mesh import MeshShape
+from mmjax.training.checkpoint import Checkpoint
+from mmjax.training.loop import Train
+from mmjax.training.optimizer import AdamW
+from mmjax.training.schedule import Cosine
+
+
+def pretrain_300m() -> Experiment:
+    """For 16 chips; on one with train.batch_size=32."""
+    mesh = MeshShape(data=1, fsdp=-1)
+    return pretrain("pretrain_300m", width=640, heads=5, depth=8, exchange=3, writing=3, batch_size=512, mesh=mesh)
+
+
+def pretrain(
+    name: str,
+    *,
+    width: int,
+    heads: int,
+    depth: int,
+    exchange: int,
+    writing: int,
+    batch_size: int,
+    mesh: MeshShape,
+    remat: Remat = "dots_no_batch",
+) -> Experiment:
+    """Three towers of `depth` blocks that exchange for a few more and are read by two writers.
+
+    What it reads is made up, and real pairs take its place by `data.source`.
+    """
+    return Experiment(
+        name=name,
+        data=Data(
+            source=Scenes(),
+            inputs={
+                "image": Picture(size=224),
+                "text": Sentence(length=64, tokenizer=Bpe(vocabulary=32768)),
+                "speech": Speech(
+                    rate=16000, seconds=10.24, hop=0.01, bands=80, augment=SpeechAugment(time_masks=2, band_masks=2)
+                ),
+            },
+        ),
+        model=Model(
+            width=width,
+            encoders={
+                "image": ViT(patch=14, depth=depth, heads=heads),
+                "text": TextTransformer(depth=depth, heads=heads),
+                "speech": Spectrogram(convolutions=2, depth=depth, heads=heads),
+            },
+            fusion=CrossAttention(depth=exchange, heads=heads),
+            outputs={
+                "image_text": Contrast(first="image", second="text", size=width, heads=heads),
+                "speech_text": Contrast(first="speech", second="text", size=width, heads=heads),
+                "caption": TextDecoder(target="text", depth=writing, heads=heads),
+                "painting": CodeDecoder(
+                    target="image",
+                    quantizer=Codebook(size=4096, width=32),
+                    widths=(64, 128, 256, 512),
+                    depth=writing,
+                    heads=heads,
+                ),
+            },
+            modality_dropout=0.2,
+            remat=remat,
+        ),
+        optimizer=AdamW(learning_rate=1e-3, b2=0.95, weight_decay=0.1, schedule=Cosine(warmup=2000)),
+        train=Train(steps=100_000, batch_size=batch_size, evaluate_every=5000),
+        checkpoint=Checkpoint(every=1000),
+        mesh=mesh,
+    )

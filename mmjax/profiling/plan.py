@@ -1,0 +1,305 @@
+"""What a training would need and take on devices that need not be here, from the very step compiled for them."""
+
+import dataclasses
+import functools
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import chz
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from mmjax.profiling.chips import CHIPS, Chip
+from mmjax.profiling.flops import count_flops
+from mmjax.profiling.hlo import Collective, Module
+from mmjax.profiling.roofline import Clock, Roofline
+from mmjax.sharding.mesh import choose_rules
+from mmjax.sharding.rules import PRESETS
+from mmjax.sharding.topology import Topology
+from mmjax.training.program import Program
+
+if TYPE_CHECKING:
+    from mmjax.config import Experiment
+
+# Of the memory of a TPU the runtime keeps a part for itself: libtpu gives programs 15.75 GiB of a v5e's 16.
+USABLE = 15.75 / 16
+# What can hold a step up.
+KINDS = ("compute", "memory", "ici", "dcn")
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """Which way what devices say to each other takes, and how fast that is."""
+
+    mesh: Mesh
+    topology: Topology
+    chip: Chip
+
+    @functools.cached_property
+    def _devices(self) -> list[Any]:
+        """In the order in which a program counts them."""
+        return list(self.mesh.devices.flat)
+
+    def axes(self, group: Sequence[int]) -> tuple[str, ...]:
+        """The mesh axes along which devices of a group differ."""
+        places = np.stack(np.unravel_index(np.asarray(group), self.mesh.devices.shape))
+        return tuple(name for name, row in zip(self.mesh.axis_names, places, strict=True) if len(set(row.tolist())) > 1)
+
+    def crosses(self, group: Sequence[int]) -> bool:
+        """Whether a group is of several slices."""
+        return len({getattr(self._devices[place], "slice_index", 0) for place in group}) > 1
+
+    def speed(self, group: Sequence[int]) -> tuple[float, str]:
+        """Bytes that a device sends a second to others of a group, and over which network.
+
+        Along each dimension of a slice in which a group lies a device sends both ways if that is closed to a ring, and
+        one way if it is not.
+        """
+        if self.crosses(group):
+            return self.chip.dcn, "dcn"
+        coordinates = np.array([self._devices[place].coords for place in group])
+        link = self.chip.ici / self.chip.links
+        ways = [
+            2 if self.topology.closed(dimension) else 1
+            for dimension in range(len(self.topology.shape))
+            if len(set(coordinates[:, dimension].tolist())) > 1
+        ]
+        return link * max(1, sum(ways)), "ici"
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is known of a step on a mesh of described devices, per device where nothing else is said.
+
+    A step that the compiler refuses, as its temporaries alone are too large, has no `program` and no `roofline`.
+    """
+
+    name: str
+    topology: Topology
+    chip: Chip
+    mesh: Mapping[str, int]
+    devices: int
+    parameters: int
+    hbm_bytes: Mapping[str, int]
+    model_flops: int
+    step_flops: int
+    hardware_flops: int | None
+    collectives: Sequence[Mapping[str, Any]]
+    roofline: Roofline | None
+    examples: int
+    tokens: int
+
+    @property
+    def fits(self) -> bool:
+        return self.hbm_bytes["peak"] <= USABLE * self.chip.hbm_bytes
+
+    def json(self) -> dict[str, Any]:
+        """As plan.json holds it."""
+        course: dict[str, Any] = {}
+        if self.roofline is not None:
+            seconds = self.roofline.seconds
+            course = {
+                "roofline_seconds": {kind: getattr(self.roofline, kind) for kind in KINDS},
+                "predicted_step_seconds": seconds,
+                "predicted_mfu": self.model_flops / seconds / (self.chip.flops * self.devices),
+                "predicted_examples_per_second": self.examples / seconds,
+                "predicted_tokens_per_second": self.tokens / seconds,
+            }
+        return {
+            "experiment": self.name,
+            "topology": self.topology.name,
+            "chips": self.topology.chips,
+            "devices": self.devices,
+            "mesh": dict(self.mesh),
+            "parameters": self.parameters,
+            "fits": self.fits,
+            "hbm_bytes": dict(self.hbm_bytes),
+            "hbm_limit_bytes": round(USABLE * self.chip.hbm_bytes),
+            "model_flops": self.model_flops,
+            "step_flops": self.step_flops,
+            "hardware_flops": self.hardware_flops,
+            "collectives": list(self.collectives),
+        } | course
+
+
+def plan(experiment: "Experiment", topology: Topology) -> Plan:
+    """Compile the experiment's training step for the topology, and look at what came out.
+
+    Nothing is read from disk or drawn. Raises UserError where the mesh does not fit the topology, or the model does not
+    fit the mesh.
+    """
+    chip = CHIPS[topology.generation]
+    devices = topology.devices()
+    # A description may show a chip as several devices, each of which has its part of it.
+    parts = len(devices) // topology.chips
+    if parts > 1 and chip.name != "tpu7x":
+        chip = _part(chip, parts)
+    mesh = experiment.mesh.build(devices)
+    with jax.set_mesh(mesh):
+        program = Program(experiment, experiment.data, choose_rules(experiment.rules, mesh))
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        batches = [program.batch()]
+        step = program.step()
+        step_flops = count_flops(step, program.abstract, batches, key)
+        lowered = step.trace(program.abstract, batches, key).lower(lowering_platforms=("tpu",))
+        compiled, temporaries = _compile(lowered)
+        kept, tokens, model_flops = _residual_bytes(program), _tokens(program), program.model_flops
+    network = Network(mesh, topology, chip)
+    module = None if compiled is None else Module(compiled.as_text() or "")
+    return Plan(
+        name=experiment.name,
+        topology=topology,
+        chip=chip,
+        mesh=dict(mesh.shape),
+        devices=mesh.size,
+        parameters=sum(leaf.size for leaf in jax.tree.leaves(program.abstract.model)),
+        hbm_bytes=_memory(compiled, program, temporaries) | {"activations": kept},
+        model_flops=model_flops,
+        step_flops=step_flops,
+        hardware_flops=None if module is None else module.flops * mesh.size,
+        collectives=[] if module is None else [_described(each, network) for each in module.collectives],
+        roofline=None if module is None else Clock(module, chip, network.speed).run(),
+        examples=experiment.train.batch_size,
+        tokens=experiment.train.batch_size * tokens,
+    )
+
+
+def mend(experiment: "Experiment", found: Plan) -> str:
+    """Why a plan does not fit, and the smallest change that would make it, by an estimate that compiles nothing.
+
+    The state and what is kept for the backward pass are known; what else a step needs, the gradients above all, is
+    taken to be in proportion to the device's share of the parameters.
+    """
+    rules = PRESETS[experiment.rules]
+    limit, held = round(USABLE * found.chip.hbm_bytes), found.hbm_bytes
+    state = {name: held[name] for name in ("parameters", "optimizer", "average", "critics")}
+    most = max([*state, "activations"], key=lambda name: held[name])
+    told = f"it does not fit: the {most} alone are {held[most] / 2**30:.2f} GiB of {limit / 2**30:.2f} GiB a device"
+    else_ = held["peak"] - held["activations"] - sum(state.values())
+    for words, other in _smaller(experiment, math.prod(found.mesh[axis] for axis in rules.batch)):
+        mesh = other.mesh.build(found.topology.devices())
+        with jax.set_mesh(mesh):
+            program = Program(other, other.data, choose_rules(other.rules, mesh))
+            owned = _owned(program)
+            kept = _residual_bytes(program)
+        fixed = sum(owned[name] for name in state)
+        estimate = fixed + kept + round(else_ * owned["parameters"] / held["parameters"])
+        if estimate <= limit:
+            return f"{told}; {words} would need about {estimate / 2**30:.2f} GiB"
+    return (
+        f"{told}; neither recomputing all, nor splitting the batch or the parameters further, is enough: more chips are"
+    )
+
+
+def _smaller(experiment: "Experiment", shards: int) -> Iterator[tuple[str, "Experiment"]]:
+    """The same with less and less memory, from the change that costs least time on, each besides those before.
+
+    `shards` is in how many parts the batch lies on the mesh, each of which needs an example.
+    """
+    mesh, words = experiment.mesh, ""
+    if mesh.data not in (0, 1) and "fsdp" in experiment.rules and mesh.fsdp != -1:
+        words = "mesh.data=1 mesh.fsdp=-1 "
+        experiment = chz.replace(experiment, mesh=chz.replace(mesh, data=1, fsdp=-1))
+        yield words.strip(), experiment
+    order = ("none", "dots", "dots_no_batch", "full")
+    for policy in order[order.index(experiment.model.remat) + 1 :]:
+        experiment = chz.replace(experiment, model=chz.replace(experiment.model, remat=policy))
+        yield f"{words}model.remat={policy}", experiment
+    train = experiment.train
+    for parts in (2, 4, 8, 16, 32):
+        count = train.accumulate * parts
+        if train.batch_size % (count * shards) == 0:
+            smaller = chz.replace(experiment, train=chz.replace(train, accumulate=count))
+            yield f"{words}model.remat=full train.accumulate={count}", smaller
+
+
+def _part(chip: Chip, parts: int) -> Chip:
+    rates = {name: getattr(chip, name) / parts for name in ("flops", "hbm", "ici", "dcn")}
+    return dataclasses.replace(chip, hbm_bytes=chip.hbm_bytes // parts, **rates)
+
+
+def _compile(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled | None, int]:
+    """The program, and the bytes of its temporaries; None where the compiler finds those alone too many."""
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        found = re.search(r"temporaries \(([\d.]+)([KMG])\)", str(error))
+        if "RESOURCE_EXHAUSTED" not in str(error) or found is None:
+            raise
+        return None, round(float(found.group(1)) * 2 ** {"K": 10, "M": 20, "G": 30}[found.group(2)])
+    memory: Any = compiled.memory_analysis()
+    return compiled, memory.temp_size_in_bytes
+
+
+def _memory(compiled: jax.stages.Compiled | None, program: Program, temporaries: int) -> dict[str, int]:
+    """What a device holds, bytes: by the compiler's account, its arguments by whose they are."""
+    found = _owned(program)
+    found |= {"arguments": sum(found.values()), "outputs": 0, "temporaries": temporaries, "code": 0}
+    if compiled is not None:
+        memory: Any = compiled.memory_analysis()
+        found["arguments"] = memory.argument_size_in_bytes
+        # The new state takes the place of the old one.
+        found["outputs"] = memory.output_size_in_bytes - memory.alias_size_in_bytes
+        found["code"] = memory.generated_code_size_in_bytes
+    return found | {"peak": sum(found[name] for name in ("arguments", "outputs", "temporaries", "code"))}
+
+
+def _owned(program: Program) -> dict[str, int]:
+    """What a device holds of a step's arguments, bytes."""
+    state = program.abstract
+    whose = {
+        "parameters": state.model,
+        "optimizer": state.opt_state,
+        "average": state.ema,
+        "critics": (state.critics, state.critic_opt_state),
+        "batch": program.batch(),
+    }
+    return {name: _shard_bytes(tree) for name, tree in whose.items()}
+
+
+def _shard_bytes(tree: Any) -> int:
+    """What a device holds of arrays, or of shapes with shardings."""
+    return sum(
+        math.prod(leaf.shape if sharding is None else sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+        if not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        for sharding in [getattr(leaf, "sharding", None)]
+    )
+
+
+def _residual_bytes(program: Program) -> int:
+    """What the forward pass of a device keeps for the backward pass, besides parameters and batch."""
+
+    def pullback(model: Any, batch: Any, key: Any) -> Any:
+        return jax.vjp(lambda model: model.loss(batch, key)[0], model)[1]
+
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    size = program.experiment.train.batch_size // program.experiment.train.accumulate
+    kept = jax.eval_shape(pullback, program.abstract.model, program.batch(size), key)
+    return max(0, _shard_bytes(kept) - _shard_bytes(program.abstract.model))
+
+
+def _described(collective: Collective, network: Network) -> dict[str, Any]:
+    group = collective.groups[0].tolist()
+    return {
+        "kind": collective.kind,
+        "axis": "+".join(network.axes(group)),
+        "devices": len(group),
+        "bytes": collective.bytes,
+        "count": collective.count,
+        "overlaps": collective.hidden,
+        "crosses_slices": network.crosses(group),
+        "path": collective.path,
+    }
+
+
+def _tokens(program: Program) -> int:
+    """Tokens of an example, of all modalities."""
+
+    def values(model: Any, batch: Any) -> list[Any]:
+        return [tokens.values for tokens in model.encode(batch, None)[0].values()]
+
+    return sum(array.shape[1] for array in jax.eval_shape(values, program.abstract.model, program.batch()))

@@ -1,0 +1,165 @@
+"""How long a compiled program takes at best: its instructions in their order, under the roofs of a chip."""
+
+import collections
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+
+from mmjax.profiling.chips import Chip
+from mmjax.profiling.hlo import FREE, Instruction, Module, groups_of
+
+# Rows, columns and sums of a product are filled up to multiples of these in a matrix unit (Jouppi et al. 2023; v6e and
+# TPU7x have units of 256 x 256).
+TILES = {"v6e": (8, 256, 256), "tpu7x": (8, 256, 256)}
+TILE = (8, 128, 128)
+# A collective's start, and each hop of a ring, take so long whatever it sends, seconds.
+START, HOP = 2e-6, 1e-6
+
+
+@dataclasses.dataclass(frozen=True)
+class Roofline:
+    """Seconds of a run, and of what they are made: `compute` and `memory` of what each of the two holds up, `ici` and
+    `dcn` of communication that nothing hides. `parts` are seconds by the place in the source that asked for them."""
+
+    seconds: float
+    compute: float
+    memory: float
+    ici: float
+    dcn: float
+    parts: dict[str, float]
+
+
+class Clock:
+    """The course of a program on one device; every device does the same."""
+
+    def __init__(
+        self, module: Module, chip: Chip, speed: Callable[[Sequence[int]], tuple[float, str]], reach: float = 1.0
+    ):
+        """`speed` is what a device sends a second in a group of devices, and over which network ("ici", "dcn").
+
+        `reach` is the share of the chip's FLOP/s that products attain.
+        """
+        self.module, self.chip, self.speed = module, chip, speed
+        self.reach, self.tile = reach, TILES.get(chip.name, TILE)
+        self.now = 0.0
+        self.free: dict[str, float] = collections.defaultdict(float)
+        self.under: dict[str, float] = collections.defaultdict(float)
+        self.parts: dict[str, float] = collections.defaultdict(float)
+        # When what was begun is over, and over which network it goes; by its name, or what its two sides share.
+        self.ends: dict[tuple[str, str | None], tuple[float, str]] = {}
+        self.meetings: dict[str, str | None] = {}
+
+    def run(self) -> Roofline:
+        """The whole program."""
+        self._computation(self.module.entry)
+        under = {kind: self.under[kind] for kind in ("compute", "memory", "ici", "dcn")}
+        return Roofline(self.now, **under, parts=dict(self.parts))
+
+    def _computation(self, name: str) -> None:
+        for instruction in self.module.computations[name].values():
+            self._instruction(name, instruction)
+
+    def _instruction(self, name: str, instruction: Instruction) -> None:
+        match instruction.opcode:
+            case opcode if opcode in FREE:
+                return
+            case "while":
+                self._repeat(instruction)
+            case "conditional":
+                self._longest(instruction)
+            case "call":
+                for called in instruction.called:
+                    self._computation(called)
+            case "recv":
+                self.meetings[instruction.name] = instruction.meeting
+            case "send-done":
+                return
+            case opcode if opcode.endswith("-done"):
+                self._wait(name, instruction)
+            case _:
+                self._work(name, instruction)
+
+    def _repeat(self, loop: Instruction) -> None:
+        """A loop's turns are alike: one is gone through and counts as all."""
+        (body,) = [called for called in loop.called if called in self.module.computations]
+        turns = loop.trips
+        before, under, parts = self.now, dict(self.under), dict(self.parts)
+        self._computation(body)
+        more = turns - 1
+        self.now += more * (self.now - before)
+        for kinds, old in ((self.under, under), (self.parts, parts)):
+            for kind in kinds:
+                kinds[kind] += more * (kinds[kind] - old.get(kind, 0.0))
+
+    def _longest(self, choice: Instruction) -> None:
+        """Of branches the one that takes longest."""
+        begin, best = (self.now, self.under, self.parts), None
+        for branch in choice.called:
+            self.now = begin[0]
+            self.under, self.parts = (collections.defaultdict(float, kinds) for kinds in begin[1:])
+            self._computation(branch)
+            if best is None or self.now > best[0]:
+                best = self.now, self.under, self.parts
+        if best is not None:
+            self.now, self.under, self.parts = best
+
+    def _work(self, name: str, instruction: Instruction) -> None:
+        talk = self._talk(instruction)
+        if instruction.opcode.endswith(("-start", "send")):
+            if talk is None:  # a copy that is made beside everything else
+                seconds = self.module.traffic(name, instruction) / 2 / self.chip.hbm
+                talk = seconds, "memory"
+            seconds, network = talk
+            finish = max(self.now, self.free[network]) + seconds
+            self.free[network] = finish
+            self.ends[name, instruction.meeting or instruction.name] = finish, network
+            return
+        compute = self._products(name, instruction) / (self.chip.flops * self.reach)
+        memory = self.module.traffic(name, instruction) / self.chip.hbm
+        seconds, kind = max((compute, "compute"), (memory, "memory"))
+        if talk is not None and talk[0] > seconds:
+            self._spend(seconds, kind, instruction)
+            self._spend(talk[0] - seconds, talk[1], instruction)
+        else:
+            self._spend(seconds, kind, instruction)
+
+    def _spend(self, seconds: float, kind: str, instruction: Instruction) -> None:
+        self.now += seconds
+        self.under[kind] += seconds
+        self.parts[instruction.source or instruction.opcode] += seconds
+
+    def _wait(self, name: str, done: Instruction) -> None:
+        """For what was begun before, if it is not over yet."""
+        for operand in done.operands:
+            finish, network = self.ends.pop((name, self.meetings.get(operand, operand)), (self.now, ""))
+            if finish > self.now:
+                self._spend(finish - self.now, network, done)
+
+    def _talk(self, instruction: Instruction) -> tuple[float, str] | None:
+        """Seconds of the communication in an instruction, and what it goes over; None where there is none."""
+        total, network = 0.0, ""
+        inside = [(instruction.name, instruction)]
+        inside += [
+            (called, part) for called in instruction.called for part in self.module.computations[called].values()
+        ]
+        for name, part in inside:
+            found = self.module.sent(name, part)
+            if found is None:
+                continue
+            _, sent = found
+            group = groups_of(part, self.module.partitions)[0].tolist()
+            rate, network = self.speed(group)
+            total += START + HOP * (len(group) - 1) + sent / rate
+        return (total, network) if network else None
+
+    def _products(self, name: str, instruction: Instruction) -> float:
+        """FLOPs of all products in an instruction, each filled up to whole tiles."""
+        product = self.module.product(name, instruction)
+        own = 0.0
+        if product is not None:
+            own = 2.0 * math.prod(-(-size // tile) * tile for size, tile in zip(product, self.tile, strict=True))
+        return own + sum(
+            self._products(called, part)
+            for called in instruction.called
+            for part in self.module.computations[called].values()
+        )

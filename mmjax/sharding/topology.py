@@ -1,0 +1,79 @@
+"""Devices that are not here: slices of TPUs, described well enough to compile for them."""
+
+import dataclasses
+import math
+import os
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from mmjax.errors import UserError
+
+# What can be rented of each generation (cloud.google.com/tpu/docs/v4 and so on); larger ones come in several slices.
+FLAT = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+DEEP = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16", "8x16x16", "16x16x16")
+SHAPES = {"v4": DEEP, "v5e": FLAT, "v5p": (*DEEP, "16x16x24"), "v6e": FLAT, "tpu7x": DEEP}
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """`slices` slices of a generation of TPUs, each a grid or torus of so many chips a dimension."""
+
+    generation: str
+    shape: tuple[int, ...]
+    slices: int = 1
+
+    @property
+    def chips(self) -> int:
+        """All of them."""
+        return self.slices * math.prod(self.shape)
+
+    @property
+    def name(self) -> str:
+        """How it is written: "v5e:16x16", of several slices "4 x v5e:16x16"."""
+        shape = f"{self.generation}:{'x'.join(map(str, self.shape))}"
+        return shape if self.slices == 1 else f"{self.slices} x {shape}"
+
+    def closed(self, dimension: int) -> bool:
+        """Whether the chips along a dimension form a ring: in a plane 16 of them do, in a cube each multiple of 4."""
+        size = self.shape[dimension]
+        return size == 16 if len(self.shape) == 2 else size % 4 == 0
+
+    def devices(self) -> list[Any]:
+        """Descriptions of its devices, to make a mesh of.
+
+        Raises UserError where libtpu, which knows TPUs and compiles for them, is not installed or does not know these.
+        """
+        # It looks for no machine's metadata, and several processes may compile at once.
+        for name, value in {
+            "TPU_SKIP_MDS_QUERY": "1",
+            "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+            "TPU_WORKER_HOSTNAMES": "localhost",
+            "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+        }.items():
+            os.environ.setdefault(name, value)
+        try:
+            version("libtpu")
+        except PackageNotFoundError as error:
+            raise UserError(
+                f"compiling for {self.name} needs libtpu, and no TPU: install it by pip install 'mmjax[plan]'"
+            ) from error
+        from jax.experimental import topologies
+
+        try:
+            options = {} if self.slices == 1 else {"num_slices": self.slices}
+            shape = dataclasses.replace(self, slices=1).name
+            return list(topologies.get_topology_desc(platform="tpu", topology_name=shape, **options).devices)
+        except Exception as error:  # the plugin raises nothing more exact
+            reason = str(error).splitlines()[0]
+            raise UserError(f"libtpu {version('libtpu')} cannot describe {self.name}: {reason}") from error
+
+
+def parse_topology(text: str, slices: int = 1) -> Topology:
+    """The topology called "v5e:16x16". Raises UserError, which lists those there are, for any other name."""
+    generation, _, shape = text.partition(":")
+    if generation not in SHAPES:
+        raise UserError(f"topology={text}: there is no TPU {generation}; there are {', '.join(SHAPES)}")
+    if shape not in SHAPES[generation]:
+        known = ", ".join(SHAPES[generation])
+        raise UserError(f"topology={text}: no slice of {generation} has that shape; there are {known}")
+    return Topology(generation, tuple(map(int, shape.split("x"))), slices)

@@ -1,0 +1,118 @@
+"""Plans for TPUs that are not here, by the command."""
+
+import json
+import re
+
+import pytest
+
+from launch import plan
+
+SMALL = ("model.unroll=false", "train.batch_size=64", "optimizer=AdamW")
+
+
+def planned(folder, *words):
+    width = [] if any(word.startswith("model.width") for word in words) else ["model.width=128"]
+    assert plan.main(["interactions", *SMALL, *width, *words, f"out={folder}"]) == 0
+    return json.loads((folder / "plan.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def flat(tmp_path_factory):
+    """Parameters and batch split over all of eight chips."""
+    folder = tmp_path_factory.mktemp("plan")
+    return planned(folder, "topology=v5e:2x4", "mesh.data=1", "mesh.fsdp=-1", "price=1.2"), folder
+
+
+def test_memory_is_by_whose_it_is(flat):
+    whole, _ = flat
+    held = whole["hbm_bytes"]
+    assert whole["fits"]
+    assert whole["hbm_limit_bytes"] == 15.75 * 2**30
+    # AdamW keeps two numbers a parameter, and nearly all parameters are split in eight.
+    assert 4 * whole["parameters"] / 8 <= held["parameters"] < 1.1 * 4 * whole["parameters"] / 8
+    assert held["optimizer"] == pytest.approx(2 * held["parameters"], rel=0.01)
+    assert held["arguments"] >= held["parameters"] + held["optimizer"] + held["batch"]
+    assert held["activations"] > 0
+    assert held["peak"] == sum(held[kind] for kind in ("arguments", "outputs", "temporaries", "code"))
+
+
+def test_flops_are_those_of_the_step(flat):
+    """Scanned layers as often as they run; what every device does for itself is little here."""
+    whole, _ = flat
+    assert whole["hardware_flops"] == pytest.approx(whole["step_flops"], rel=0.02)
+    assert whole["model_flops"] == pytest.approx(whole["step_flops"], rel=0.05)
+
+
+def test_communication_is_over_the_axis_that_splits(flat):
+    whole, _ = flat
+    kinds = {(each["kind"], each["axis"], each["devices"]) for each in whole["collectives"]}
+    assert ("all-gather", "fsdp", 8) in kinds
+    assert {axis for _, axis, _ in kinds} == {"fsdp"}
+    assert not any(each["crosses_slices"] for each in whole["collectives"])
+    gathered = sum(each["bytes"] for each in whole["collectives"] if each["kind"] == "all-gather")
+    # Every parameter at least once, as bfloat16 or float32.
+    assert gathered > 2 * whole["parameters"] * 7 / 8
+
+
+def test_time_is_what_it_is_made_of(flat):
+    whole, folder = flat
+    seconds = whole["predicted_step_seconds"]
+    assert sum(whole["roofline_seconds"].values()) == pytest.approx(seconds)
+    assert seconds > whole["model_flops"] / 8 / 197e12
+    assert whole["predicted_mfu"] == pytest.approx(whole["model_flops"] / seconds / 8 / 197e12)
+    assert whole["predicted_examples_per_second"] == pytest.approx(64 / seconds)
+    assert whole["predicted_cost_per_1000_steps"] == pytest.approx(1000 * seconds * 8 / 3600 * 1.2)
+    page = (folder / "report.html").read_text()
+    for title in ("Memory of a device", "A step at best", "Communication", "Where the time goes"):
+        assert title in page
+    assert not re.search(r'(src|href)="(?!data:|#)', page)
+
+
+def test_slices_talk_over_the_slow_network(tmp_path):
+    whole = planned(tmp_path, "topology=v5e:2x2", "slices=2", "mesh.replica=2", "mesh.fsdp=4", "mesh.data=1")
+    assert (whole["topology"], whole["chips"], whole["devices"]) == ("2 x v5e:2x2", 8, 8)
+    between = [each for each in whole["collectives"] if each["crosses_slices"]]
+    assert {each["axis"] for each in between} == {"replica"}
+    # The gradients once: each device's part of them, of small ones, which the compiler puts together, the whole.
+    gradients = 4 * whole["parameters"]
+    assert gradients / 4 < sum(each["bytes"] for each in between) < gradients
+
+
+def test_what_does_not_fit_says_why_and_what_would(tmp_path, capsys):
+    """Sixteen billion parameters, or four, on each of the chips."""
+    whole = planned(tmp_path, "topology=v5e:2x2", "model.width=16384")
+    assert not whole["fits"]
+    assert "predicted_step_seconds" not in whole
+    assert "it does not fit: the optimizer alone are" in capsys.readouterr().err
+    assert "more chips are" in whole["advice"]
+    whole = planned(tmp_path, "topology=v5e:2x4", "model.width=8192")
+    assert "mesh.data=1 mesh.fsdp=-1 model.remat=dots would need about" in whole["advice"]
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["topology=v9:2x2"], "topology=v9:2x2: there is no TPU v9; there are v4, v5e, v5p, v6e, tpu7x"),
+        (["topology=v5e:3x3"], "topology=v5e:3x3: no slice of v5e has that shape; there are 2x2, 2x4, .*"),
+        (["topology=v5e:2x2", "mesh.fsdp=8"], ".*needs 8 devices and there are 4; lower one of the mesh sizes"),
+        (["slices=0"], "slices=0: must be at least 1"),
+        (["toplogy=v5e:2x2"], "unknown key toplogy; the nearest is topology; .*"),
+    ],
+)
+def test_a_wrong_plan_is_one_line(words, line, tmp_path, capsys):
+    assert plan.main(["interactions", *SMALL, *words, f"out={tmp_path}"]) == 2
+    assert re.fullmatch(f"error: {line}", capsys.readouterr().err.splitlines()[-1])
+
+
+def test_without_libtpu(tmp_path, capsys, monkeypatch):
+    import importlib.metadata
+
+    from mmjax.sharding import topology
+
+    def missing(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(topology, "version", missing)
+    assert plan.main(["interactions", *SMALL, "topology=v5e:2x2", f"out={tmp_path}"]) == 2
+    expected = "error: compiling for v5e:2x2 needs libtpu, and no TPU: install it by pip install 'mmjax[plan]'"
+    assert capsys.readouterr().err.splitlines()[-1] == expected

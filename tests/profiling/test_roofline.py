@@ -1,0 +1,54 @@
+"""The course of a program by hand."""
+
+import dataclasses
+
+import pytest
+
+from mmjax.profiling.chips import CHIPS
+from mmjax.profiling.hlo import Module
+from mmjax.profiling.roofline import HOP, START, Clock
+from tests.profiling.test_hlo import TEXT
+
+CHIP = dataclasses.replace(CHIPS["v5e"], flops=1e12, hbm=1e11)
+RATE = 1e9
+PRODUCT = 2 * 128 * 256 * 512 / 1e12
+GATHER = START + 3 * HOP + 512 * 256 * 2 * 3 / 4 / RATE
+SMALL = 2 * (START + HOP) + (1024 * 4 / 2 + 64 * 2) / RATE
+
+
+def run(text, chip=CHIP, **options):
+    return Clock(Module(text), chip, lambda collective: (RATE, "ici"), **options).run()
+
+
+def test_one_after_the_other():
+    found = run(TEXT)
+    # What the last two read and write takes less than their communication.
+    assert found.seconds == pytest.approx(7 * (PRODUCT + GATHER) + SMALL)
+    assert found.compute == pytest.approx(7 * PRODUCT)
+    assert found.compute + found.memory + found.ici == pytest.approx(found.seconds)
+    assert found.dcn == 0
+    assert found.parts["mmjax/layers/mlp.py:21"] == pytest.approx(7 * PRODUCT)
+    assert sum(found.parts.values()) == pytest.approx(found.seconds)
+
+
+def test_what_is_said_meanwhile_is_waited_for_only_at_its_end():
+    done = "  %all-gather-done.1 = bf16[512,256]{1,0} all-gather-done(%all-gather-start.1)\n"
+    early = TEXT.replace(done, "").replace("fusion(%x, %all-gather-done.1)", "fusion(%x, %x)")
+    late = early.replace("  %n = s32", done + "  %n = s32")
+    assert run(late).seconds == pytest.approx(7 * max(PRODUCT, GATHER) + SMALL)
+    slow = dataclasses.replace(CHIP, flops=1e10)
+    found = run(late, slow)
+    assert found.seconds == pytest.approx(7 * 100 * PRODUCT + SMALL)
+    assert found.ici + found.memory == pytest.approx(SMALL)
+
+
+def test_memory_holds_up_what_calculates_little():
+    found = run(TEXT, dataclasses.replace(CHIP, flops=1e18))
+    assert found.memory > 7 * (128 * 512 + 512 * 256) * 2 / 1e11
+    assert found.compute < 1e-6
+
+
+def test_products_are_filled_up_to_tiles():
+    odd = TEXT.replace("512,256]", "512,130]").replace("128,256]", "128,130]")
+    assert run(odd).compute == pytest.approx(7 * PRODUCT)
+    assert run(TEXT, reach=0.5).compute == pytest.approx(2 * 7 * PRODUCT)
