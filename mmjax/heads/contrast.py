@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from mmjax.heads.pairs import pair_losses
 from mmjax.layers.attention import AttentionPool, check_heads
 from mmjax.layers.linear import Linear, make_parameter
 from mmjax.layers.output import Output, find_feature
@@ -82,33 +83,10 @@ class ContrastHead(nnx.Module):
         there: Bool[Array, "B"],
         rows: str | None = "batch",
     ) -> tuple[Float[Array, "B"], Bool[Array, "B"]]:
-        """Every row's loss and whether it is most similar to its own partner; `rows` is the name of their dimension."""
-        by_row, by_pair = self.rules.spec(rows), self.rules.spec(rows, None)
-        everyone = jax.sharding.reshard(second, self.rules.spec(None, None))
-        logits = jnp.einsum("be,ce->bc", first, everyone, out_sharding=by_pair)
+        """Every row's loss, and whether it is most similar to its own partner; see `pair_losses`."""
         scale = jnp.exp(jnp.minimum(self.temperature[...], math.log(100.0)))
-        columns = jax.sharding.reshard(there, self.rules.spec(None))
-        size = there.shape[0]
-        same = jax.sharding.reshard(jax.nn.one_hot(jnp.arange(size), size, dtype=bool), by_pair)
-        if self.bias is not None:
-            losses = self._siglip(scale * logits + self.bias[...], same, columns)
-        else:
-            losses = self._infonce(scale * logits, same, there, columns)
-        best = jnp.where(columns, logits, -jnp.inf).argmax(1)
-        return losses, best == jax.sharding.reshard(jnp.arange(size), by_row)
-
-    def _siglip(self, logits: Float[Array, "B C"], same: Bool[Array, "B C"], columns: Bool[Array, "C"]):
-        """Sum over partners of -log sigmoid(+-logit), per row."""
-        losses = -jax.nn.log_sigmoid(jnp.where(same, logits, -logits))
-        return jnp.where(columns, losses, 0).sum(1)
-
-    def _infonce(
-        self, logits: Float[Array, "B C"], same: Bool[Array, "B C"], rows: Bool[Array, "B"], columns: Bool[Array, "C"]
-    ):
-        """Mean of the two cross-entropies, of a row among columns and of its partner's column among rows, per row."""
-        by_row = jax.nn.log_softmax(jnp.where(columns[None, :], logits, -1e9), 1)
-        by_column = jax.nn.log_softmax(jnp.where(rows[:, None], logits, -1e9), 0)
-        return -jnp.where(same, by_row + by_column, 0).sum(1) / 2
+        bias = None if self.bias is None else self.bias[...]
+        return pair_losses(first, second, there, scale, bias, self.rules, rows)
 
     def predict(self, fused: Fused, key: jax.Array | None) -> dict[str, Array]:
         return {name: self.embed(side, fused.unimodal[name]) for side, name in enumerate(self.names)}

@@ -8,9 +8,16 @@ from flax import nnx
 
 Carry = TypeVar("Carry")
 
-Remat = Literal["none", "full", "dots", "dots_no_batch"]
+Remat = Literal["none", "weights", "dots", "dots_no_batch", "full"]
+
+
+def _all_but_moved(primitive: Any, *_: Any, **__: Any) -> bool:
+    """Whether to save a result: anything but what was there and is only gathered from other devices, as weights are."""
+    return primitive.name != "reshard"
+
 
 POLICIES: dict[str, Any] = {
+    "weights": _all_but_moved,
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_saveable,
     "dots_no_batch": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -20,9 +27,9 @@ POLICIES: dict[str, Any] = {
 class Stack(nnx.Module):
     """`depth` blocks in a row whose parameters lie stacked along a leading layer dimension.
 
-    `remat` says what the backward pass keeps of a block: "none" recomputes nothing, "full" everything, "dots" keeps the
-    results of all matrix products, "dots_no_batch" of those without batch dimensions (the projections, not the
-    attention matrix).
+    `remat` says what the backward pass keeps of a block: "none" recomputes nothing, and so keeps the weights of all
+    blocks as they were gathered; "weights" gathers them again; "dots" keeps the results of all matrix products,
+    "dots_no_batch" of those without batch dimensions (the projections, not the attention matrix), "full" nothing.
     `unroll` compiles the blocks one by one instead of as a loop: faster on a CPU, longer to compile.
     """
 

@@ -5,13 +5,14 @@ import functools
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import chz
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from mmjax.layers.stack import Remat
 from mmjax.profiling.chips import CHIPS, Chip
 from mmjax.profiling.flops import count_flops
 from mmjax.profiling.hlo import Collective, Module
@@ -204,7 +205,7 @@ def _smaller(experiment: "Experiment", shards: int) -> Iterator[tuple[str, "Expe
         words = "mesh.data=1 mesh.fsdp=-1 "
         experiment = chz.replace(experiment, mesh=chz.replace(mesh, data=1, fsdp=-1))
         yield words.strip(), experiment
-    order = ("none", "dots", "dots_no_batch", "full")
+    order = get_args(Remat)
     for policy in order[order.index(experiment.model.remat) + 1 :]:
         experiment = chz.replace(experiment, model=chz.replace(experiment.model, remat=policy))
         yield f"{words}model.remat={policy}", experiment

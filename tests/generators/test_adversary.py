@@ -240,7 +240,6 @@ def start(name):
 MESHES = {
     "one": (MeshShape(data=1), PRESETS["data"]),
     "data": (MeshShape(data=8), PRESETS["data"]),
-    "fsdp": (MeshShape(fsdp=4), PRESETS["fsdp"]),
     "fsdp_tensor": (MeshShape(data=2, fsdp=2, tensor=2), PRESETS["fsdp_tensor"]),
 }
 

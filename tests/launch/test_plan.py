@@ -86,7 +86,7 @@ def test_what_does_not_fit_says_why_and_what_would(tmp_path, capsys):
     assert "it does not fit: the optimizer alone are" in capsys.readouterr().err
     assert "more chips are" in whole["advice"]
     whole = planned(tmp_path, "topology=v5e:2x4", "model.width=8192")
-    assert "mesh.data=1 mesh.fsdp=-1 model.remat=dots would need about" in whole["advice"]
+    assert "mesh.data=1 mesh.fsdp=-1 model.remat=weights would need about" in whole["advice"]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """A stack runs its blocks in order, however it is compiled and whatever it keeps for the backward pass."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,7 @@ WAYS = [
     {"remat": "none"},
     {"remat": "none", "unroll": True},
     {"remat": "full"},
+    {"remat": "weights"},
     {"remat": "dots", "unroll": True},
     {"remat": "dots_no_batch"},
 ]
@@ -93,9 +95,32 @@ def products(**way) -> int:
 def test_policies_recompute_what_they_say():
     # 8 products forward (query, key, value, out, up, down and two of attention), two more for each of them backward.
     assert products(remat="none") == 3 * 8
-    assert products(remat="dots") == products(remat="none")
+    assert products(remat="dots") == products(remat="weights") == products(remat="none")
     # The two products of attention have batch dimensions.
     assert products(remat="none") < products(remat="dots_no_batch") < products(remat="full")
+
+
+def kept(remat: str) -> int:
+    """Numbers that a device keeps for the backward pass of a stack whose weights are split over eight."""
+    rules = PRESETS["fsdp"]
+    with jax.set_mesh(MeshShape(data=1, fsdp=8).build()):
+        block = functools.partial(Block, WIDTH, 2, hidden=8, rules=rules)
+        stack = jax.eval_shape(
+            lambda key: Stack(lambda rngs: block(rngs=rngs), DEPTH, remat=remat, rngs=nnx.Rngs(key)),
+            jax.eval_shape(lambda: jax.random.key(0)),
+        )
+        x = jax.ShapeDtypeStruct(
+            (8, 3, WIDTH), jnp.float32, sharding=jax.NamedSharding(jax.sharding.get_mesh(), rules.spec("batch"))
+        )
+        pullback = jax.eval_shape(lambda stack, x: jax.vjp(lambda stack, x: stack(x, None)[0], stack, x)[1], stack, x)
+        return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in jax.tree.leaves(pullback))
+
+
+def test_gathered_weights_are_kept_or_gathered_again():
+    weights = DEPTH * 6 * WIDTH * WIDTH
+    assert kept("none") > weights
+    assert kept("none") - kept("weights") >= 0.8 * weights
+    assert kept("full") <= kept("weights")
 
 
 def test_a_loop_is_compiled_once_and_an_unrolled_stack_block_by_block():

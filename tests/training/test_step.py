@@ -74,7 +74,6 @@ TINY = Model(
 MESHES = {
     "data": (MeshShape(data=8), PRESETS["data"]),
     "fsdp": (MeshShape(data=1, fsdp=8), PRESETS["fsdp"]),
-    "tensor": (MeshShape(data=4, tensor=2), PRESETS["tensor"]),
     "fsdp_tensor": (MeshShape(data=2, fsdp=2, tensor=2), PRESETS["fsdp_tensor"]),
 }
 ONE = (MeshShape(data=1), PRESETS["data"])
