@@ -2,10 +2,8 @@
 
 from experiments.pretrain_300m import pretrain
 from mmjax.config import Experiment
-from mmjax.sharding.mesh import MeshShape
 
 
 def pretrain_10b() -> Experiment:
     """For 1,024 chips or more: v5p:8x8x16, or four slices of v5e:16x16 with mesh.replica=4."""
-    mesh = MeshShape(data=1, fsdp=-1)
-    return pretrain("pretrain_10b", width=4096, heads=32, depth=8, exchange=3, writing=4, batch_size=8192, mesh=mesh)
+    return pretrain("pretrain_10b", width=4096, heads=32, depth=8, exchange=3, writing=4, batch_size=8192)

@@ -2,10 +2,8 @@
 
 from experiments.pretrain_300m import pretrain
 from mmjax.config import Experiment
-from mmjax.sharding.mesh import MeshShape
 
 
 def pretrain_2b() -> Experiment:
     """For 256 chips or more: a slice of v5e:16x16, or several with mesh.replica."""
-    mesh = MeshShape(data=1, fsdp=-1)
-    return pretrain("pretrain_2b", width=2048, heads=16, depth=6, exchange=2, writing=2, batch_size=4096, mesh=mesh)
+    return pretrain("pretrain_2b", width=2048, heads=16, depth=6, exchange=2, writing=2, batch_size=4096)

@@ -11,7 +11,6 @@ from mmjax.fusion import CrossAttention
 from mmjax.generators import CodeDecoder, TextDecoder
 from mmjax.generators.codes import Codebook
 from mmjax.heads import Contrast
-from mmjax.layers.stack import Remat
 from mmjax.model import Model
 from mmjax.sharding.mesh import MeshShape
 from mmjax.training.checkpoint import Checkpoint
@@ -22,21 +21,11 @@ from mmjax.training.schedule import Cosine
 
 def pretrain_300m() -> Experiment:
     """For 16 chips; on one with train.batch_size=32."""
-    mesh = MeshShape(data=1, fsdp=-1)
-    return pretrain("pretrain_300m", width=640, heads=5, depth=8, exchange=3, writing=3, batch_size=512, mesh=mesh)
+    return pretrain("pretrain_300m", width=640, heads=5, depth=8, exchange=3, writing=3, batch_size=512)
 
 
 def pretrain(
-    name: str,
-    *,
-    width: int,
-    heads: int,
-    depth: int,
-    exchange: int,
-    writing: int,
-    batch_size: int,
-    mesh: MeshShape,
-    remat: Remat = "dots_no_batch",
+    name: str, *, width: int, heads: int, depth: int, exchange: int, writing: int, batch_size: int
 ) -> Experiment:
     """Three towers of `depth` blocks that exchange for a few more and are read by two writers.
 
@@ -75,10 +64,10 @@ def pretrain(
                 ),
             },
             modality_dropout=0.2,
-            remat=remat,
+            remat="dots_no_batch",
         ),
         optimizer=AdamW(learning_rate=1e-3, b2=0.95, weight_decay=0.1, schedule=Cosine(warmup=2000)),
         train=Train(steps=100_000, batch_size=batch_size, evaluate_every=5000),
         checkpoint=Checkpoint(every=1000),
-        mesh=mesh,
+        mesh=MeshShape(data=1, fsdp=-1),
     )

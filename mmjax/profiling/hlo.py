@@ -160,17 +160,23 @@ class Module:
     @property
     def flops(self) -> int:
         """What a device calculates in a run: 2 M N K of every product and convolution, repeated ones included."""
-        return sum(
-            runs * sum(self.flops_of(name, instruction) for instruction in self.computations[name].values())
-            for name, runs in self.runs.items()
-            if name in self.computations
-        )
+        return sum(self.inside(self.entry, instruction) for instruction in self.computations[self.entry].values())
 
-    def flops_of(self, computation: str, instruction: Instruction) -> int:
-        """Those of one instruction alone, without what it calls."""
-        return 2 * math.prod(self.product(computation, instruction) or (0,))
+    def inside(self, computation: str, instruction: Instruction) -> int:
+        """The FLOPs of an instruction with all that it calls, loops as often as they run."""
+        return sum(2 * times * math.prod(sizes) for sizes, times in self.products(computation, instruction))
 
-    def product(self, computation: str, instruction: Instruction) -> tuple[int, int, int] | None:
+    def products(self, computation: str, instruction: Instruction) -> Iterator[tuple[tuple[int, int, int], int]]:
+        """All products in an instruction and what it calls, as M, N and K, and how often each is made."""
+        own = self._product(computation, instruction)
+        if own is not None:
+            yield own, 1
+        for name in instruction.called:
+            for part in self.computations.get(name, {}).values():
+                for sizes, times in self.products(name, part):
+                    yield sizes, times * instruction.trips
+
+    def _product(self, computation: str, instruction: Instruction) -> tuple[int, int, int] | None:
         """M, N and K of the product of matrices that an instruction is: rows, columns, and what is summed over."""
         if instruction.opcode not in ("dot", "convolution"):
             return None
@@ -229,16 +235,6 @@ class Module:
                 yield whole
         yield max(0, written)
 
-    def inside(self, computation: str, instruction: Instruction) -> int:
-        """The FLOPs of an instruction with all that it calls, loops as often as they run."""
-        own = self.flops_of(computation, instruction)
-        return own + instruction.trips * sum(
-            self.inside(name, part)
-            for name in instruction.called
-            if name in self.computations
-            for part in self.computations[name].values()
-        )
-
     @functools.cached_property
     def collectives(self) -> list[Collective]:
         """All of them, those that are alike together, the most bytes first."""
@@ -248,7 +244,7 @@ class Module:
             if found is None:
                 continue
             kind, sent = found
-            groups = groups_of(instruction, self.partitions)
+            groups = self.groups(instruction)
             hidden = instruction.opcode.endswith(("-start", "send")) or "async" in name
             key = kind, groups.tobytes(), groups.shape, hidden, instruction.path
             total = totals.setdefault(key, [0, 0])
@@ -259,6 +255,10 @@ class Module:
             for (kind, groups, shape, hidden, path), (sent, count) in totals.items()
         ]
         return sorted(every, key=lambda each: -each.bytes)
+
+    def groups(self, collective: Instruction) -> Int[np.ndarray, "G N"]:
+        """The devices that talk to each other, a group a row."""
+        return _groups(collective.attributes, self.partitions)
 
     def _each(self) -> Iterator[tuple[str, Instruction]]:
         for name in self.runs:
@@ -271,7 +271,7 @@ class Module:
         None where it begins none, or devices only talk to themselves.
         """
         kind = instruction.collective
-        size = 0 if kind is None else groups_of(instruction, self.partitions).shape[1]
+        size = 0 if kind is None else self.groups(instruction).shape[1]
         if kind is None or size < 2:
             return None
         shards = instruction.shapes
@@ -360,9 +360,7 @@ def _convolution(
     return rows, outputs[out.index("f")], kernel[right.index("i")]
 
 
-def groups_of(collective: Instruction, partitions: int) -> Int[np.ndarray, "G N"]:
-    """The devices that talk to each other, a group a row."""
-    attributes = collective.attributes
+def _groups(attributes: str, partitions: int) -> Int[np.ndarray, "G N"]:
     slices = re.search(r'_xla_megascale_target="\{([^}]*)\}', attributes)
     if slices:
         ranges = [part.split(":") for part in slices.group(1).split(",")]

@@ -16,7 +16,7 @@ from mmjax.layers.stack import Remat
 from mmjax.profiling.chips import CHIPS, Chip
 from mmjax.profiling.flops import count_flops
 from mmjax.profiling.hlo import Collective, Module
-from mmjax.profiling.roofline import Clock, Roofline
+from mmjax.profiling.roofline import KINDS, Clock, Roofline
 from mmjax.sharding.mesh import choose_rules
 from mmjax.sharding.rules import PRESETS
 from mmjax.sharding.topology import Topology
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 # Of the memory of a TPU the runtime keeps a part for itself: libtpu gives programs 15.75 GiB of a v5e's 16.
 USABLE = 15.75 / 16
-# What can hold a step up.
-KINDS = ("compute", "memory", "ici", "dcn")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +73,7 @@ class Network:
 class Plan:
     """What is known of a step on a mesh of described devices, per device where nothing else is said.
 
-    A step that the compiler refuses, as its temporaries alone are too large, has no `program` and no `roofline`.
+    A step that the compiler refuses, as its temporaries alone are too large, has no `collectives` and no `roofline`.
     """
 
     name: str
@@ -141,7 +139,7 @@ def plan(experiment: "Experiment", topology: Topology) -> Plan:
     mesh = experiment.mesh.build(devices)
     with jax.set_mesh(mesh):
         program = Program(experiment, experiment.data, choose_rules(experiment.rules, mesh))
-        key = jax.eval_shape(lambda: jax.random.key(0))
+        key = program.key
         batches = [program.batch()]
         step = program.step()
         step_flops = count_flops(step, program.abstract, batches, key)
@@ -277,9 +275,8 @@ def _residual_bytes(program: Program) -> int:
     def pullback(model: Any, batch: Any, key: Any) -> Any:
         return jax.vjp(lambda model: model.loss(batch, key)[0], model)[1]
 
-    key = jax.eval_shape(lambda: jax.random.key(0))
     size = program.experiment.train.batch_size // program.experiment.train.accumulate
-    kept = jax.eval_shape(pullback, program.abstract.model, program.batch(size), key)
+    kept = jax.eval_shape(pullback, program.abstract.model, program.batch(size), program.key)
     return max(0, _shard_bytes(kept) - _shard_bytes(program.abstract.model))
 
 

@@ -6,12 +6,14 @@ import math
 from collections.abc import Callable, Sequence
 
 from mmjax.profiling.chips import Chip
-from mmjax.profiling.hlo import FREE, Instruction, Module, groups_of
+from mmjax.profiling.hlo import FREE, Instruction, Module
 
 # Rows, columns and sums of a product are filled up to multiples of these in a matrix unit (Jouppi et al. 2023; v6e and
 # TPU7x have units of 256 x 256).
 TILES = {"v6e": (8, 256, 256), "tpu7x": (8, 256, 256)}
 TILE = (8, 128, 128)
+# What can hold a program up.
+KINDS = ("compute", "memory", "ici", "dcn")
 # A collective's start, and each hop of a ring, take so long whatever it sends, seconds.
 START, HOP = 2e-6, 1e-6
 
@@ -32,15 +34,10 @@ class Roofline:
 class Clock:
     """The course of a program on one device; every device does the same."""
 
-    def __init__(
-        self, module: Module, chip: Chip, speed: Callable[[Sequence[int]], tuple[float, str]], reach: float = 1.0
-    ):
-        """`speed` is what a device sends a second in a group of devices, and over which network ("ici", "dcn").
-
-        `reach` is the share of the chip's FLOP/s that products attain.
-        """
+    def __init__(self, module: Module, chip: Chip, speed: Callable[[Sequence[int]], tuple[float, str]]):
+        """`speed` is what a device sends a second in a group of devices, and over which network ("ici", "dcn")."""
         self.module, self.chip, self.speed = module, chip, speed
-        self.reach, self.tile = reach, TILES.get(chip.name, TILE)
+        self.tile = TILES.get(chip.name, TILE)
         self.now = 0.0
         self.free: dict[str, float] = collections.defaultdict(float)
         self.under: dict[str, float] = collections.defaultdict(float)
@@ -52,7 +49,7 @@ class Clock:
     def run(self) -> Roofline:
         """The whole program."""
         self._computation(self.module.entry)
-        under = {kind: self.under[kind] for kind in ("compute", "memory", "ici", "dcn")}
+        under = {kind: self.under[kind] for kind in KINDS}
         return Roofline(self.now, **under, parts=dict(self.parts))
 
     def _computation(self, name: str) -> None:
@@ -114,7 +111,7 @@ class Clock:
             self.free[network] = finish
             self.ends[name, instruction.meeting or instruction.name] = finish, network
             return
-        compute = self._products(name, instruction) / (self.chip.flops * self.reach)
+        compute = self._products(name, instruction) / self.chip.flops
         memory = self.module.traffic(name, instruction) / self.chip.hbm
         seconds, kind = max((compute, "compute"), (memory, "memory"))
         if talk is not None and talk[0] > seconds:
@@ -147,19 +144,15 @@ class Clock:
             if found is None:
                 continue
             _, sent = found
-            group = groups_of(part, self.module.partitions)[0].tolist()
+            group = self.module.groups(part)[0].tolist()
             rate, network = self.speed(group)
             total += START + HOP * (len(group) - 1) + sent / rate
         return (total, network) if network else None
 
     def _products(self, name: str, instruction: Instruction) -> float:
         """FLOPs of all products in an instruction, each filled up to whole tiles."""
-        product = self.module.product(name, instruction)
-        own = 0.0
-        if product is not None:
-            own = 2.0 * math.prod(-(-size // tile) * tile for size, tile in zip(product, self.tile, strict=True))
-        return own + sum(
-            self._products(called, part)
-            for called in instruction.called
-            for part in self.module.computations[called].values()
+        filled = (
+            2 * times * math.prod(-(-size // tile) * tile for size, tile in zip(sizes, self.tile, strict=True))
+            for sizes, times in self.module.products(name, instruction)
         )
+        return float(sum(filled))

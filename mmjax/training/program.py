@@ -37,11 +37,11 @@ class Program:
         self.sharding = NamedSharding(jax.sharding.get_mesh(), rules.spec("batch"))
         train, model = experiment.train, experiment.model
         self.build = functools.partial(build_model, model=model, features=self.data.features, rules=rules)
-        key = jax.eval_shape(lambda: jax.random.key(0))
-        abstract_model = jax.eval_shape(self.build, key)
+        self.key = jax.eval_shape(lambda: jax.random.key(0))
+        abstract_model = jax.eval_shape(self.build, self.key)
         self.optimizer = self.experiment.optimizer.build(train.steps, abstract_model)
         self.build_critics = functools.partial(build_critics, model=model, features=self.data.features, rules=rules)
-        abstract_critics = jax.eval_shape(self.build_critics, key)
+        abstract_critics = jax.eval_shape(self.build_critics, self.key)
         contested = abstract_critics is not None
         self.critic_optimizer = (
             self.experiment.critic_optimizer.build(train.steps, abstract_critics) if contested else None

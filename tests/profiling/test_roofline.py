@@ -16,8 +16,8 @@ GATHER = START + 3 * HOP + 512 * 256 * 2 * 3 / 4 / RATE
 SMALL = 2 * (START + HOP) + (1024 * 4 / 2 + 64 * 2) / RATE
 
 
-def run(text, chip=CHIP, **options):
-    return Clock(Module(text), chip, lambda collective: (RATE, "ici"), **options).run()
+def run(text, chip=CHIP):
+    return Clock(Module(text), chip, lambda group: (RATE, "ici")).run()
 
 
 def test_one_after_the_other():
@@ -51,4 +51,4 @@ def test_memory_holds_up_what_calculates_little():
 def test_products_are_filled_up_to_tiles():
     odd = TEXT.replace("512,256]", "512,130]").replace("128,256]", "128,130]")
     assert run(odd).compute == pytest.approx(7 * PRODUCT)
-    assert run(TEXT, reach=0.5).compute == pytest.approx(2 * 7 * PRODUCT)
+    assert run(TEXT, dataclasses.replace(CHIP, flops=0.5e12)).compute == pytest.approx(2 * 7 * PRODUCT)
