@@ -19,7 +19,7 @@ from launch import command_line
 from launch.grid import Match, check_width, choices_of, keys_of, make_grid, match, own_choice
 from mmjax import files
 from mmjax.ablation.cell import Cell
-from mmjax.config import FILE, Experiment, difference, fingerprint, read
+from mmjax.config import FILE, Experiment, difference, fingerprint, parts, read
 from mmjax.errors import Preempted, UserError
 from mmjax.fields import OPERATIONAL
 from mmjax.signals import heed_signals
@@ -58,8 +58,7 @@ class Ablation(Experiment):
 def load(name: str) -> Ablation:
     """The ablation of the experiment of that name, nothing said yet."""
     experiment = command_line.load_experiment(name)
-    fields = {field: getattr(experiment, field) for field in chz.chz_fields(Experiment) if field != "run_dir"}
-    return Ablation(**fields)
+    return Ablation(**{name: part for name, part in parts(experiment).items() if name != "run_dir"})
 
 
 def ablate(request: Ablation) -> Path:
@@ -96,7 +95,7 @@ def ablate(request: Ablation) -> Path:
 
 def experiment_of(request: Ablation) -> Experiment:
     """What every cell starts from: the experiment, with as many steps as it has for an ablation."""
-    experiment = Experiment(**{name: getattr(request, name) for name in chz.chz_fields(Experiment)})
+    experiment = Experiment(**parts(request))
     steps = experiment.train.ablation_steps
     if steps is None:
         return experiment

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import chz
 
 from launch import command_line
-from mmjax.config import Experiment, fingerprint
+from mmjax.config import Experiment, fingerprint, parts
 from mmjax.fields import OPERATIONAL
 from mmjax.files import explained, write_atomic
 from mmjax.units import number
@@ -60,8 +60,7 @@ class Planned(Experiment):
 
 def load(name: str) -> Planned:
     """The plan of the experiment of that name, nothing said yet."""
-    experiment = command_line.load_experiment(name)
-    return Planned(**{field: getattr(experiment, field) for field in chz.chz_fields(Experiment)})
+    return Planned(**parts(command_line.load_experiment(name)))
 
 
 def make_plan(request: Planned) -> Path:
@@ -75,7 +74,7 @@ def make_plan(request: Planned) -> Path:
     from mmjax.profiling.plan import mend, plan
 
     _say(f"compiling {request.name} for {topology.name}, which takes minutes")
-    experiment = Experiment(**{field: getattr(request, field) for field in chz.chz_fields(Experiment)})
+    experiment = Experiment(**parts(request))
     found = plan(experiment, topology)
     whole = found.json() | {"fingerprint": fingerprint(experiment)}
     if request.price is not None and found.roofline is not None:

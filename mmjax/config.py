@@ -50,6 +50,11 @@ class Experiment:
     data_dir: str = chz.field(default="~/.cache/mmjax", doc="where prepared data sets lie", metadata=OPERATIONAL)
 
 
+def parts(experiment: Experiment) -> dict[str, Any]:
+    """The values of an experiment's own fields by name, to make a request of more fields from, or one back."""
+    return {name: getattr(experiment, name) for name in chz.chz_fields(Experiment)}
+
+
 def to_json(experiment: Experiment) -> str:
     """The resolved tree as JSON: every value, and the class of every node by its dotted name inside mmjax."""
     return json.dumps(_draft(experiment).data(), indent=2, allow_nan=False)
