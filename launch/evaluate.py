@@ -89,8 +89,7 @@ def evaluate(request: Evaluation) -> Path:
     from mmjax.evaluation.results import Results
     from mmjax.training.restore import saved_steps
 
-    suites = choose_suites(request.suite)
-    _said(request, suites)
+    suites = _asked(request, choose_suites(request.suite))
     session, results = Session(request), Results(request.run_dir)
     for step in results.steps():
         results.read(step)  # damage shows before anything is computed
@@ -120,8 +119,8 @@ def evaluate(request: Evaluation) -> Path:
         return results.path(done[-1])
 
 
-def _said(request: Evaluation, suites: Sequence[str]) -> list[str]:
-    """What is asked for: the suites, each with what its keys say that is not the default.
+def _asked(request: Evaluation, suites: Sequence[str]) -> dict[str, str]:
+    """What is asked of each suite: its name, with what its keys say that is not the default.
 
     Raises UserError for a key that no suite asked for would read.
     """
@@ -135,7 +134,7 @@ def _said(request: Evaluation, suites: Sequence[str]) -> list[str]:
         suite: [f"{key}={_plain(getattr(request, key))}" for key in changed if suite in READ_BY[key]]
         for suite in suites
     }
-    return [" ".join([suite, *keys[suite]]) for suite in suites]
+    return {suite: " ".join([suite, *words]) for suite, words in keys.items()}
 
 
 def _plain(value: Any) -> str:
@@ -145,15 +144,15 @@ def _plain(value: Any) -> str:
     return ",".join(value) if isinstance(value, tuple) else str(value)
 
 
-def _evaluate(session: Session, suites: Sequence[str], step: int | None) -> Path:
-    """Evaluates one checkpoint; returns the path of its results."""
+def _evaluate(session: Session, suites: Mapping[str, str], step: int | None) -> Path:
+    """Evaluates one checkpoint by suites, each with what is asked of it; returns the path of its results."""
     import jax
 
     from mmjax.evaluation.results import Results
 
     subject, results = session.open(step), Results(session.run_dir)
     path = None
-    for suite, asked in zip(suites, _said(session.request, suites), strict=True):
+    for suite, asked in suites.items():
         _say(f"step {subject.step}: {suite}")
         with jax.set_mesh(session.mesh):
             findings = SUITES[suite].run(session, subject)
@@ -190,7 +189,7 @@ def _show(figures: Mapping[str, dict[str, Any]]) -> None:
         _say(f"  {len(figures) - len(short)} more in the report")
 
 
-def _try(session: Session, suites: Sequence[str], step: int) -> Path | None:
+def _try(session: Session, suites: Mapping[str, str], step: int) -> Path | None:
     """Evaluates one checkpoint that the run may remove at any time; None, saying so, where that cannot be."""
     from mmjax.training.restore import saved_steps
 
@@ -202,15 +201,13 @@ def _try(session: Session, suites: Sequence[str], step: int) -> Path | None:
         return None
 
 
-def _watch(session: Session, suites: Sequence[str], asked_to_stop: Callable[[], bool]) -> Path:
+def _watch(session: Session, suites: Mapping[str, str], asked_to_stop: Callable[[], bool]) -> Path:
     """Evaluates checkpoints as they appear, those that were evaluated before left out, until the run is complete."""
     from mmjax.evaluation.results import Results
     from mmjax.training.restore import saved_steps
 
     results, every = Results(session.run_dir), session.experiment.checkpoint.every
-    settled: set[int] = {
-        step for step in results.steps() if results.has(step, session.label, _said(session.request, suites))
-    }
+    settled: set[int] = {step for step in results.steps() if results.has(step, session.label, suites.values())}
     waiting = False
     while True:
         complete = _complete(session)  # before looking for checkpoints: none appears after
