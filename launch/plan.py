@@ -1,6 +1,6 @@
 """Plan a run for TPUs that are not here: `python -m launch.plan EXPERIMENT topology=v5e:16x16 [slices=4] [key=value]`.
 
-The very training step is compiled for the described slices by libtpu (`pip install 'mmjax[plan]'`), on this machine.
+The very training step is compiled for the described slices by libtpu (`pip install -e '.[plan]'`), on this machine.
 The last line on standard output is the path of plan.json; report.html beside it shows what the step needs and takes.
 """
 

@@ -55,7 +55,7 @@ class Topology:
             version("libtpu")
         except PackageNotFoundError as error:
             raise UserError(
-                f"compiling for {self.name} needs libtpu, and no TPU: install it by pip install 'mmjax[plan]'"
+                f"compiling for {self.name} needs libtpu, and no TPU: install it by pip install -e '.[plan]'"
             ) from error
         from jax.experimental import topologies
 
