@@ -1,29 +1,26 @@
 """What is kept as text, so that a change of it shows in review."""
 
-import re
 from collections import Counter
 from pathlib import Path
 
 import jax
 import pytest
 
+from mmjax.profiling.hlo import Module
+
 GOLDEN = Path(__file__).parent / "system" / "golden"
 
 
 def collectives(program: str) -> str:
     """How many collectives of each kind there are, by the number of devices that talk to each other."""
-    pattern = re.compile(r" (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(.*")
     counts: Counter[str] = Counter()
-    for match in pattern.finditer(program):
-        groups = re.search(r"replica_groups=(\{\{[\d,]+\}|\[\d+,\d+\])", match.group(0))
-        size = "all" if groups is None else group_size(groups.group(1))
-        counts[f"{match.group(1)} among {size}"] += 1
+    module = Module(program)
+    for instruction in (each for computation in module.computations.values() for each in computation.values()):
+        if instruction.collective is not None:
+            named = instruction.attribute(r"replica_groups=(\{\{[\d,]+\}|\[\d+,\d+\])")
+            size = "all" if named is None else module.groups(instruction).shape[1]
+            counts[f"{instruction.collective} among {size}"] += 1
     return "".join(f"{kind}: {count}\n" for kind, count in sorted(counts.items()))
-
-
-def group_size(groups: str) -> int:
-    numbers = re.findall(r"\d+", groups)
-    return len(numbers) if groups.startswith("{") else int(numbers[1])
 
 
 def check_collectives(name: str, program: str) -> None:
