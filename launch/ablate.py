@@ -79,16 +79,18 @@ def ablate(request: Ablation) -> Path:
             if asked_to_stop():
                 raise Preempted(f"stopped before {cell.choice}; the same command goes on")
             left = _left(began, number, len(mine))
-            _say(f"[{number + 1}/{len(mine)}] {cell.choice}: {len(seeds)} seed{'s' * (len(seeds) > 1)}{left}")
+            command_line.say(
+                f"[{number + 1}/{len(mine)}] {cell.choice}: {len(seeds)} seed{'s' * (len(seeds) > 1)}{left}"
+            )
             # The last line on standard output is the table's path alone.
             with contextlib.redirect_stdout(sys.stderr):
                 cell.run(seeds)
             for seed, reason in cell.failures.items():
-                _say(f"{cell.choice}, seed {seed}, failed: {reason}")
+                command_line.say(f"{cell.choice}, seed {seed}, failed: {reason}")
             check_metric(cell, seeds, request.metric)
     pending = [cell.choice for cell in cells if not cell.done(seeds) and not cell.failures]
     if pending:
-        _say(f"other processes are at {', '.join(pending)}; the one that ends last writes the table")
+        command_line.say(f"other processes are at {', '.join(pending)}; the one that ends last writes the table")
         return folder
     return write_table(folder, cells, seeds, baseline, request.metric, request.match)
 
@@ -100,7 +102,7 @@ def experiment_of(request: Ablation) -> Experiment:
     if steps is None:
         return experiment
     if steps != experiment.train.steps:
-        _say(f"every run has train.ablation_steps={steps} steps, not train.steps={experiment.train.steps}")
+        command_line.say(f"every run has train.ablation_steps={steps} steps, not train.steps={experiment.train.steps}")
     return chz.replace(experiment, train=chz.replace(experiment.train, steps=steps))
 
 
@@ -117,7 +119,7 @@ def plan(request: Ablation) -> tuple[list[Cell], str, list[int]]:
     reference = next(cell for cell in cells if cell.choice == baseline)
     if request.match != "none":
         check_width(request.match, keys)
-        _say(f"matching {request.match} of {len(cells)} choices to {baseline}")
+        command_line.say(f"matching {request.match} of {len(cells)} choices to {baseline}")
         cells = [cell if cell is reference else match(cell, request.match, reference.cost) for cell in cells]
     return cells, baseline, [request.seed + index for index in range(request.seeds)]
 
@@ -163,10 +165,6 @@ def _left(began: float, done: int, count: int) -> str:
     if not done:
         return ""
     return f", about {duration((time.monotonic() - began) / done * (count - done))} left"
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 SUBJECTS = command_line.Subjects("experiment", command_line.experiment_names, load)

@@ -16,7 +16,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from launch.overrides import apply, draft, nearest, parse_pairs, resolve, split
 from mmjax.drafts import Draft, Node, draft_value
@@ -26,7 +26,7 @@ from mmjax.fields import choices, describe, field_docs
 if TYPE_CHECKING:
     from mmjax.config import Experiment
 
-__all__ = ["EXPERIMENTS", "Subjects", "load_experiment", "main", "parse_pairs", "resolve", "run", "split"]
+__all__ = ["EXPERIMENTS", "Subjects", "load_experiment", "main", "parse_pairs", "resolve", "run", "say", "split"]
 
 EXPERIMENTS_FOLDER = Path(__file__).resolve().parents[1] / "experiments"
 DONE, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 75
@@ -75,17 +75,16 @@ def run(action: Callable[[], Result]) -> int:
     try:
         result = action()
     except (UserError, Diverged) as error:
-        _say("error: " + " ".join(str(error).split()), sys.stderr)
+        say("error: " + " ".join(str(error).split()))
         return WRONG if isinstance(error, UserError) else FAILED
     except (Preempted, KeyboardInterrupt) as reason:
-        _say(
+        say(
             " ".join(str(reason).split())
-            or "interrupted; the same command goes on from what was saved, if anything was",
-            sys.stderr,
+            or "interrupted; the same command goes on from what was saved, if anything was"
         )
         return INTERRUPTED
     if isinstance(result, Path):
-        _say(str(result), sys.stdout)
+        say(str(result), sys.stdout)
     return result if isinstance(result, int) else DONE
 
 
@@ -97,7 +96,7 @@ def _answer(command: Callable[[Any], Result], description: str, words: list[str]
         usage, root = f"{_program()} key=value ...", draft(subjects, "given")
     else:
         if not pairs:
-            _say(_listing(description, subjects), sys.stdout)
+            say(_listing(description, subjects), sys.stdout)
             if not asks:
                 raise UserError(f"no {subjects.kind} is named; the first word must be one")
             return DONE
@@ -107,15 +106,16 @@ def _answer(command: Callable[[Any], Result], description: str, words: list[str]
     configuration = apply(root, pairs).make()
     if not asks:
         return command(configuration)
-    _say("\n".join([f"usage: {usage}", "", description, "", *_table(root, configuration)]), sys.stdout)
+    say("\n".join([f"usage: {usage}", "", description, "", *_table(root, configuration)]), sys.stdout)
     return DONE
 
 
-def _say(text: str, stream: Any) -> None:
-    """Print, to whoever still listens: `launch.train scenes --help | head` is no failure."""
+def say(text: str, stream: TextIO | None = None) -> None:
+    """Tell whoever runs a command how it goes on, beside its result, if there is still someone who listens."""
+    stream = stream or sys.stderr
     try:
         print(text, file=stream, flush=True)
-    except BrokenPipeError:
+    except BrokenPipeError:  # `launch.train scenes --help | head` is no failure.
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 

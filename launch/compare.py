@@ -7,7 +7,6 @@ beside it shows by how much, how surely, and where they disagree.
 import dataclasses
 import hashlib
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -69,7 +68,7 @@ def compare(request: Comparison) -> Path:
     steps, fingerprints = {}, {}
     seen: set[tuple[Path, int]] = set()
     for said, (session, step) in sessions.items():
-        print(f"evaluating {said}", file=sys.stderr, flush=True)
+        command_line.say(f"evaluating {said}")
         subject = session.open(step)
         place = session.run_dir.resolve(), subject.step
         if place in seen:
@@ -90,7 +89,7 @@ def compare(request: Comparison) -> Path:
             raise UserError(f"{first.name} and {other.name} have no figure in common: they say different things")
         comparisons[other.name] = {name: dataclasses.asdict(each) for name, each in compared.items()}
         decided = verdict(compared, first.name, other.name)
-        print(decided, file=sys.stderr, flush=True)
+        command_line.say(decided)
         about = (
             f"{decided} Differences are {first.name} less {other.name} on the same examples: 95% by paired bootstrap, "
             "p by the paired randomisation test."

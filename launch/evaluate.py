@@ -106,7 +106,7 @@ def evaluate(request: Evaluation) -> Path:
         for number, step in enumerate(steps):
             if asked_to_stop():
                 raise Preempted(f"stopped before step {step}")
-            _say(f"[{number + 1}/{len(steps)}] step {step}")
+            command_line.say(f"[{number + 1}/{len(steps)}] step {step}")
             if _try(session, suites, step) is None and step in saved_steps(session.run_dir):
                 damaged.append(str(step))
         if damaged:
@@ -153,7 +153,7 @@ def _evaluate(session: Session, suites: Mapping[str, str], step: int | None) -> 
     subject, results = session.open(step), Results(session.run_dir)
     path = None
     for suite, asked in suites.items():
-        _say(f"step {subject.step}: {suite}")
+        command_line.say(f"step {subject.step}: {suite}")
         with jax.set_mesh(session.mesh):
             findings = SUITES[suite].run(session, subject)
         if findings is None and session.request.suite not in (DEFAULT, ("all",)):
@@ -170,7 +170,7 @@ def _evaluate(session: Session, suites: Mapping[str, str], step: int | None) -> 
             asked=[asked],
         )
         if findings is None:
-            _say(f"step {subject.step}: there is nothing of the kind that {suite} judges")
+            command_line.say(f"step {subject.step}: there is nothing of the kind that {suite} judges")
             continue
         names = {f"{session.label}/{name}" for name in (*findings.statistics, *findings.figures)}
         _show({name: figure for name, figure in results.read(subject.step)["metrics"].items() if name in names})
@@ -184,9 +184,9 @@ def _show(figures: Mapping[str, dict[str, Any]]) -> None:
     width = max(map(len, short), default=0)
     for name, figure in sorted(short.items()):
         interval = "" if figure["low"] is None else f"  [{figure['low']:.4g}, {figure['high']:.4g}]"
-        _say(f"  {name:{width}}  {figure['value']:.4g}{interval}  of {figure['examples']} examples")
+        command_line.say(f"  {name:{width}}  {figure['value']:.4g}{interval}  of {figure['examples']} examples")
     if len(figures) > len(short):
-        _say(f"  {len(figures) - len(short)} more in the report")
+        command_line.say(f"  {len(figures) - len(short)} more in the report")
 
 
 def _try(session: Session, suites: Mapping[str, str], step: int) -> Path | None:
@@ -197,7 +197,9 @@ def _try(session: Session, suites: Mapping[str, str], step: int) -> Path | None:
         return _evaluate(session, suites, step)
     except NoCheckpoint as error:
         there = step in saved_steps(session.run_dir)
-        _say(str(error) if there else f"checkpoint {step} is gone: the run removed it before it could be evaluated")
+        command_line.say(
+            str(error) if there else f"checkpoint {step} is gone: the run removed it before it could be evaluated"
+        )
         return None
 
 
@@ -215,11 +217,11 @@ def _watch(session: Session, suites: Mapping[str, str], asked_to_stop: Callable[
         # The run saves at least as often as this; what came and went unseen is named, too.
         missed = set(range(every, max(steps, default=0), every)) - set(steps) - settled
         for step in sorted(missed):
-            _say(f"checkpoint {step} is gone: the run removed it before it could be evaluated")
+            command_line.say(f"checkpoint {step} is gone: the run removed it before it could be evaluated")
         settled |= missed
         new = [step for step in steps if step not in settled]
         for step in new[:1]:
-            _say(f"evaluating step {step}")
+            command_line.say(f"evaluating step {step}")
             _try(session, suites, step)
             settled.add(step)
             waiting = False
@@ -234,7 +236,7 @@ def _watch(session: Session, suites: Mapping[str, str], asked_to_stop: Callable[
             return results.path(done[-1])
         if not new:
             if not waiting:
-                _say("waiting for the next checkpoint")
+                command_line.say("waiting for the next checkpoint")
             waiting = True
             time.sleep(PATIENCE)
 
@@ -246,10 +248,6 @@ def _complete(session: Session) -> bool:
         return summary["step"] >= session.experiment.train.steps
     except (OSError, ValueError, KeyError):
         return False
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 ABOUT = "Evaluate a run's checkpoints on a held-out split; `compare RUN_A RUN_B`, in place of RUN_DIR, compares runs."

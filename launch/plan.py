@@ -73,7 +73,7 @@ def make_plan(request: Planned) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     from mmjax.profiling.plan import mend, plan
 
-    _say(f"compiling {request.name} for {topology.name}, which takes minutes")
+    command_line.say(f"compiling {request.name} for {topology.name}, which takes minutes")
     experiment = Experiment(**parts(request))
     found = plan(experiment, topology)
     whole = found.json() | {"fingerprint": fingerprint(experiment)}
@@ -84,7 +84,7 @@ def make_plan(request: Planned) -> Path:
     advice = None if found.fits else mend(experiment, found)
     whole["advice"] = advice
     for line in _summary(whole):
-        _say(line)
+        command_line.say(line)
     _write_page(folder, whole, found)
     return write_atomic(folder / RESULT, json.dumps(whole, indent=2) + "\n")
 
@@ -175,10 +175,6 @@ def _sections(whole: dict[str, Any], found: "Plan") -> "list[Section]":
         ),
         Section("Where the time goes", "", [Table(["source", "s"], [[name, f"{part:.4f}"] for name, part in places])]),
     ]
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 SUBJECTS = command_line.Subjects("experiment", command_line.experiment_names, load)

@@ -2,10 +2,10 @@
 
 import dataclasses
 import functools
-import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from launch import command_line
 from launch.session import Session, Subject
 from mmjax.errors import UserError
 
@@ -47,7 +47,7 @@ def _generation(session: Session, subject: Subject) -> "Findings | None":
     if unread:
         keys = ", ".join(f"readers.{target}" for target in unread)
         line = f"no figure says how good {' and '.join(unread)} made anew are: name runs that read them, {keys}"
-        print(line, file=sys.stderr, flush=True)
+        command_line.say(line)
     generated = evaluate_generation(
         subject.model,
         able,
@@ -159,7 +159,7 @@ def _attribution(session: Session, subject: Subject) -> "Findings | None":
         examples=request.examples or EXPLAINED,
         seed=request.seed,
         build=lambda key: fresh(key).blindfold(session.hidden).only(model.outputs),
-        say=lambda line: print(f"step {subject.step}: {line}", file=sys.stderr, flush=True),
+        say=lambda line: command_line.say(f"step {subject.step}: {line}"),
     )
 
 

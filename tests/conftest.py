@@ -3,10 +3,9 @@
 import os
 from pathlib import Path
 
-# Most of a test's time is compiling, of which LLVM's optimisations, for programs that then run once, are a large part.
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-)
+from tests.flags import flags
+
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags(8)}"
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jaxtyping

@@ -7,11 +7,6 @@ import jax
 import numpy as np
 from flax import nnx
 
-# Compiling is what tests of a model wait for; what XLA's costlier passes would make of it is not what they are about.
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-if jax.__version_info__ < (0, 11):
-    QUICK["xla_cpu_use_fusion_emitters"] = False  # Later versions of JAX know no other way.
-
 
 def draw(make: Callable[[nnx.Rngs], Any], seed: int = 0, scale: float = 0.3) -> Any:
     """The module that `make` builds, every parameter replaced by random numbers: the same ones on every mesh."""

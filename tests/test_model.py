@@ -19,7 +19,7 @@ from mmjax.model import Model, drop_modalities
 from mmjax.sharding.mesh import MeshShape
 from mmjax.sharding.rules import PRESETS
 from mmjax.types import Batch, Tokens
-from tests.reference import QUICK, draw
+from tests.reference import draw
 from tests.small import FEATURES, SIZE, make_batch, put
 
 RULES = PRESETS["data"]
@@ -67,7 +67,7 @@ def compiled(name):
     def compute(model, batch):
         return jax.value_and_grad(lambda model: model.loss(batch), has_aux=True)(model), model.predict(batch)
 
-    model, run = build(MODELS[name]), jax.jit(compute, compiler_options=QUICK)
+    model, run = build(MODELS[name]), jax.jit(compute)
     return model, lambda batch: run(model, put(batch, RULES))
 
 
@@ -151,7 +151,7 @@ def test_the_total_is_the_weighted_sum():
     assert set(metrics) >= {"label/accuracy", "place/absolute_error", "align/batch_accuracy"}
     heavier = build(chz.replace(ATTENTIVE, outputs={"place": Regress(target="place", weight=2.5)}))
     batch = put(make_batch(), RULES)
-    loss, metrics = jax.jit(lambda model: model.loss(batch), compiler_options=QUICK)(heavier)
+    loss, metrics = jax.jit(lambda model: model.loss(batch))(heavier)
     assert float(loss) == pytest.approx(2.5 * float(metrics["place/loss"].value()), rel=1e-5)
 
 
@@ -173,7 +173,7 @@ def test_bfloat16_stays_near_float32():
     def compute(model, batch):
         return model.loss(batch), model.predict(batch), model(batch)[0]
 
-    (loss, metrics), predictions, fused = jax.jit(compute, compiler_options=QUICK)(model, put(batch, RULES))
+    (loss, metrics), predictions, fused = jax.jit(compute)(model, put(batch, RULES))
     assert {leaf.dtype for leaf in jax.tree.leaves((loss, metrics, predictions, model))} == {jnp.dtype("float32")}
     assert fused.tokens.values.dtype == fused.pooled.dtype == jnp.bfloat16
     ((expected, _), _), precise = compiled("attentive")[1](batch)
@@ -220,11 +220,11 @@ def test_a_key_means_training():
     """Dropout depends on the key, hides nothing from contrasts, and predictions know none."""
     config = chz.replace(PLAIN, dropout=0.5, modality_dropout=0.5)
     model, batch = build(config), put(make_batch(), RULES)
-    run = jax.jit(lambda model, key: (model.loss(batch, key)[0], model(batch, key)[0]), compiler_options=QUICK)
+    run = jax.jit(lambda model, key: (model.loss(batch, key)[0], model(batch, key)[0]))
     (first, fused), (again, _), (other, _) = (run(model, jax.random.key(seed)) for seed in (0, 0, 1))
     assert float(first) == float(again) != float(other)
     assert all(np.asarray(tokens.mask).any(1).all() for tokens in fused.unimodal.values())
-    evaluated = jax.jit(lambda model: model.predict(batch), compiler_options=QUICK)(model)
+    evaluated = jax.jit(lambda model: model.predict(batch))(model)
     same(evaluated, compiled("plain")[1](make_batch())[1])
 
 
@@ -273,7 +273,7 @@ def test_shares_lie_below_one(key):
 def test_an_output_does_not_see_what_it_makes():
     outputs = {"label": Classify(target="label"), "text": TextDecoder(target="text", depth=1, heads=2)}
     model = build(chz.replace(ATTENTIVE, outputs=outputs))
-    run = jax.jit(lambda model, batch: (model.predict(batch), model.loss(batch)[1]), compiler_options=QUICK)
+    run = jax.jit(lambda model, batch: (model.predict(batch), model.loss(batch)[1]))
     batch = make_batch()
     words, pixels = batch.values["text"], batch.values["image"]
     (said, before), (same_said, _), (_, after) = (

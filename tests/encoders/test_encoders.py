@@ -13,7 +13,7 @@ from mmjax.sharding.mesh import MeshShape
 from mmjax.sharding.rules import PRESETS
 from mmjax.types import Image, Spectrum, Text
 from tests import reference
-from tests.reference import QUICK, draw, wide
+from tests.reference import draw, wide
 from tests.small import FEATURES, make_batch
 
 WIDTH = 16
@@ -38,7 +38,7 @@ def build(config, feature, scale=0.2):
 
 def run(encoder, values, mask=None):
     """Tokens, compiled once per encoder and shape."""
-    return jax.jit(lambda *given: encoder(*given, None)[0], compiler_options=QUICK)(split(values), split(mask))
+    return jax.jit(lambda *given: encoder(*given, None)[0])(split(values), split(mask))
 
 
 def close(actual, expected, tolerance=1e-4):
@@ -194,7 +194,7 @@ def test_masked_places_do_not_reach_real_ones(config, name):
     mask = np.arange(values.shape[1]) < np.asarray([[2], [3]])
     other = make_batch(seed=1, size=2).values[name]
     there = mask.reshape(*mask.shape, *[1] * (values.ndim - 2))
-    compiled = jax.jit(lambda *given: encoder(*given, None)[0], compiler_options=QUICK)
+    compiled = jax.jit(lambda *given: encoder(*given, None)[0])
     first, second = (compiled(split(v), split(mask)) for v in (values, np.where(there, values, other)))
     np.testing.assert_array_equal(first.mask, second.mask)
     real = np.asarray(first.mask)

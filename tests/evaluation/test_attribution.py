@@ -31,7 +31,7 @@ from mmjax.model import Model
 from mmjax.sharding.mesh import MeshShape
 from mmjax.sharding.rules import PRESETS
 from mmjax.types import PADDING, Image, Label, Quantity, Spectrum, Text, Waveform
-from tests.reference import QUICK, draw
+from tests.reference import draw
 from tests.small import FEATURES, SIZE, make_batch, put
 
 RULES = PRESETS["data"]
@@ -52,7 +52,7 @@ def mesh():
 
 
 def compiled(function):
-    return jax.jit(function, compiler_options=QUICK)
+    return jax.jit(function)
 
 
 def some_batch():

@@ -12,7 +12,7 @@ from mmjax.heads import Classify, Regress
 from mmjax.model import Model
 from mmjax.sharding.mesh import MeshShape
 from mmjax.sharding.rules import PRESETS
-from tests.reference import QUICK, draw
+from tests.reference import draw
 from tests.small import FEATURES, SIZE, make_batch, put
 
 RULES = PRESETS["data"]
@@ -52,7 +52,7 @@ def compute(config):
         return intermediates(model, batch, rules=RULES), streams, between, model.fuse(streams, (), None)
 
     batch = put(make_batch(presence=0.7), RULES)
-    found, *parts = jax.jit(run, compiler_options=QUICK)(build(config), batch)
+    found, *parts = jax.jit(run)(build(config), batch)
     return jax.device_get(found), *parts
 
 
@@ -120,7 +120,7 @@ def test_names_are_known_without_computing(fusion, layers):
 
 def test_the_fusion_does_not_see_what_no_output_sees(attentive):
     model, batch = build(ATTENTIVE), make_batch(presence=0.7)
-    look = jax.jit(lambda model, batch: intermediates(model, batch, rules=RULES), compiler_options=QUICK)
+    look = jax.jit(lambda model, batch: intermediates(model, batch, rules=RULES))
     blind = jax.device_get(look(model.blindfold({"text"}), put(batch, RULES)))
     whole = attentive[0]
     batch.present["text"][:] = False

@@ -6,7 +6,7 @@ import numpy as np
 from mmjax.layers.settings import Settings
 from mmjax.sharding.rules import PRESETS
 from mmjax.types import Tokens
-from tests.reference import QUICK, draw
+from tests.reference import draw
 
 WIDTH = 16
 RULES = PRESETS["data"]
@@ -30,7 +30,7 @@ def make_streams(modalities, rules=RULES, seed=0):
 
 
 def run(fusion, streams):
-    compiled = jax.jit(lambda streams: fusion(streams, None)[:2], compiler_options=QUICK)
+    compiled = jax.jit(lambda streams: fusion(streams, None)[:2])
     return compiled(streams)
 
 

@@ -28,7 +28,7 @@ from mmjax.sharding.rules import PRESETS
 from mmjax.training.state import build_critics, build_model, init_state
 from mmjax.training.step import compute_gradients, train_step
 from tests.golden import check_collectives
-from tests.reference import QUICK, convolve, draw, linear, wide
+from tests.reference import convolve, draw, linear, wide
 from tests.small import FEATURES, make_batch, put
 
 RULES = PRESETS["data"]
@@ -200,7 +200,7 @@ def test_a_patch_critic_in_numpy():
     y = leak(y)
     scores = conv(critic.score, y)[..., 0]
     scores += np.einsum("bhwc,bc->bhw", y, linear(critic.project, condition)) / np.sqrt(8)
-    run = jax.jit(lambda critic, *given: critic(*given), compiler_options=QUICK)
+    run = jax.jit(lambda critic, *given: critic(*given))
     given = jax.device_put((x.astype(np.float32), condition.astype(np.float32)), RULES.spec("batch"))
     verdict = run(critic, *given)
     np.testing.assert_allclose(verdict.scores[0], scores, rtol=1e-3, atol=1e-4)
@@ -210,11 +210,11 @@ def test_a_patch_critic_in_numpy():
 
 def test_augmentation_moves_cuts_and_lets_gradients_pass():
     x = jnp.asarray(np.random.default_rng(0).uniform(0.5, 1, size=(64, 16, 16, 3)), jnp.float32)
-    run = jax.jit(augment, compiler_options=QUICK)
+    run = jax.jit(augment)
     seen = run(x, jax.random.key(0))
     np.testing.assert_array_equal(seen, run(x, jax.random.key(0)))
     assert np.abs(seen - run(x, jax.random.key(1))).max() > 0.1
-    gradient = np.asarray(jax.jit(jax.grad(lambda x: augment(x, jax.random.key(0)).sum()), compiler_options=QUICK)(x))
+    gradient = np.asarray(jax.jit(jax.grad(lambda x: augment(x, jax.random.key(0)).sum()))(x))
     assert np.isfinite(gradient).all()
     assert np.abs(gradient).max() > 0
     # Light keeps which of two pictures is which: an affine map of each, so what is constant stays so where it is seen.
@@ -252,7 +252,7 @@ def both(name):
     with jax.set_mesh(shape.build()):
         compute = jax.jit(functools.partial(compute_gradients, rules=rules, parts=1))
         given = (players, put(make_batch(presence=0.8), rules), jax.random.key(7))
-        compiled = compute.lower(*given, step=jnp.int32(3)).compile(QUICK)
+        compiled = compute.lower(*given, step=jnp.int32(3)).compile()
         return *compiled(*given, step=jnp.int32(3)), compiled.as_text()
 
 
@@ -281,7 +281,7 @@ def test_each_players_gradient_is_of_its_own_loss():
     batch, key = put(make_batch(presence=0.8), RULES), jax.random.key(7)
     _, _, (of_model, of_critics), _ = both("one")
 
-    @functools.partial(jax.jit, compiler_options=QUICK)
+    @jax.jit
     def apart(model, critics):
         def loss(model, critics, index):
             return model.contest(critics, batch, key, None, jnp.int32(3))[index]
@@ -303,7 +303,7 @@ def test_one_forward_pass_serves_both():
     batch, key = put(make_batch(), RULES), jax.random.key(7)
 
     def convolutions(function):
-        program = jax.jit(function).lower(model, critics).compile(QUICK).as_text()
+        program = jax.jit(function).lower(model, critics).compile().as_text()
         return len(re.findall(r" convolution\(", program)) + len(re.findall(r"__ynn_|onednn_conv", program))
 
     def loss(model, critics, parts):
@@ -333,7 +333,6 @@ def test_both_players_learn_and_nothing_learns_when_one_is_not_finite(dtype):
         functools.partial(
             train_step, optimizer=optimizer, critic_optimizer=critic_optimizer, rules=RULES, accumulate=2, ema=0.5
         ),
-        compiler_options=QUICK,
     )
     state, batch = begin(jax.random.key(0)), put(make_batch(), RULES)
     after, metrics = step(state, batch, jax.random.key(1))
@@ -354,9 +353,7 @@ def test_both_players_learn_and_nothing_learns_when_one_is_not_finite(dtype):
 
 def test_an_evaluation_needs_no_critic():
     model, _ = start("one")
-    loss, metrics = jax.jit(lambda model, batch: model.loss(batch), compiler_options=QUICK)(
-        model, put(make_batch(), RULES)
-    )
+    loss, metrics = jax.jit(lambda model, batch: model.loss(batch))(model, put(make_batch(), RULES))
     assert np.isfinite(float(loss))
     assert "image/square_error" in metrics
     assert not any("score" in name for name in metrics)

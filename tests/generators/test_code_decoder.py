@@ -17,7 +17,7 @@ from mmjax.sharding.mesh import MeshShape
 from mmjax.sharding.rules import PRESETS
 from mmjax.types import Fused, Tokens
 from tests import reference
-from tests.reference import QUICK, draw
+from tests.reference import draw
 from tests.small import FEATURES, make_batch, put
 
 WIDTH, SIZE = 16, 8
@@ -52,7 +52,7 @@ def batch():
 
 
 def run(writer, fused, batch):
-    return jax.jit(lambda *given: given[0].loss(*given[1:], None, None), compiler_options=QUICK)(writer, fused, batch)
+    return jax.jit(lambda *given: given[0].loss(*given[1:], None, None))(writer, fused, batch)
 
 
 def test_the_loss_is_the_tokenizers_and_that_of_every_code(batch):
@@ -68,8 +68,8 @@ def test_the_loss_is_the_tokenizers_and_that_of_every_code(batch):
         jax.tree.structure(tokenizer), [leaf for name, leaf in named_leaves(writer) if "writer" not in name]
     )
     own, _ = run(tokenizer, fused, placed)
-    ids = np.asarray(jax.jit(writer.encode, compiler_options=QUICK)(placed)).reshape(SIZE, 4) + BEFORE
-    logits = jax.jit(lambda *given: writer.writer(*given, None), compiler_options=QUICK)(jnp.asarray(ids), fused)
+    ids = np.asarray(jax.jit(writer.encode)(placed)).reshape(SIZE, 4) + BEFORE
+    logits = jax.jit(lambda *given: writer.writer(*given, None))(jnp.asarray(ids), fused)
     chances = reference.softmax(np.asarray(logits, np.float64))
     losses = -np.log(np.take_along_axis(chances, ids[..., None], 2))[..., 0].mean(1)
     there = batch.present["image"]
@@ -101,16 +101,16 @@ def test_writing_teaches_the_tokenizer_nothing_and_what_is_absent_nobody(batch):
 
 def test_what_is_written_is_the_likeliest_code_of_every_place():
     writer, fused = build(), features()
-    ids = np.asarray(jax.jit(lambda: writer.writer.write(fused, None, Decoding()), compiler_options=QUICK)())
-    logits = jax.jit(lambda ids: writer.writer(ids, fused, None), compiler_options=QUICK)(jnp.asarray(ids))
+    ids = np.asarray(jax.jit(lambda: writer.writer.write(fused, None, Decoding()))())
+    logits = jax.jit(lambda ids: writer.writer(ids, fused, None))(jnp.asarray(ids))
     likeliest = np.asarray(logits)[..., 1:].argmax(-1) + 1
     ended = np.cumsum(ids == 1, 1) - (ids == 1) > 0
     np.testing.assert_array_equal(ids[~ended], likeliest[~ended])
-    made = jax.jit(lambda: writer.predict(fused, None)["values"], compiler_options=QUICK)()
+    made = jax.jit(lambda: writer.predict(fused, None)["values"])()
     codes = jnp.asarray(np.maximum(ids - BEFORE, 0).reshape(SIZE, 2, 2))
-    np.testing.assert_allclose(made, jax.jit(writer.decode, compiler_options=QUICK)(codes), atol=1e-5)
+    np.testing.assert_allclose(made, jax.jit(writer.decode)(codes), atol=1e-5)
     assert made.shape == (SIZE, 8, 8, 1)
-    draw_one = jax.jit(lambda key: writer.predict(fused, key)["values"], compiler_options=QUICK)
+    draw_one = jax.jit(lambda key: writer.predict(fused, key)["values"])
     assert np.abs(draw_one(jax.random.key(0)) - draw_one(jax.random.key(1))).max() > 0
 
 

@@ -9,7 +9,7 @@ from mmjax.generators.perceptual import Perceptual
 from mmjax.layers.settings import Settings
 from mmjax.sharding.mesh import MeshShape
 from mmjax.sharding.rules import PRESETS
-from tests.reference import QUICK, convolve, draw, layers, mlp, norm, wide
+from tests.reference import convolve, draw, layers, mlp, norm, wide
 
 RULES = PRESETS["data"]
 CONFIG = Perceptual(stem=2, widths=(4, 6), depths=(1, 2), kernel=3, weight=0.5)
@@ -52,12 +52,12 @@ def test_the_distance_in_numpy_and_its_gradient():
         apart = module(on_true, made)
         return apart.sum(), apart
 
-    run = jax.jit(jax.grad(total, (0, 1), has_aux=True), compiler_options=QUICK)
+    run = jax.jit(jax.grad(total, (0, 1), has_aux=True))
     (of_module, of_made), apart = run(module, on_made)
     np.testing.assert_allclose(apart, expected, rtol=1e-4)
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(of_module))
     assert np.abs(of_made).max() > 0
-    same, _ = jax.jit(total, compiler_options=QUICK)(module, on_true)
+    same, _ = jax.jit(total)(module, on_true)
     assert float(same) == pytest.approx(0, abs=1e-9)
 
 

@@ -1,7 +1,6 @@
 """Speech from text: the loss by SciPy's densities, the flow, what is absent, durations, a toy that must be learned."""
 
 import dataclasses
-import functools
 
 import chz
 import jax
@@ -24,7 +23,7 @@ from mmjax.sharding.mesh import MeshShape
 from mmjax.sharding.rules import PRESETS
 from mmjax.types import Batch, Fused, Spectrum, Text, Tokens
 from tests.layers.test_alignment import every
-from tests.reference import QUICK, draw
+from tests.reference import draw
 from tests.small import FEATURES, make_batch, put
 
 WIDTH, SIZE = 16, 8
@@ -89,7 +88,7 @@ def speaker():
 
 
 def run(speaker, fused, batch, step=None, key=None, rules=RULES):
-    compute = jax.jit(lambda speaker, fused, batch: speaker.loss(fused, batch, key, step), compiler_options=QUICK)
+    compute = jax.jit(lambda speaker, fused, batch: speaker.loss(fused, batch, key, step))
     return compute(speaker, fused, put(batch, rules))
 
 
@@ -173,7 +172,6 @@ def test_what_is_absent_changes_nothing(speaker, batch, fused, name):
         placed = put(dataclasses.replace(batch, values=batch.values | {"speech": values}), RULES)
         return jax.jit(
             jax.value_and_grad(lambda speaker: speaker.loss(fused, placed, jax.random.key(0), None)[0].value()),
-            compiler_options=QUICK,
         )(speaker)
 
     for first, second in zip(*(jax.tree.leaves(gradients(value)) for value in (np.nan, 7.0)), strict=True):
@@ -191,7 +189,7 @@ def test_durations_teach_only_themselves(speaker, fused):
 
 
 def test_predictions_last_as_long_as_their_tokens(speaker, batch, fused):
-    predict = jax.jit(lambda fused, key: speaker.predict(fused, key), compiler_options=QUICK)
+    predict = jax.jit(lambda fused, key: speaker.predict(fused, key))
     said, other = predict(fused, jax.random.key(0)), predict(fused, jax.random.key(1))
     durations = np.maximum(1, np.round(np.exp(np.asarray(speaker.log_durations(fused)))))
     lengths = np.where(fused.unimodal["text"].mask, durations, 0).sum(1)
@@ -235,7 +233,7 @@ def test_every_mesh_says_the_same(batch, name, dtype):
                 loss = lambda speaker: speaker.loss(fused, batch, jax.random.key(1), None)[0].value()  # noqa: E731
                 return jax.value_and_grad(loss)(speaker), speaker.predict(fused, None)
 
-            (loss, gradients), said = jax.jit(compute, compiler_options=QUICK)(speaker, put(batch, rules))
+            (loss, gradients), said = jax.jit(compute)(speaker, put(batch, rules))
             return float(loss), np.asarray(optax.tree.norm(gradients)), jax.tree.map(np.asarray, said)
 
     (loss, norm, said), expected = speak(*MESHES[name]), speak(MeshShape(data=1), PRESETS["data"])
@@ -259,7 +257,7 @@ def test_in_a_model_the_recording_is_not_read(batch):
     )
     model = draw(lambda rngs: config.build(FEATURES, rules=RULES, rngs=rngs))
 
-    @functools.partial(jax.jit, compiler_options=QUICK)
+    @jax.jit
     def compute(batch):
         return model.predict(batch)["speech"]["values"], model.loss(batch)[0]
 

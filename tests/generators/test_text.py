@@ -14,7 +14,7 @@ from mmjax.sharding.mesh import MeshShape
 from mmjax.sharding.rules import PRESETS
 from mmjax.types import Fused, Text, Tokens
 from tests import reference
-from tests.reference import QUICK, draw, wide
+from tests.reference import draw, wide
 from tests.small import FEATURES, make_batch, put
 
 WIDTH, SIZE = 16, 6
@@ -67,7 +67,7 @@ def expected_logits(writer, ids, values, mask):
 
 
 def test_loss_and_metrics(writer, batch, fused):
-    loss, metrics = jax.jit(lambda writer, fused, batch: writer.loss(fused, batch, None, None), compiler_options=QUICK)(
+    loss, metrics = jax.jit(lambda writer, fused, batch: writer.loss(fused, batch, None, None))(
         writer, fused, put(batch, RULES)
     )
     ids, there = batch.values["text"], batch.mask["text"] & batch.present["text"][:, None]
@@ -83,7 +83,7 @@ def test_loss_and_metrics(writer, batch, fused):
 def test_memories_give_what_the_whole_pass_gives(writer, batch, fused):
     """Also where an example has nothing to read."""
     ids = jnp.asarray(batch.values["text"])
-    whole = jax.jit(lambda ids: writer(ids, fused, None), compiler_options=QUICK)(ids)
+    whole = jax.jit(lambda ids: writer(ids, fused, None))(ids)
 
     def step_by_step(ids):
         memories, seen = writer.decoder.begin(fused.tokens, ids.shape[1], writer.dtype), []
@@ -93,11 +93,11 @@ def test_memories_give_what_the_whole_pass_gives(writer, batch, fused):
             seen.append(logits)
         return jnp.stack(seen, 1)
 
-    np.testing.assert_allclose(jax.jit(step_by_step, compiler_options=QUICK)(ids)[..., 1:], whole[..., 1:], atol=1e-4)
+    np.testing.assert_allclose(jax.jit(step_by_step)(ids)[..., 1:], whole[..., 1:], atol=1e-4)
 
 
 def test_what_is_written_is_likeliest_at_every_place(writer, fused):
-    said = np.asarray(jax.jit(lambda fused: writer.predict(fused, None)["ids"], compiler_options=QUICK)(fused))
+    said = np.asarray(jax.jit(lambda fused: writer.predict(fused, None)["ids"])(fused))
     logits = expected_logits(writer, said, fused.tokens.values, fused.tokens.mask)
     logits[..., 0] = -np.inf
     for row, best in zip(said, logits.argmax(-1), strict=True):
@@ -125,7 +125,7 @@ def test_every_mesh_writes_the_same(name):
             tokens = Tokens(*jax.device_put((values, np.ones((8, 3), bool)), rules.spec("batch")))
             fused = Fused(tokens, tokens.values[:, 0], {})
             key = jax.random.key(3)
-            run = jax.jit(lambda writer, fused: [writer.write(fused, key, how) for how in ways], compiler_options=QUICK)
+            run = jax.jit(lambda writer, fused: [writer.write(fused, key, how) for how in ways])
             return [np.asarray(said) for said in run(writer, fused)]
 
     for said, expected in zip(write(*MESHES[name]), write(MeshShape(data=1), PRESETS["data"]), strict=True):
@@ -140,7 +140,7 @@ def test_a_wide_enough_beam_finds_the_best_of_all(writer, fused, beams):
         lambda rngs: TextDecoder(target="text", depth=1, heads=2).build({"text": small}, SETTINGS, rngs), scale=1.0
     )
     how = Decoding(beams=beams, length_penalty=0.6)
-    said = np.asarray(jax.jit(lambda fused: writer.write(fused, None, how), compiler_options=QUICK)(fused))
+    said = np.asarray(jax.jit(lambda fused: writer.write(fused, None, how))(fused))
     candidates = [(*body, 1)[:3] for length in range(4) for body in itertools.product((2, 3, 4), repeat=length)]
     rows = np.array([[*c, *[0] * (3 - len(c))] for c in candidates])
     for example in range(SIZE):

@@ -12,7 +12,7 @@ from mmjax.sharding.mesh import MeshShape
 from mmjax.sharding.rules import PRESETS
 from mmjax.types import Fused, Tokens
 from tests import reference
-from tests.reference import QUICK, draw, wide
+from tests.reference import draw, wide
 from tests.small import FEATURES, make_batch, put
 
 WIDTH, SIZE = 16, 8
@@ -43,7 +43,7 @@ def make(spoil=0):
 
 def evaluate(rules, batch, step=None):
     writer, fused, batch = build(rules), features(rules), put(batch, rules)
-    compute = jax.jit(lambda *given: given[0].loss(*given[1:], None, step), compiler_options=QUICK)
+    compute = jax.jit(lambda *given: given[0].loss(*given[1:], None, step))
     return writer, fused, *compute(writer, fused, batch)
 
 
@@ -67,7 +67,7 @@ def test_the_loss_is_the_bound(step):
         told = writer.tell(jnp.asarray(mq, jnp.float32), fused)
         assert told.tokens.values.shape == (SIZE, 4, WIDTH)
         np.testing.assert_allclose(told.tokens.values[:, 3], reference.linear(writer.say, mq), rtol=1e-4, atol=1e-5)
-        logits = jax.jit(lambda *given: writer(*given, None), compiler_options=QUICK)(jnp.asarray(ids), told)
+        logits = jax.jit(lambda *given: writer(*given, None))(jnp.asarray(ids), told)
         chances = reference.softmax(np.asarray(logits, np.float64))
         losses = -np.log(np.take_along_axis(chances, ids[..., None], 2))[..., 0]
         kl = lp - lq + (np.exp(2 * lq) + (mq - mp) ** 2) / (2 * np.exp(2 * lp)) - 0.5
@@ -95,8 +95,8 @@ def test_one_input_has_many_texts():
     rules = PRESETS["data"]
     with jax.set_mesh(MeshShape(data=1).build()):
         writer, fused = build(rules), features(rules)
-        write = jax.jit(lambda key: writer.write(fused, key, Decoding()), compiler_options=QUICK)
-        plain = jax.jit(lambda: writer.write(fused, None, Decoding()), compiler_options=QUICK)
+        write = jax.jit(lambda key: writer.write(fused, key, Decoding()))
+        plain = jax.jit(lambda: writer.write(fused, None, Decoding()))
         texts = {np.asarray(write(jax.random.key(seed))).tobytes() for seed in range(8)}
         assert len(texts) > 1
         np.testing.assert_array_equal(write(jax.random.key(0)), write(jax.random.key(0)))

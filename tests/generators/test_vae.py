@@ -16,7 +16,7 @@ from mmjax.layers.settings import Settings
 from mmjax.sharding.mesh import MeshShape
 from mmjax.sharding.rules import PRESETS
 from mmjax.types import Fused, Tokens
-from tests.reference import QUICK, draw
+from tests.reference import draw
 from tests.small import FEATURES, make_batch, put
 
 WIDTH, SIZE = 16, 6
@@ -52,7 +52,7 @@ def build(config, rules=RULES):
 
 
 def run(vae, fused, batch, step=None, key=None):
-    compute = jax.jit(lambda vae, fused, batch: vae.loss(fused, batch, key, step), compiler_options=QUICK)
+    compute = jax.jit(lambda vae, fused, batch: vae.loss(fused, batch, key, step))
     return compute(vae, fused, put(batch, RULES))
 
 
@@ -106,7 +106,6 @@ def test_what_is_absent_changes_nothing(batch, fused):
     def gradients(batch):
         return jax.jit(
             jax.value_and_grad(lambda vae: vae.loss(fused, batch, jax.random.key(0), None)[0].value()),
-            compiler_options=QUICK,
         )(vae)
 
     other = dataclasses.replace(batch, values=batch.values | {"image": np.nan_to_num(batch.values["image"], nan=7.0)})
@@ -118,7 +117,7 @@ def test_what_is_absent_changes_nothing(batch, fused):
 @pytest.mark.parametrize(("target", "shape"), [("image", (SIZE, 8, 8, 1)), ("speech", (SIZE, 10, 4))])
 def test_predictions_follow_the_condition_and_the_key(fused, target, shape):
     vae = build(chz.replace(CONFIG, target=target))
-    predict = jax.jit(lambda fused, key: vae.predict(fused, key)["values"], compiler_options=QUICK)
+    predict = jax.jit(lambda fused, key: vae.predict(fused, key)["values"])
     first, second = predict(fused, jax.random.key(0)), predict(fused, jax.random.key(1))
     assert first.shape == shape
     assert np.abs(first - second).max() > 1e-4
@@ -131,7 +130,7 @@ def test_predictions_follow_the_condition_and_the_key(fused, target, shape):
 
 def test_without_a_condition_the_fused_features_are_not_read(fused):
     vae = build(chz.replace(CONFIG, conditional=False))
-    predict = jax.jit(lambda fused: vae.predict(fused, jax.random.key(0))["values"], compiler_options=QUICK)
+    predict = jax.jit(lambda fused: vae.predict(fused, jax.random.key(0))["values"])
     turned = dataclasses.replace(fused, pooled=-fused.pooled)
     np.testing.assert_array_equal(predict(fused), predict(turned))
 

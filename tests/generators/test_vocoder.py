@@ -1,7 +1,6 @@
 """The vocoder: its loss by NumPy's Fourier transform, its layers, what is absent, and tones to be learned."""
 
 import dataclasses
-import functools
 
 import chz
 import jax
@@ -23,7 +22,7 @@ from mmjax.layers.settings import Settings
 from mmjax.sharding.mesh import MeshShape
 from mmjax.sharding.rules import PRESETS
 from mmjax.types import Batch, Fused, Spectrum, Tokens, Waveform
-from tests.reference import QUICK, draw, wide
+from tests.reference import draw, wide
 
 SIZE, FRAMES, BANDS, SAMPLES = 8, 10, 4, 58
 RULES = PRESETS["data"]
@@ -145,9 +144,7 @@ def test_distances_of_ragged_signals(batch):
 
 
 def test_the_loss(vocoder, batch):
-    loss, metrics = jax.jit(lambda v, batch: v.loss(NOTHING, batch, None, None), compiler_options=QUICK)(
-        vocoder, put(batch)
-    )
+    loss, metrics = jax.jit(lambda v, batch: v.loss(NOTHING, batch, None, None))(vocoder, put(batch))
     real = batch.mask["wave"] & (batch.present["wave"] & batch.present["speech"])[:, None]
     mask = batch.mask["speech"] & batch.present["speech"][:, None]
     said = np.asarray(vocoder.decode(put(np.nan_to_num(batch.values["speech"])), put(mask)))[:, :SAMPLES]
@@ -215,7 +212,7 @@ def build_adversary(rules=RULES):
 def test_the_game(vocoder, batch):
     """Least squares over all networks alike and the distance of features over all layers alike, by hand."""
     adversary, placed = build_adversary(), put(batch)
-    lost, critic_lost = jax.jit(play, compiler_options=QUICK)(vocoder, adversary, placed)
+    lost, critic_lost = jax.jit(play)(vocoder, adversary, placed)
     attempt = vocoder.attempt(NOTHING, placed, None, None)
     real, weights = (np.asarray(x, np.float64) for x in (vocoder._real(placed), attempt.weights))
     assert not np.asarray(attempt.made)[real == 0].any()
@@ -237,7 +234,7 @@ def test_what_is_absent_changes_nothing(vocoder, batch, name):
     """Neither player's loss nor gradient."""
     example, players = int(np.flatnonzero(~batch.present[name])[0]), (vocoder, build_adversary())
 
-    @functools.partial(jax.jit, compiler_options=QUICK)
+    @jax.jit
     def compute(players, batch):
         return jax.value_and_grad(lambda players: sum(lost.value() for lost in play(*players, batch)))(players)
 
@@ -264,7 +261,7 @@ def test_every_mesh_computes_the_same(batch, name):
             placed = put(batch, rules)
             run = jax.value_and_grad(lambda players: sum(lost.value() for lost in play(*players, placed)))
             players = build(rules=rules), build_adversary(rules)
-            loss, gradients = jax.jit(run, compiler_options=QUICK)(players)
+            loss, gradients = jax.jit(run)(players)
             return float(loss), float(optax.tree.norm(gradients))
 
     np.testing.assert_allclose(compute(*MESHES[name]), compute(MeshShape(data=1), PRESETS["data"]), rtol=1e-4)

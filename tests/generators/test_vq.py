@@ -15,7 +15,7 @@ from mmjax.layers.settings import Settings
 from mmjax.sharding.mesh import MeshShape
 from mmjax.sharding.rules import PRESETS
 from mmjax.types import Fused, Tokens
-from tests.reference import QUICK, draw, wide
+from tests.reference import draw, wide
 from tests.small import FEATURES, make_batch, put
 
 RULES = PRESETS["data"]
@@ -128,7 +128,7 @@ def test_a_tokenizer_keeps_what_its_loss_says(target, quantizer):
         put(batch, RULES),
         Fused(Tokens(jnp.zeros((6, 1, 8)), jnp.ones((6, 1), bool)), jnp.zeros((6, 8)), {}),
     )
-    run = jax.jit(lambda vq, batch: (vq.loss(nothing, batch, None, None)[1], vq.encode(batch)), compiler_options=QUICK)
+    run = jax.jit(lambda vq, batch: (vq.loss(nothing, batch, None, None)[1], vq.encode(batch)))
     metrics, codes = run(vq, placed)
     said = np.asarray(vq.decode(codes), np.float64)
     total = count = 0

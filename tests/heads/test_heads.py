@@ -18,7 +18,7 @@ from mmjax.sharding.mesh import MeshShape
 from mmjax.sharding.rules import PRESETS
 from mmjax.types import Batch, Fused, Tokens
 from tests import reference
-from tests.reference import QUICK, draw, wide
+from tests.reference import draw, wide
 from tests.small import FEATURES, make_batch, put
 
 WIDTH, SIZE = 16, 6
@@ -75,7 +75,7 @@ def run(head, fused, batch):
         (_, (loss, metrics)), gradients = gradient(head, fused.pooled, values)
         return loss, metrics, head.weight(batch), gradients, head.predict(fused, None)
 
-    return jax.jit(compute, compiler_options=QUICK)(head, fused, put(batch, RULES))
+    return jax.jit(compute)(head, fused, put(batch, RULES))
 
 
 def close(actual, expected, tolerance=2e-5):

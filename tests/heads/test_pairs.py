@@ -11,7 +11,6 @@ from mmjax.heads import pairs
 from mmjax.heads.pairs import pair_losses
 from mmjax.sharding.mesh import MeshShape
 from mmjax.sharding.rules import PRESETS
-from tests.reference import QUICK
 
 SIZE, WIDTH = 48, 5
 MESHES = {
@@ -65,7 +64,7 @@ def in_chunks(name, first, second, there, weights, scale, bias):
             return jnp.where(there, weights * losses, 0).sum(), (losses, right)
 
         wanted = (0, 1, 2) if bias is None else (0, 1, 2, 3)
-        step = jax.jit(jax.value_and_grad(total, wanted, has_aux=True), compiler_options=QUICK)
+        step = jax.jit(jax.value_and_grad(total, wanted, has_aux=True))
         scalars = [None if value is None else jnp.float32(value) for value in (scale, bias)]
         (_, aux), gradients = step(*given[:2], *scalars, *given[2:])
         return jax.device_get((*aux, gradients))
@@ -102,9 +101,7 @@ def test_memory_grows_with_the_batch_and_not_its_square(bias):
             def total(first, second, there, scale, *rest):
                 return pair_losses(first, second, there, scale, *(rest or [None]), rules)[0].sum()
 
-            compiled = (
-                jax.jit(jax.grad(total, (0, 1))).lower(rows, rows, there, *scalars).compile(compiler_options=QUICK)
-            )
+            compiled = jax.jit(jax.grad(total, (0, 1))).lower(rows, rows, there, *scalars).compile()
             return compiled.memory_analysis().temp_size_in_bytes
 
     small, large = needed(16384), needed(32768)
@@ -125,7 +122,7 @@ def test_several_models_at_once():
         def one(first):
             return pair_losses(first, other, real, jnp.float32(7.0), None, rules)[0]
 
-        losses = jax.device_get(jax.jit(jax.vmap(one), compiler_options=QUICK)(both))
+        losses = jax.device_get(jax.jit(jax.vmap(one))(both))
     for side, found in zip((first, -first), losses, strict=True):
         expected, _ = exact(side, second, there, weights, 7.0, None)
         np.testing.assert_allclose(found[there], expected, rtol=1e-5)
@@ -135,5 +132,5 @@ def test_nothing_is_split_where_all_is_whole():
     first, second, there, weights = make()
     with jax.set_mesh(MeshShape(data=1).build()):
         local = functools.partial(pair_losses, scale=jnp.float32(7.0), bias=None, rules=PRESETS["data"], rows=None)
-        losses, _ = jax.jit(local, compiler_options=QUICK)(first, second, there)
+        losses, _ = jax.jit(local)(first, second, there)
     np.testing.assert_allclose(losses[there], exact(first, second, there, weights, 7.0, None)[0], rtol=1e-5)

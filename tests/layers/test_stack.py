@@ -14,7 +14,7 @@ from mmjax.layers.linear import Linear
 from mmjax.layers.stack import Stack
 from mmjax.sharding.mesh import MeshShape
 from mmjax.sharding.rules import PRESETS
-from tests.reference import QUICK, draw, layers
+from tests.reference import draw, layers
 
 WIDTH, DEPTH = 8, 3
 RULES = PRESETS["data"]
@@ -72,13 +72,13 @@ def one_by_one():
             between.append(x)
         return jnp.sum(jnp.sin(x)), (x, jnp.stack(between))
 
-    gradient = jax.jit(jax.value_and_grad(loop, argnums=(0, 1), has_aux=True), compiler_options=QUICK)
+    gradient = jax.jit(jax.value_and_grad(loop, argnums=(0, 1), has_aux=True))
     return gradient(stack, split(INPUT))
 
 
 @pytest.mark.parametrize("way", WAYS, ids=str)
 def test_every_way_computes_the_same(way):
-    gradient = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True), compiler_options=QUICK)
+    gradient = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
     actual, expected = gradient(make(**way), split(INPUT)), one_by_one()
     leaves = zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True)
     for ours, theirs in leaves:
@@ -126,7 +126,7 @@ def test_gathered_weights_are_kept_or_gathered_again():
 def test_a_loop_is_compiled_once_and_an_unrolled_stack_block_by_block():
     def text(**way):
         lowered = jax.jit(lambda stack, x: stack(x, None)[0]).lower(make(**way), split(INPUT))
-        return lowered.compile(compiler_options=QUICK).as_text()
+        return lowered.compile().as_text()
 
     assert "while(" in text()
     assert "while(" not in text(unroll=True)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.flags import flags
+
 ROOT = Path(__file__).resolve().parents[2]
 
 # No speech: what is tested here does not depend on the modality, and two encoders compile faster than three.
@@ -23,8 +25,7 @@ TINY = (
 
 def environment(devices: int) -> dict[str, str]:
     """A fresh process's surroundings: the CPU with so many simulated devices."""
-    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
-    return os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
+    return os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags(devices), "PYTHONPATH": str(ROOT)}
 
 
 def command(name: str, *words: object) -> list[str]:

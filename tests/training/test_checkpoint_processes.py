@@ -13,6 +13,7 @@ from pathlib import Path
 import jax.numpy as jnp
 
 from mmjax.training.checkpoint import Checkpoint, Checkpoints
+from tests.flags import flags
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -28,9 +29,7 @@ run_dir = sys.argv[1]
 def start(script, *arguments, **environment):
     return subprocess.Popen(
         [sys.executable, "-c", PREAMBLE + script, *map(str, arguments)],
-        env=os.environ
-        | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
-        | environment,
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags(2)} | environment,
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -21,6 +21,7 @@ from jax.sharding import PartitionSpec
 from mmjax.errors import UserError
 from mmjax.layers.tree import named_leaves
 from mmjax.training.metrics import MetricsLog, parameters_digest, read_history, write_summary
+from tests.flags import flags
 
 
 def steps(run_dir: Path) -> list[int]:
@@ -210,7 +211,7 @@ def test_digest_is_the_same_on_two_processes(tmp_path):
         address = f"127.0.0.1:{free.getsockname()[1]}"
     environment = os.environ | {
         "PYTHONPATH": os.getcwd(),
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "XLA_FLAGS": flags(2),
         "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
     }
     command = [sys.executable, "-c", textwrap.dedent(code), address]
