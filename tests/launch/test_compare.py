@@ -3,13 +3,14 @@
 import json
 import re
 import shutil
+import subprocess
 
 import numpy as np
 import pytest
 
 from launch import command_line, evaluate
 from launch.train import train
-from tests.system.conftest import TINY
+from tests.system.conftest import ROOT, TINY, command, environment
 
 STEPS = (2, 4)
 
@@ -29,10 +30,12 @@ def read(run, step=4):
 
 
 def test_numbers_are_the_same_on_any_number_of_devices(run):
-    """Of seven examples, which no number of devices but one divides."""
+    """Of seven examples, which no number of devices but one divides; compiled as users compile."""
     found = []
     for devices in (1, 2, 8):
-        assert evaluate.main([str(run), "suite=standard,slices", f"mesh.data={devices}"]) == 0
+        words = command("evaluate", run, "suite=standard,slices")
+        xla = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+        subprocess.run(words, cwd=ROOT, env=environment(devices) | xla, check=True)
         found.append(read(run)["metrics"])
         shutil.rmtree(run / "evaluations")
     assert len(found[0]) > 30
