@@ -151,7 +151,8 @@ class Multimodal(nnx.Module):
             values, present = batch.values[name], batch.present[name]
             values = jnp.where(present.reshape(-1, *[1] * (values.ndim - 1)), values, 0)
             mask = batch.mask[name] & present[:, None] if name in batch.mask else None
-            tokens, intermediates[name] = encoder(values, mask, encoder_key)
+            with jax.named_scope(f"encoders/{name}"):
+                tokens, intermediates[name] = encoder(values, mask, encoder_key)
             streams[name] = Tokens(tokens.values, tokens.mask & present[:, None], tokens.time)
         return streams, intermediates
 
@@ -166,7 +167,8 @@ class Multimodal(nnx.Module):
         }
         if drop_key is not None:
             seen = drop_modalities(seen, self.modality_dropout, drop_key)
-        tokens, pooled, between = self.fusion(seen, fusion_key)
+        with jax.named_scope("fusion"):
+            tokens, pooled, between = self.fusion(seen, fusion_key)
         return Fused(tokens, pooled, streams), between
 
     def __call__(self, batch: Batch, key: jax.Array | None = None) -> tuple[Fused, dict[str, Any]]:
@@ -234,14 +236,15 @@ class Multimodal(nnx.Module):
             total = total + own * size / (size if weights is None else weights["fusion"])
         for (name, output), loss_key in zip(self.outputs.items(), _split(output_key, len(self.outputs)), strict=True):
             fused = views[self.blind[name]]
-            if name in critics:
-                assert isinstance(output, ContestedModule)
-                make_key, judge_key = _split(loss_key, 2)
-                attempt = output.attempt(fused, batch, make_key, step)
-                loss, critic_loss, details = critics[name].judge(attempt, fused.pooled, judge_key, step)
-                critic_total = critic_total + _value(critic_loss, name, weights)
-            else:
-                loss, details = output.loss(fused, batch, loss_key, step)
+            with jax.named_scope(f"outputs/{name}"):
+                if name in critics:
+                    assert isinstance(output, ContestedModule)
+                    make_key, judge_key = _split(loss_key, 2)
+                    attempt = output.attempt(fused, batch, make_key, step)
+                    loss, critic_loss, details = critics[name].judge(attempt, fused.pooled, judge_key, step)
+                    critic_total = critic_total + _value(critic_loss, name, weights)
+                else:
+                    loss, details = output.loss(fused, batch, loss_key, step)
             total = total + self.weights[name] * _value(loss, name, weights)
             metrics |= {f"{name}/{detail}": average for detail, average in details.items()}
         return total, critic_total, metrics

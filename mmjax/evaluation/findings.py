@@ -37,13 +37,18 @@ class Card:
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """A part of the page, in this order: what it is about, tables, drawings as SVG, cards."""
+    """A part of the page, in this order: what it is about, tables, drawings as SVG, cards, and text as it stands.
+
+    Drawings lie side by side, or, where they are `wide`, one below the other.
+    """
 
     title: str
     about: str = ""
     tables: Sequence[Table] = ()
     drawings: Sequence[str] = ()
     cards: Sequence[Card] = ()
+    text: str = ""
+    wide: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

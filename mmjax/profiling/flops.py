@@ -122,13 +122,38 @@ def _measure(device: jax.Device, dtype: Any, size: int) -> float:
     with jax.set_mesh(jax.sharding.Mesh([device], ("measured",))):
         matrix = jnp.full((size, size), 1 / size, dtype)
         multiply = jax.jit(jnp.matmul).lower(matrix, matrix).compile()
-        multiply(matrix, matrix).block_until_ready()
-        best = math.inf
-        end = time.perf_counter() + MEASURE_SECONDS
-        while (begin := time.perf_counter()) < end:
-            multiply(matrix, matrix).block_until_ready()
-            best = min(best, time.perf_counter() - begin)
+        best = _quickest(lambda: multiply(matrix, matrix).block_until_ready())
     return 2 * size**3 / best
+
+
+@functools.cache
+def peak_bytes() -> float:
+    """Bytes a second that one device of this process reads and writes at best, in its memory.
+
+    Known accelerators: the published figure. Others, the CPU among them: measured by adding one to a large array.
+    """
+    device = jax.local_devices()[0]
+    chip = chip_of(device.device_kind)
+    if chip is not None:
+        return chip.hbm
+    size = 2**26
+    with jax.set_mesh(jax.sharding.Mesh([device], ("measured",))):
+        array = jnp.zeros((size,), jnp.float32)
+        add = jax.jit(lambda array: array + 1).lower(array).compile()
+        best = _quickest(lambda: add(array).block_until_ready())
+    share = jax.local_device_count() if device.platform == "cpu" else 1
+    return 2 * array.nbytes / best / share
+
+
+def _quickest(call: Callable[[], Any]) -> float:
+    """The seconds of the quickest of several calls, after one that is not timed."""
+    call()
+    best = math.inf
+    end = time.perf_counter() + MEASURE_SECONDS
+    while (begin := time.perf_counter()) < end:
+        call()
+        best = min(best, time.perf_counter() - begin)
+    return best
 
 
 def utilisation(model_flops_per_step: float | int, seconds_per_step: float, peak: float | None = None) -> float:

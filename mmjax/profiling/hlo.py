@@ -10,6 +10,8 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import Int
 
+from mmjax.profiling.frames import PACKAGE, Frame, Frames
+
 BITS = {"pred": 8, "token": 0, "opaque": 0} | {
     f"{kind}{bits}": bits for kind, sizes in {"s": (2, 4, 8, 16, 32, 64), "f": (16, 32, 64)}.items() for bits in sizes
 }
@@ -81,12 +83,6 @@ class Instruction:
         return self.attribute(r'_xla_host_transfer_rendezvous="([^"]*)"')
 
     @property
-    def source(self) -> str | None:
-        """FILE:LINE of the Python that asked for it."""
-        file, line = self.attribute(r'source_file="([^"]*)"'), self.attribute(r"source_line=(\d+)")
-        return f"{file}:{line}" if file and line else None
-
-    @property
     def path(self) -> str:
         """JAX's name for the operation: the functions around it, joined by slashes."""
         return self.attribute(r'op_name="([^"]*)"') or ""
@@ -130,6 +126,37 @@ class Module:
             raise ValueError("the text is no compiled program: it has no ENTRY")
         count = re.search(r"num_partitions=(\d+)", text[: text.find("\n")])
         self.partitions = int(count.group(1)) if count else 1
+        self.name = text.removeprefix("HloModule ").partition(",")[0]
+        self.frames = Frames(text)
+        head = text[: text.find("\n")]
+        self.aliased = frozenset(int(place) for place in re.findall(r"\{(\d+)\}: \(\d+, \{\}", head))
+        """Results, by place, that are written over arguments."""
+
+    @functools.cached_property
+    def places(self) -> dict[str, str]:
+        """The computation that each instruction is in."""
+        return {each: name for name, inside in self.computations.items() for each in inside}
+
+    def origin(self, instruction: Instruction) -> Instruction:
+        """The instruction that tells whence it comes: itself, or, where it does not, one that it is made of."""
+        if instruction.path:
+            return instruction
+        inside = [part for name in instruction.called for part in self.computations.get(name, {}).values()]
+        return next((part for part in reversed(inside) if part.path), instruction)
+
+    def stack(self, instruction: Instruction) -> tuple[Frame, ...]:
+        """The Python that asked for an instruction, from the outermost line of the package inwards."""
+        number = self.origin(instruction).attribute(r"\bstack_frame_id=(\d+)")
+        return () if number is None else self.frames.stack(int(number))
+
+    def source(self, instruction: Instruction) -> str | None:
+        """FILE:LINE of the innermost Python of the package that asked for an instruction."""
+        own = [frame for frame in self.stack(instruction) if frame.file.startswith(PACKAGE)]
+        if own:
+            return str(own[-1])
+        told = self.origin(instruction)
+        file, line = told.attribute(r'source_file="([^"]*)"'), told.attribute(r"source_line=(\d+)")
+        return f"{file}:{line}" if file and line else None
 
     @functools.cached_property
     def runs(self) -> dict[str, int]:

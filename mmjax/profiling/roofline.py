@@ -123,7 +123,7 @@ class Clock:
     def _spend(self, seconds: float, kind: str, instruction: Instruction) -> None:
         self.now += seconds
         self.under[kind] += seconds
-        self.parts[instruction.source or instruction.opcode] += seconds
+        self.parts[self.module.source(instruction) or instruction.opcode] += seconds
 
     def _wait(self, name: str, done: Instruction) -> None:
         """For what was begun before, if it is not over yet."""

@@ -51,9 +51,13 @@ class Program:
         )
         self.abstract = jax.eval_shape(self.start, abstract_model, critics=abstract_critics)
 
+    def draw(self, key: jax.Array) -> TrainState:
+        """A state before the first step; to be compiled."""
+        return self.start(self.build(key), critics=self.build_critics(key))
+
     @functools.cached_property
     def _draw(self) -> Callable[[jax.Array], TrainState]:
-        return jit_once(lambda key: self.start(self.build(key), critics=self.build_critics(key)))
+        return jit_once(self.draw)
 
     def begin(self, run: Run) -> TrainState:
         """The state before the first step."""

@@ -35,6 +35,20 @@ def train_step(
     key = jax.random.fold_in(key, state.step)
     players = (state.model, state.critics)
     losses, metrics, grads = compute_gradients(players, batch, key, rules=rules, parts=accumulate, step=state.step)
+    with jax.named_scope("optimizer"):
+        return _apply(state, losses, metrics, grads, optimizer, critic_optimizer, ema)
+
+
+def _apply(
+    state: TrainState,
+    losses: tuple[jax.Array, jax.Array],
+    metrics: Metrics,
+    grads: Gradients,
+    optimizer: optax.GradientTransformation,
+    critic_optimizer: optax.GradientTransformation | None,
+    ema: float | None,
+) -> tuple[TrainState, Metrics]:
+    """The state moved along the gradients, if they are finite."""
     norms = optax.tree.norm(grads[0]), optax.tree.norm(grads[1])
     good = jnp.isfinite(sum(losses)) & jnp.isfinite(sum(norms))
 

@@ -54,7 +54,7 @@ def test_written_in_full():
     loop = module.computations["main"]["while.1"]
     assert module.inside("main", loop) == 7 * product
     fusion = module.computations["body"]["fusion.1"]
-    assert fusion.source == "mmjax/layers/mlp.py:21"
+    assert module.source(fusion) == "mmjax/layers/mlp.py:21"
     assert [shape.near for shape in fusion.shapes] == [True]
     gather, scatter, shift = module.collectives
     assert (gather.kind, gather.count, gather.hidden) == ("all-gather", 7, True)

@@ -1,0 +1,154 @@
+"""What got slower from one profile to another: `python -m launch.profile compare A B`.
+
+The last line on standard output is the path of comparison.json; report.html beside it shows the times by part, layer
+and line, and the compiled programs' difference, kernel by kernel, which is also in program.diff.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import chz
+
+from launch import command_line
+from mmjax.errors import UserError
+from mmjax.files import explained, write_atomic
+
+RESULT, PAGE, DIFF = "comparison.json", "report.html", "program.diff"
+# So many rows and lines are shown.
+SHOWN, LINES = 20, 400
+
+
+@chz.chz
+class ProfileComparison:
+    """Which profiles are compared, and where what is found goes."""
+
+    before: str = chz.field(doc="a folder that launch.profile has written")
+    after: str = chz.field(doc="another")
+    out: str = chz.field(
+        default=None,
+        x_type=str | None,
+        converter=chz.mungers.if_none(
+            lambda request: f"profiles/{Path(request.before).name}-{Path(request.after).name}"
+        ),
+        doc="where everything goes",
+    )
+
+
+def compare(request: ProfileComparison) -> Path:
+    """Compare as asked; returns the path of the result."""
+    from mmjax.evaluation.findings import Section, Table
+    from mmjax.evaluation.page import render
+    from mmjax.profiling.difference import by_source, changes, program_difference
+
+    before, after = (_read(folder) for folder in (request.before, request.after))
+    folder = Path(request.out).expanduser()
+    with explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    ratio = after["step_seconds"] / before["step_seconds"]
+    times = {
+        "part": changes(before["parts"], after["parts"]),
+        "layer": changes(before["layers"], after["layers"]),
+        "source": changes(by_source(before["kernels"]), by_source(after["kernels"])),
+    }
+    diff = program_difference(before["program"], after["program"], (request.before, request.after))
+    write_atomic(folder / DIFF, "\n".join(diff) + "\n" if diff else "")
+    verdict = _verdict(request, before, after, ratio)
+    command_line.say(verdict)
+    for name, old, new in times["part"][:SHOWN]:
+        if abs(new - old) > 0.01 * before["step_seconds"]:
+            command_line.say(f"  {1e3 * (new - old):+9.3f} ms  {name}: {1e3 * old:.3f} to {1e3 * new:.3f} ms")
+    sections = [
+        Section(f"By {kind}", "", [Table([kind, "before, ms", "after, ms", "change, ms"], _rows(rows))])
+        for kind, rows in times.items()
+    ]
+    facts = {"memory, MiB": "peak_bytes", "FLOP": "hardware_flops", "compiling, s": "compile_seconds"}
+    other = [
+        [name, *(f"{_figure(each[key]) / (2**20 if 'MiB' in name else 1):,.2f}" for each in (before, after))]
+        for name, key in facts.items()
+    ]
+    shown = "\n".join(diff[:LINES])
+    page = render(
+        "evaluation.html",
+        title="Two profiles",
+        fingerprint=after["fingerprint"],
+        facts={"step before, s": before["step_seconds"], "after, s": after["step_seconds"], "ratio": ratio},
+        groups={},
+        panels=[],
+        panels_left_out=[],
+        sections=[
+            (part.title, part)
+            for part in (
+                Section("In short", verdict, [Table(["what", "before", "after"], other)]),
+                *sections,
+                Section("The programs", "" if shown else "They are the same.", text=shown),
+            )
+        ],
+    )
+    write_atomic(folder / PAGE, page)
+    result = {
+        "before": request.before,
+        "after": request.after,
+        "ratio": ratio,
+        "low": min(after["steps_seconds"]) / max(before["steps_seconds"]),
+        "high": max(after["steps_seconds"]) / min(before["steps_seconds"]),
+        "changes": {
+            kind: [{"name": name, "before": old, "after": new} for name, old, new in rows]
+            for kind, rows in times.items()
+        },
+        "program_lines_changed": sum(line[:1] in "+-" and line[:3] not in ("+++", "---") for line in diff),
+    }
+    return write_atomic(folder / RESULT, json.dumps(result, indent=2) + "\n")
+
+
+def _verdict(request: ProfileComparison, before: Mapping[str, Any], after: Mapping[str, Any], ratio: float) -> str:
+    apart = min(after["steps_seconds"]) > max(before["steps_seconds"]) or max(after["steps_seconds"]) < min(
+        before["steps_seconds"]
+    )
+    sure = "every step of one is" if apart else "not every step of one is"
+    word = "slower" if ratio > 1 else "faster"
+    return (
+        f"{request.after} takes {ratio:.3f} x the time of {request.before} a step; {sure} {word} than all of the other"
+    )
+
+
+def _figure(value: Any) -> float:
+    return float(sum(value.values()) if isinstance(value, dict) else value)
+
+
+def _rows(rows: Sequence[tuple[str, float, float]]) -> list[list[str]]:
+    return [
+        [name, f"{1e3 * old:.3f}", f"{1e3 * new:.3f}", f"{1e3 * (new - old):+.3f}"] for name, old, new in rows[:SHOWN]
+    ]
+
+
+def _read(folder: str) -> dict[str, Any]:
+    """A profile with its program. Raises UserError where the folder holds none."""
+    from launch.profile import PROGRAM
+    from launch.profile import RESULT as PROFILE
+
+    place = Path(folder).expanduser()
+    try:
+        found = json.loads((place / PROFILE).read_text(encoding="utf-8"))
+        return found | {"program": (place / PROGRAM).read_text(encoding="utf-8")}
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{folder} holds no profile: {PROFILE} or {PROGRAM} is missing or damaged; launch.profile writes both"
+        ) from error
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command; returns its exit code."""
+    names = [word for word in argv if "=" not in word and not word.startswith("-")]
+    rest = [word for word in argv if word not in names]
+    form = "compare BEFORE AFTER"
+
+    def load(_: str) -> ProfileComparison:
+        if len(names) != 2:
+            raise UserError(f"two profiles are compared, not {len(names)}: {form}")
+        return ProfileComparison(before=names[0], after=names[1])
+
+    subjects = command_line.Subjects("profile", dict, load, others=True, form=form)
+    words = [" ".join(names), *rest] if names else rest
+    return command_line.main(compare, "Say what got slower from one profile to another.", words, subjects)

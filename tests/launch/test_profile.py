@@ -1,0 +1,99 @@
+"""Profiles of real steps, by the command, and what changed from one to another."""
+
+import json
+import re
+
+import pytest
+
+from launch import profile
+
+SMALL = ("model.unroll=false", "model.width=32", "train.batch_size=64", "steps=3", "mesh.data=1")
+
+
+def profiled(folder, *words):
+    assert profile.main(["interactions", *SMALL, *words, f"out={folder}", f"data_dir={folder.parent}"]) == 0
+    return json.loads((folder / "profile.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("profiles") / "first"
+    profiled(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(folder):
+    return json.loads((folder / "profile.json").read_text())
+
+
+def test_time_is_what_it_is_made_of(whole):
+    assert len(whole["steps_seconds"]) == 3
+    assert whole["step_seconds"] == sorted(whole["steps_seconds"])[1]
+    assert whole["mfu"] == pytest.approx(whole["model_flops"] / whole["step_seconds"] / whole["peak_flops"])
+    kernels = sum(kernel["seconds"] for kernel in whole["kernels"])
+    assert sum(whole["parts"].values()) == pytest.approx(kernels)
+    assert sum(whole["layers"].values()) == pytest.approx(kernels)
+    # Kernels that run beside each other are busy together.
+    assert 0 < whole["busy_seconds"] <= kernels * 1.001
+    assert sum(kernel["flops"] for kernel in whole["kernels"]) == pytest.approx(whole["hardware_flops"])
+    assert {"encoders/a", "fusion backward", "optimizer"} <= whole["parts"].keys()
+    assert set(whole["compile_seconds"]) == {"drawing parameters", "tracing", "lowering", "compiling"}
+    assert whole["recompiled"] == []
+
+
+def test_memory_has_holders(whole):
+    memory = whole["memory_bytes"]
+    assert whole["peak_bytes"] == sum(memory[kind] for kind in ("arguments", "outputs", "temporaries"))
+    assert max(whole["memory_timeline"]) == memory["estimated temporaries"]
+    assert memory["estimated temporaries"] == pytest.approx(memory["temporaries"], rel=0.15)
+    assert sum(each["bytes"] for each in whole["memory_holders"]) <= memory["estimated temporaries"]
+
+
+def test_the_page_holds_all_it_shows(folder):
+    page = (folder / "report.html").read_text()
+    assert page.count("<svg") == 3
+    assert "mmjax/layers/linear.py" in page
+    assert not re.search(r'(src|href)="(?!data:|#)', page)
+    assert list((folder / "trace").glob("plugins/profile/*/*.xplane.pb"))
+    assert (folder / "program.txt").read_text().startswith("HloModule")
+
+
+def test_what_changed_is_told(folder, whole, capsys):
+    same, other = folder.parent / "same", folder.parent / "other"
+    assert profile.main(["compare", str(folder), str(folder), f"out={same}"]) == 0
+    found = json.loads((same / "comparison.json").read_text())
+    assert found["ratio"] == 1
+    assert found["program_lines_changed"] == 0
+    assert (same / "program.diff").read_text() == ""
+
+    deeper = profiled(other, "model.fusion.depth=3")
+    capsys.readouterr()
+    assert profile.main(["compare", str(folder), str(other), f"out={folder.parent / 'both'}"]) == 0
+    captured = capsys.readouterr()
+    assert f"x the time of {folder} a step" in captured.err
+    found = json.loads((folder.parent / "both" / "comparison.json").read_text())
+    assert found["ratio"] == pytest.approx(deeper["step_seconds"] / whole["step_seconds"])
+    assert found["program_lines_changed"] > 0
+    rows = {row["name"]: row for row in found["changes"]["part"]}
+    assert rows["fusion"]["before"] == pytest.approx(whole["parts"]["fusion"])
+    assert rows["fusion"]["after"] == pytest.approx(deeper["parts"]["fusion"])
+    assert "+fusion" in (folder.parent / "both" / "program.diff").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["interaction"], "the nearest is interactions"),
+        (["interactions", "steps=0"], "steps=0: must be at least 1"),
+        (["compare", "here"], "two profiles are compared, not 1"),
+        (["compare", "here", "there"], "here holds no profile"),
+    ],
+)
+def test_what_is_wrong_is_said_in_a_line(words, told, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert profile.main(words) == 2
+    captured = capsys.readouterr()
+    assert told in captured.err
+    assert len(captured.err.splitlines()) == 1
+    assert not captured.out
