@@ -17,6 +17,7 @@ import chz
 
 from launch import command_line
 from launch.grid import Match, check_width, choices_of, keys_of, make_grid, match, own_choice
+from launch.pages import prefer_huge_pages
 from mmjax import files
 from mmjax.ablation.cell import Cell
 from mmjax.config import FILE, Experiment, difference, fingerprint, parts, read
@@ -176,4 +177,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    prefer_huge_pages()
     sys.exit(main())

@@ -16,6 +16,7 @@ import chz
 
 from launch import command_line, compare
 from launch.generate import runs
+from launch.pages import prefer_huge_pages
 from launch.session import Session
 from launch.suites import DEFAULT, SUITES, choose_suites
 from mmjax.errors import NoCheckpoint, Preempted, UserError
@@ -263,4 +264,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    prefer_huge_pages()
     sys.exit(main())

@@ -15,6 +15,7 @@ from typing import Any
 import chz
 
 from launch import command_line
+from launch.pages import prefer_huge_pages
 from mmjax import config
 from mmjax.data.inputs import Input, Speech
 from mmjax.errors import UserError
@@ -315,4 +316,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    prefer_huge_pages()
     sys.exit(main())

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import chz
 
 from launch import command_line
+from launch.pages import prefer_huge_pages
 from mmjax import config
 from mmjax.config import Experiment, fingerprint, parts
 from mmjax.fields import OPERATIONAL
@@ -219,4 +220,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    prefer_huge_pages()
     sys.exit(main())

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launch import command_line
+from launch.pages import prefer_huge_pages
 
 if TYPE_CHECKING:
     from mmjax.config import Experiment
@@ -23,4 +24,5 @@ def train(experiment: "Experiment") -> Path | None:
 if __name__ == "__main__":
     from mmjax.sharding.distributed import leave
 
+    prefer_huge_pages()
     leave(command_line.main(train, "Train an experiment, from where its run directory stands."))

@@ -90,7 +90,7 @@ class Picture(Input):
 
     def read(self, raw: Any, rng: np.random.Generator | None) -> tuple[np.ndarray, None]:
         cv2 = clean.opencv()
-        pixels = clean.clean_picture(raw, self.channels)
+        pixels = clean.clean_picture(raw, self.channels, max(self._shape))
         height, width = self._shape
         if pixels.shape[:2] != (height, width):
             # Averaging over areas when shrinking is what keeps fine structure from turning into noise.

@@ -8,6 +8,7 @@ import pytest
 import soundfile
 
 from mmjax.data import TABLE
+from mmjax.data.clean import clean_picture
 from mmjax.data.inputs import BadInput, Input, Labels, Picture, Quantities, Sentence, Speech, Wave
 from mmjax.data.sources.base import Recording
 from mmjax.types import Image, Label, Quantity, Spectrum, Text, Waveform
@@ -72,6 +73,19 @@ def test_pictures_are_rgb_in_unit_range():
     sides = [*range(6), *range(10, 16)]  # a JPEG blurs the colours of the edge between
     found = read(encode(picture(), ".jpg"), None)[0]
     np.testing.assert_allclose(found[:, sides], picture()[:, sides] / 255.0, atol=0.05)
+
+
+@pytest.mark.parametrize(("side", "size", "decoded"), [(256, 64, 64), (250, 64, 125), (100, 64, 100), (520, 64, 65)])
+def test_a_jpeg_is_decoded_no_larger_than_need_be(side, size, decoded):
+    """And looks as if it had been, up to what its coding loses anyway."""
+    coarse = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
+    large = cv2.resize(coarse, (side, side), interpolation=cv2.INTER_CUBIC)
+    raw = encode(large, ".jpg")
+    assert clean_picture(raw, 3, size).shape == (decoded, decoded, 3)
+    assert clean_picture(raw, 3).shape == (side, side, 3)
+    assert clean_picture(encode(large, ".png"), 3, size).shape == (side, side, 3)
+    expected = cv2.resize(clean_picture(raw, 3), (size, size), interpolation=cv2.INTER_AREA) / 255
+    np.testing.assert_allclose(Picture(size=size).read(raw, None)[0], expected, atol=0.02)
 
 
 def test_grey_and_colour():

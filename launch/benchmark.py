@@ -1,0 +1,138 @@
+"""Compare with what people use now: `python -m launch.benchmark step|input|checkpoint|attention|startup [pairs=5]`.
+
+All contestants measure in turns, in one run; a ratio is the median of its pairs, with their range. The last line on
+standard output is the path of benchmark.json. `pip install -e '.[bench]'` brings the peers.
+"""
+
+import dataclasses
+import json
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+import chz
+
+from launch import command_line
+from launch.benchmarks import contest
+from mmjax.fields import OPERATIONAL
+from mmjax.files import explained, write_atomic
+
+RESULT, PAGE = "benchmark.json", "report.html"
+NAMES = ("step", "input", "checkpoint", "attention", "startup")
+PACKAGES = (
+    *("jax", "jaxlib", "flax", "optax", "grain", "orbax-checkpoint", "numpy"),
+    *("torch", "transformers", "safetensors", "tensorflow-cpu", "pillow"),
+)
+
+
+@chz.chz
+class Contest:
+    """What is measured, how often, in which precision."""
+
+    name: str = chz.field(doc="the benchmark")
+    pairs: int = chz.field(default=5, doc="how often everyone measures")
+    dtype: Literal["float32", "bfloat16"] = chz.field(default="float32", doc="the precision of what is computed")
+    out: str = chz.field(
+        default=None,
+        x_type=str | None,
+        converter=chz.mungers.if_none(lambda request: f"benchmarks/{request.name}-{request.dtype}"),
+        doc="where everything goes",
+        metadata=OPERATIONAL,
+    )
+
+    @chz.validate
+    def _some(self) -> None:
+        if self.pairs < 1:
+            raise ValueError(f"pairs={self.pairs} must be at least 1")
+
+
+def names() -> dict[str, str]:
+    """The benchmarks there are."""
+    return {name: contest.load(name).about for name in NAMES}
+
+
+def benchmark(request: Contest) -> Path:
+    """Measure as asked; returns the path of the result."""
+    folder = Path(request.out).expanduser()
+    with explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    results = contest.hold(request.name, request.dtype, request.pairs, command_line.say)
+    for each in results:
+        command_line.say(f"{each.name}: {each.ratio:.3f} [{each.low:.3f}, {each.high:.3f}] of {each.pairs} pairs")
+    first = dataclasses.asdict(results[0])
+    whole: dict[str, Any] = {
+        "name": request.name,
+        "dtype": request.dtype,
+        **{key: first[key] for key in ("ratio", "low", "high", "pairs")},
+        "ratios": [dataclasses.asdict(each) for each in results],
+        "machine": machine(),
+        "versions": versions(),
+    }
+    _write_page(folder, whole, results)
+    return write_atomic(folder / RESULT, json.dumps(whole, indent=2) + "\n")
+
+
+def machine() -> dict[str, Any]:
+    """What it ran on."""
+    import jax
+
+    words = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    return {
+        "processor": words[0].partition(": ")[2] if words else platform.processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "accelerator": None if jax.default_backend() == "cpu" else jax.local_devices()[0].device_kind,
+        "system": platform.platform(),
+        "python": platform.python_version(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of everything that took part, as far as it is here."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _write_page(folder: Path, whole: dict[str, Any], results: Sequence[contest.Result]) -> None:
+    from mmjax.evaluation.findings import Section, Table
+    from mmjax.evaluation.page import render
+
+    rows = [
+        [each.name, f"{each.ratio:.3f}", f"{each.low:.3f}", f"{each.high:.3f}", *(f"{s:.4g}" for s in each.seconds)]
+        for each in results
+    ]
+    columns = ["ratio", "median", "from", "to", "the one, s", "the other, s"]
+    about = f"{whole['pairs']} measurements of each, in turns. " + ", ".join(
+        f"{name} {number}" for name, number in whole["versions"].items()
+    )
+    page = render(
+        "evaluation.html",
+        title=f"{whole['name']}, {whole['dtype']}",
+        fingerprint=whole["machine"]["processor"],
+        facts={"ratio": whole["ratio"], "cores": whole["machine"]["cores"]},
+        groups={},
+        panels=[],
+        panels_left_out=[],
+        sections=[("Ratios", Section("Ratios", about, [Table(columns, rows)]))],
+    )
+    write_atomic(folder / PAGE, page)
+
+
+SUBJECTS = command_line.Subjects("benchmark", names, lambda name: Contest(name=name))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    return command_line.main(benchmark, "Compare with what people use now, side by side.", argv, SUBJECTS)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,134 @@
+"""Contestants in processes of their own, that measure in turns: what slows the machine slows them alike."""
+
+import contextlib
+import dataclasses
+import importlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from launch.pages import prefer_huge_pages
+from mmjax.errors import UserError
+
+# Prepares what is to be measured, by the precision it is measured in, and returns what measures it once: seconds by
+# what took them.
+Setup = Callable[[str], Callable[[], dict[str, float]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Ratio:
+    """One contestant's seconds over another's, of something that both measure."""
+
+    name: str
+    ours: str
+    peer: str
+    what: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Benchmark:
+    """Who takes part, by name, and who is compared with whom; what is measured first is the benchmark's own figure."""
+
+    about: str
+    contestants: Mapping[str, Setup]
+    ratios: Sequence[Ratio]
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """A ratio's median over all pairs, and the range of them."""
+
+    name: str
+    ratio: float
+    low: float
+    high: float
+    pairs: int
+    seconds: tuple[float, float]
+
+
+def load(name: str) -> Benchmark:
+    """The benchmark of that file."""
+    found: Benchmark = importlib.import_module(f"launch.benchmarks.{name}").BENCHMARK
+    return found
+
+
+def hold(name: str, dtype: str, pairs: int, say: Callable[[str], None]) -> list[Result]:
+    """Have all contestants measure `pairs` times in turns, after once that does not count.
+
+    Raises UserError where one cannot take part.
+    """
+    benchmark = load(name)
+    seconds: dict[tuple[str, str], list[float]] = {}
+    with contextlib.ExitStack() as stack:
+        workers = {
+            contestant: stack.enter_context(_worker(name, contestant, dtype)) for contestant in benchmark.contestants
+        }
+        for turn in range(pairs + 1):
+            # Whoever is last in one turn is first in the next.
+            order = list(workers)[:: 1 if turn % 2 else -1]
+            for contestant in order:
+                found = _ask(workers[contestant], contestant)
+                if turn:
+                    for what, value in found.items():
+                        seconds.setdefault((contestant, what), []).append(value)
+            shown = ", ".join(f"{who} {what} {values[-1]:.4g} s" for (who, what), values in seconds.items())
+            say(f"[{turn}/{pairs}] {shown or 'warm'}")
+    return [
+        _result(ratio, seconds[ratio.ours, ratio.what], seconds[ratio.peer, ratio.what]) for ratio in benchmark.ratios
+    ]
+
+
+def _result(ratio: Ratio, ours: Sequence[float], peer: Sequence[float]) -> Result:
+    ratios = [one / other for one, other in zip(ours, peer, strict=True)]
+    medians = statistics.median(ours), statistics.median(peer)
+    return Result(ratio.name, statistics.median(ratios), min(ratios), max(ratios), len(ratios), medians)
+
+
+@contextlib.contextmanager
+def _worker(name: str, contestant: str, dtype: str) -> Iterator["subprocess.Popen[str]"]:
+    words = [sys.executable, "-m", "launch.benchmarks.contest", name, contestant, dtype]
+    process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _ask(process: "subprocess.Popen[str]", contestant: str) -> dict[str, float]:
+    """What a contestant measured."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    with contextlib.suppress(BrokenPipeError):
+        print("go", file=process.stdin, flush=True)
+    for line in process.stdout:
+        if line.startswith("measured "):
+            found: dict[str, float] = json.loads(line.removeprefix("measured "))
+            return found
+        if line.startswith("missing "):
+            raise UserError(
+                f"{contestant} needs {line.removeprefix('missing ').strip()}: pip install -e '.[bench]' brings it"
+            )
+    raise UserError(f"{contestant} ended before it had measured anything; what it said is above")
+
+
+def _work(name: str, contestant: str, dtype: str) -> None:
+    """Measures once for each line that comes in. What else is printed goes to standard error."""
+    answer = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    measure = None
+    for _ in sys.stdin:
+        try:
+            measure = measure or load(name).contestants[contestant](dtype)
+            print("measured", json.dumps(measure()), file=answer, flush=True)
+        except ModuleNotFoundError as error:
+            print("missing", error.name, file=answer, flush=True)
+            return
+
+
+if __name__ == "__main__":
+    prefer_huge_pages()
+    _work(*sys.argv[1:])

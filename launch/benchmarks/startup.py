@@ -1,0 +1,55 @@
+"""How long it takes until something happens: importing, and a run's first step with and without what was compiled."""
+
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from launch.benchmarks.contest import Benchmark, Ratio
+
+# A run that is as small as one can be without being compiled in no time.
+TRAIN = ("interactions", "train.steps=1", "train.batch_size=64", "model.unroll=false")
+
+
+def _seconds(*words: str) -> float:
+    began = time.perf_counter()
+    subprocess.run([sys.executable, *words], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return time.perf_counter() - began
+
+
+def _train(folder: Path) -> float:
+    run_dir = folder / "run"
+    shutil.rmtree(run_dir, ignore_errors=True)
+    return _seconds("-m", "launch.train", *TRAIN, f"data_dir={folder}", f"run_dir={run_dir}")
+
+
+def again(dtype: str) -> Callable[[], dict[str, float]]:
+    """A run whose programs were compiled before."""
+    folder = Path(tempfile.mkdtemp(prefix="benchmark-startup-"))
+    return lambda: {"import": _seconds("-c", "import mmjax.config"), "run": _train(folder)}
+
+
+def afresh(dtype: str) -> Callable[[], dict[str, float]]:
+    """A run whose programs have to be compiled, and JAX alone."""
+
+    def measure() -> dict[str, float]:
+        folder = Path(tempfile.mkdtemp(prefix="benchmark-startup-"))
+        try:
+            return {"import": _seconds("-c", "import jax"), "run": _train(folder)}
+        finally:
+            shutil.rmtree(folder)
+
+    return measure
+
+
+BENCHMARK = Benchmark(
+    about="a command's start, with what was compiled before over without",
+    contestants={"again": again, "afresh": afresh},
+    ratios=(
+        Ratio("a run of one step, compiled before over compiled now", "again", "afresh", "run"),
+        Ratio("importing mmjax.config over importing jax", "again", "afresh", "import"),
+    ),
+)
