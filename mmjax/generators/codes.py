@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from mmjax.layers.linear import make_parameter
+from mmjax.layers.linear import look_up, make_parameter
 from mmjax.sharding.rules import Rules
 
 Grid = Float[Array, "B h w Z"]
@@ -85,7 +85,7 @@ class CodebookModule(nnx.Module):
         return (unit + jax.lax.stop_gradient(chosen - unit)).astype(z.dtype), codes, cost
 
     def look_up(self, codes: Int[Array, "B h w"]) -> Grid:
-        return self._vectors().at[codes].get(out_sharding=self.rules.spec("batch", None, None, None))
+        return look_up(self._vectors(), codes, self.rules)
 
     def _vectors(self) -> Float[Array, "K Z"]:
         return _unit(self.table[...])

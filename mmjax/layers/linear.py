@@ -107,4 +107,20 @@ class Embedding(nnx.Module):
         spec = self.rules.spec("batch", None, None)
         if ids.ndim == 3:
             return jnp.einsum("bnv,vd->bnd", ids.astype(dtype), table, out_sharding=spec)
-        return table.at[ids].get(out_sharding=spec)
+        return look_up(table, ids, self.rules)
+
+
+def look_up(table: Float[Array, "V D"], ids: Int[Array, "B ..."], rules: Rules) -> Float[Array, "B ... D"]:
+    """Rows of a table that is whole on every device, by id.
+
+    By hand on each device's own examples: the gradient of a gather between types would first bring those of the whole
+    batch to all of them.
+    """
+    rest = [None] * (ids.ndim - 1)
+    split, whole = rules.spec("batch", *rest), rules.spec(None, None)
+    rows = jax.shard_map(
+        lambda table, ids: table.at[ids].get(),
+        in_specs=(whole, split),
+        out_specs=rules.spec("batch", *rest, None),
+    )
+    return rows(table, jax.sharding.reshard(ids, split))

@@ -7,7 +7,7 @@ from typing import Any
 import chz
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from mmjax.errors import UserError
 from mmjax.sharding.rules import MESH_AXES, PRESETS, Rules
@@ -79,6 +79,12 @@ class MeshShape:
         inner = [size // out for size, out in zip(sizes, outer, strict=True)]
         grid = mesh_utils.create_hybrid_device_mesh(inner, outer, devices=devices)
         return Mesh(np.asarray(grid), MESH_AXES, axis_types=(AxisType.Explicit,) * len(sizes))
+
+
+def current_mesh() -> Mesh | AbstractMesh:
+    """The mesh in force; where it is of no devices, its sizes alone."""
+    mesh = jax.sharding.get_mesh()
+    return jax.sharding.get_abstract_mesh() if mesh.empty else mesh
 
 
 def choose_rules(name: str, mesh: Mesh) -> Rules:

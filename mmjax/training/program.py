@@ -13,6 +13,7 @@ from mmjax.data.place import shapes
 from mmjax.evaluation.evaluator import Evaluator
 from mmjax.lockstep import over_runs, stack
 from mmjax.profiling.flops import step_flops
+from mmjax.sharding.mesh import current_mesh
 from mmjax.sharding.rules import Rules
 from mmjax.training.initialize import initialize
 from mmjax.training.run import Run
@@ -28,13 +29,13 @@ class Program:
     """What experiments that differ in seed and run directory have in common: the model, its step, its evaluation.
 
     Everything is of the current mesh, whose devices may be descriptions of some that are not here: then nothing can be
-    drawn or evaluated, and the step can still be compiled.
+    drawn or evaluated, and the step can still be compiled. Where only the mesh's sizes are known, it can be traced.
     """
 
     def __init__(self, experiment: "Experiment", data: Data, rules: Rules):
         """Raises UserError where the model does not fit the mesh."""
         self.experiment, self.data, self.rules = experiment, data, rules
-        self.sharding = NamedSharding(jax.sharding.get_mesh(), rules.spec("batch"))
+        self.sharding = NamedSharding(current_mesh(), rules.spec("batch"))
         train, model = experiment.train, experiment.model
         self.build = functools.partial(build_model, model=model, features=self.data.features, rules=rules)
         self.key = jax.eval_shape(lambda: jax.random.key(0))
