@@ -21,13 +21,15 @@ from mmjax.training.schedule import Cosine
 
 def pretrain_300m() -> Experiment:
     """For 16 chips; on one with train.batch_size=32."""
-    return pretrain("pretrain_300m", width=640, heads=5, depth=8, exchange=3, writing=3, batch_size=512)
+    return pretrain("pretrain_300m", width=640, heads=5, depth=8, exchange=3, writing=3, batch_size=512, fsdp=-1)
 
 
 def pretrain(
-    name: str, *, width: int, heads: int, depth: int, exchange: int, writing: int, batch_size: int
+    name: str, *, width: int, heads: int, depth: int, exchange: int, writing: int, batch_size: int, fsdp: int
 ) -> Experiment:
     """Three towers of `depth` blocks that exchange for a few more and are read by two writers.
+
+    Parameters are split over `fsdp` chips, and copied beyond (-1: split over all).
 
     What it reads is made up, and real pairs take its place by `data.source`.
     """
@@ -69,5 +71,5 @@ def pretrain(
         optimizer=AdamW(learning_rate=1e-3, b2=0.95, weight_decay=0.1, schedule=Cosine(warmup=2000)),
         train=Train(steps=100_000, batch_size=batch_size, evaluate_every=5000),
         checkpoint=Checkpoint(every=1000),
-        mesh=MeshShape(data=1, fsdp=-1),
+        mesh=MeshShape(data=1 if fsdp == -1 else -1, fsdp=fsdp),
     )

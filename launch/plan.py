@@ -1,6 +1,8 @@
 """Plan a run for TPUs that are not here: `python -m launch.plan EXPERIMENT topology=v5e:16x16 [slices=4] [key=value]`.
 
 The very training step is compiled for the described slices by libtpu (`pip install -e '.[plan]'`), on this machine.
+With search=true meshes and what is computed again are tried, too, by an estimate first; for GPUs (topology=h100:64) the
+estimate is all there is.
 The last line on standard output is the path of plan.json; report.html beside it shows what the step needs and takes.
 """
 
@@ -14,13 +16,16 @@ import chz
 
 from launch import command_line
 from mmjax.config import Experiment, fingerprint, parts
+from mmjax.errors import UserError
 from mmjax.fields import OPERATIONAL
 from mmjax.files import explained, write_atomic
+from mmjax.profiling.chips import CHIPS, GPUS, Chip
+from mmjax.sharding.rules import MESH_AXES
+from mmjax.sharding.topology import Topology, parse_topology
 from mmjax.units import number
 
 if TYPE_CHECKING:
     from mmjax.evaluation.findings import Section
-    from mmjax.profiling.plan import Plan
 
 RESULT, PAGE = "plan.json", "report.html"
 # So many collectives and places in the source are shown.
@@ -28,17 +33,33 @@ SHOWN = 16
 FACTS = {
     "predicted_step_seconds": "step at best, s",
     "predicted_mfu": "share of peak FLOP/s",
+    "predicted_examples_per_second": "examples a second",
     "predicted_tokens_per_second": "tokens a second",
     "predicted_cost": "cost",
 }
+
+COMPILED = (
+    "Every instruction takes what the chip's peak FLOP/s or its memory's bandwidth make of it, in the compiler's "
+    "order; communication beside other work counts where it is waited for. Nothing is faster than this; a real step "
+    "is slower."
+)
+ESTIMATED = (
+    "An estimate from the step's types: what its products take at 70% of the chip's peak FLOP/s, and the way of "
+    "weights, beside them, or of activations. Nothing was compiled."
+)
 
 
 @chz.chz
 class Planned(Experiment):
     """An experiment and what it is to run on."""
 
-    topology: str = chz.field(default="v5e:16x16", doc="a slice of TPUs: v4, v5e, v5p, v6e or tpu7x, and its chips")
+    topology: str = chz.field(
+        default="v5e:16x16",
+        doc="a slice of TPUs (v4, v5e, v5p, v6e, tpu7x) and its chips, or a kind of GPU and how many",
+    )
     slices: int = chz.field(default=1, doc="how many of them, joined by the data centre's network")
+    search: bool = chz.field(default=False, doc="whether to look for the best mesh, rules and rematerialisation")
+    compiled: int = chz.field(default=4, doc="how many of the most promising are compiled in a search")
     price: float | None = chz.field(default=None, doc="of a chip for an hour, in whatever money")
     out: str = chz.field(
         default=None,
@@ -54,6 +75,8 @@ class Planned(Experiment):
     def _some(self) -> None:
         if self.slices < 1:
             raise ValueError(f"slices={self.slices} must be at least 1")
+        if self.compiled < 1:
+            raise ValueError(f"compiled={self.compiled} must be at least 1")
         if self.price is not None and self.price < 0:
             raise ValueError(f"price={self.price} must not be negative")
 
@@ -65,28 +88,77 @@ def load(name: str) -> Planned:
 
 def make_plan(request: Planned) -> Path:
     """Plan as asked; returns the path of the result."""
-    from mmjax.sharding.topology import parse_topology
-
-    topology = parse_topology(request.topology, request.slices)
+    experiment = Experiment(**parts(request))
+    kind, _, count = request.topology.partition(":")
+    gpu = kind in {chip.name for chip in GPUS}
+    if gpu and not (count.isdigit() and int(count) > 0):
+        raise UserError(f"topology={request.topology}: say how many GPUs, as in {kind}:64")
+    if gpu and request.slices > 1:
+        raise UserError(f"slices={request.slices} is of TPUs; of GPUs say how many there are, as in {kind}:64")
+    topology = None if gpu else parse_topology(request.topology, request.slices)
     folder = Path(request.out).expanduser()
     with explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    from mmjax.profiling.plan import mend, plan
-
-    command_line.say(f"compiling {request.name} for {topology.name}, which takes minutes")
-    experiment = Experiment(**parts(request))
-    found = plan(experiment, topology)
-    whole = found.json() | {"fingerprint": fingerprint(experiment)}
-    if request.price is not None and found.roofline is not None:
-        chip_hours = topology.chips * found.roofline.seconds / 3600
+    whole = (
+        _gpus(request, experiment, CHIPS[kind], int(count))
+        if topology is None
+        else _tpus(request, experiment, topology)
+    )
+    whole["fingerprint"] = fingerprint(experiment)
+    if request.price is not None and "predicted_step_seconds" in whole:
+        chip_hours = whole["chips"] * whole["predicted_step_seconds"] / 3600
         whole["predicted_cost_per_1000_steps"] = 1000 * chip_hours * request.price
         whole["predicted_cost"] = experiment.train.steps * chip_hours * request.price
-    advice = None if found.fits else mend(experiment, found)
-    whole["advice"] = advice
     for line in _summary(whole):
         command_line.say(line)
-    _write_page(folder, whole, found)
+    _write_page(folder, whole)
     return write_atomic(folder / RESULT, json.dumps(whole, indent=2) + "\n")
+
+
+def _tpus(request: Planned, experiment: Experiment, topology: Topology) -> dict[str, Any]:
+    """The plan of the experiment, or of the best that a search finds, compiled."""
+    from mmjax.profiling.plan import chip_of_topology, mend, plan, usable
+
+    if not request.search:
+        command_line.say(f"compiling {request.name} for {topology.name}, which takes minutes")
+        found = plan(experiment, topology)
+        return found.json() | {"advice": None if found.fits else mend(experiment, found)}
+    from mmjax.profiling.search import compile_all, search
+
+    devices = len(topology.devices())
+    chip = chip_of_topology(topology, devices)
+    candidates = search(experiment, chip, devices, request.slices, usable(chip), command_line.say)
+    if not candidates:
+        raise UserError(f"no mesh of {devices} devices divides {request.name}; change train.batch_size or the topology")
+    best = candidates[: request.compiled]
+    command_line.say(f"compiling the {len(best)} most promising of {len(candidates)}, which takes minutes")
+    compiled = compile_all(best, topology, command_line.say)
+    rows = [candidate.json() | _outcome(plan) for candidate, plan in compiled]
+    rows += [candidate.json() for candidate in candidates[request.compiled : SHOWN]]
+    return compiled[0][1] | {"advice": None, "candidates": rows}
+
+
+def _outcome(plan: dict[str, Any]) -> dict[str, Any]:
+    found = {"fits": plan["fits"], "peak_bytes": plan["hbm_bytes"]["peak"]}
+    return found | {name: plan[name] for name in ("predicted_step_seconds", "predicted_mfu") if name in plan}
+
+
+def _gpus(request: Planned, experiment: Experiment, chip: Chip, count: int) -> dict[str, Any]:
+    """The plan of the experiment, or of the best that a search finds, by the estimate."""
+    from mmjax.profiling.analytic import sketch
+    from mmjax.profiling.plan import NODE, sketched, usable
+    from mmjax.profiling.search import search
+
+    rows = []
+    if request.search:
+        slices = max(1, count // NODE)
+        candidates = search(experiment, chip, count, 1, usable(chip), command_line.say, near=count // slices)
+        if not candidates:
+            raise UserError(f"no mesh of {count} GPUs divides {request.name}; change train.batch_size or their number")
+        experiment, rows = candidates[0].experiment, [candidate.json() for candidate in candidates[:SHOWN]]
+    sizes = dict(zip(MESH_AXES, experiment.mesh.resolve(count), strict=True))
+    whole = sketched(experiment, sketch(experiment), sizes, chip)
+    return whole | {"advice": None} | ({"candidates": rows} if rows else {})
 
 
 def _summary(whole: dict[str, Any]) -> list[str]:
@@ -98,12 +170,21 @@ def _summary(whole: dict[str, Any]) -> list[str]:
         f"memory: {peak:.2f} GiB of {limit:.2f} GiB a device: it {'fits' if whole['fits'] else 'does not fit'}",
     ]
     if "predicted_step_seconds" in whole:
-        seconds = whole["predicted_step_seconds"]
-        lines += [
-            f"time: {seconds:.4g} s a step at best, {whole['predicted_mfu']:.1%} of the chips' peak FLOP/s, "
-            f"{whole['predicted_tokens_per_second']:,.0f} tokens/s",
-            "of it " + ", ".join(f"{kind} {part / seconds:.0%}" for kind, part in whole["roofline_seconds"].items()),
-        ]
+        seconds, analytic = whole["predicted_step_seconds"], "analytic" in whole
+        lines.append(
+            f"time: {seconds:.4g} s a step {'by the estimate' if analytic else 'at best'}, "
+            f"{whole['predicted_mfu']:.1%} of the chips' peak FLOP/s, "
+            + (
+                f"{whole['predicted_examples_per_second']:,.0f} examples/s"
+                if analytic
+                else f"{whole['predicted_tokens_per_second']:,.0f} tokens/s"
+            )
+        )
+        if not analytic:
+            shares = whole["roofline_seconds"].items()
+            lines.append("of it " + ", ".join(f"{kind} {part / seconds:.0%}" for kind, part in shares))
+    if "candidates" in whole:
+        lines.append("the best of the search: " + " ".join(whole["candidates"][0]["overrides"]))
     if whole["advice"]:
         lines.append(whole["advice"])
     if "predicted_cost" in whole:
@@ -112,7 +193,7 @@ def _summary(whole: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _write_page(folder: Path, whole: dict[str, Any], found: "Plan") -> None:
+def _write_page(folder: Path, whole: dict[str, Any]) -> None:
     from mmjax.evaluation.page import render
 
     page = render(
@@ -130,18 +211,18 @@ def _write_page(folder: Path, whole: dict[str, Any], found: "Plan") -> None:
         groups={},
         panels=[],
         panels_left_out=[],
-        sections=[(part.title, part) for part in _sections(whole, found)],
+        sections=[(part.title, part) for part in _sections(whole)],
     )
     write_atomic(folder / PAGE, page)
 
 
-def _sections(whole: dict[str, Any], found: "Plan") -> "list[Section]":
+def _sections(whole: dict[str, Any]) -> "list[Section]":
     from mmjax.evaluation.findings import Section, Table
 
     memory = [[kind, f"{size / 2**30:.3f}"] for kind, size in whole["hbm_bytes"].items()]
     held = Section("Memory of a device", whole["advice"] or "", [Table(["what", "GiB"], memory)])
-    if found.roofline is None:
-        return [held]
+    if "predicted_step_seconds" not in whole:
+        return [held, *_candidates(whole)]
     seconds = whole["predicted_step_seconds"]
     times = [[kind, f"{part:.4f}", f"{part / seconds:.1%}"] for kind, part in whole["roofline_seconds"].items()]
     talk = [
@@ -154,19 +235,16 @@ def _sections(whole: dict[str, Any], found: "Plan") -> "list[Section]":
         ]
         for each in whole["collectives"][:SHOWN]
     ]
-    places = sorted(found.roofline.parts.items(), key=lambda item: -item[1])[:SHOWN]
+    places = list(whole["source_seconds"].items())[:SHOWN]
     flops = [
         ["the model's", f"{whole['model_flops'] / 1e12:,.2f}"],
         ["the step's as written, with what is calculated again", f"{whole['step_flops'] / 1e12:,.2f}"],
         ["the compiled step's", f"{whole['hardware_flops'] / 1e12:,.2f}"],
     ]
-    about = (
-        "Every instruction takes what the chip's peak FLOP/s or its memory's bandwidth make of it, in the compiler's "
-        "order; communication beside other work counts where it is waited for. Nothing is faster than "
-        "this; a real step is slower."
-    )
+    about = ESTIMATED if "analytic" in whole else COMPILED
     return [
         held,
+        *_candidates(whole),
         Section("A step at best", about, [Table(["held up by", "s", "share"], times), Table(["TFLOP", ""], flops)]),
         Section(
             "Communication",
@@ -175,6 +253,24 @@ def _sections(whole: dict[str, Any], found: "Plan") -> "list[Section]":
         ),
         Section("Where the time goes", "", [Table(["source", "s"], [[name, f"{part:.4f}"] for name, part in places])]),
     ]
+
+
+def _candidates(whole: dict[str, Any]) -> "list[Section]":
+    from mmjax.evaluation.findings import Section, Table
+
+    def shown(row: dict[str, Any], name: str, scale: float) -> str:
+        return f"{row[name] / scale:.4g}" if name in row else ""
+
+    rows = [
+        [
+            " ".join(row["overrides"]),
+            *(shown(row, name, 1) for name in ("estimated_step_seconds", "predicted_step_seconds", "predicted_mfu")),
+            *(shown(row, name, 2**30) for name in ("estimated_peak_bytes", "peak_bytes")),
+        ]
+        for row in whole.get("candidates", [])
+    ]
+    columns = ["overrides", "estimated, s", "compiled, s", "MFU", "estimated, GiB", "compiled, GiB"]
+    return [Section("The search", "The quickest that fits first.", [Table(columns, rows)])] if rows else []
 
 
 SUBJECTS = command_line.Subjects("experiment", command_line.experiment_names, load)

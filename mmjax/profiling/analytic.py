@@ -13,7 +13,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 from jax.sharding import AbstractMesh, AxisType
 
 from mmjax.profiling.chips import Chip
-from mmjax.profiling.flops import count_flops
+from mmjax.profiling.flops import jaxpr_flops
 from mmjax.sharding.rules import MESH_AXES, PRESETS
 from mmjax.training.program import Program
 
@@ -137,7 +137,7 @@ def sketch(experiment: "Experiment") -> Sketch:
             talks=list(_talks(traced.jaxpr, 1)),
             parameters=sum(leaf.size for leaf in jax.tree.leaves(state.model)),
             model_flops=program.model_flops,
-            step_flops=count_flops(program.step(), state, [batch], program.key),
+            step_flops=jaxpr_flops(traced.jaxpr),
             accumulate=experiment.train.accumulate,
             batch_size=experiment.train.batch_size,
         )
@@ -152,19 +152,19 @@ def estimate(sketch: Sketch, mesh: Sizes, chip: Chip, near: int) -> Estimate:
     compute = sketch.step_flops / devices / (EFFICIENCY * chip.flops)
     memory = sketch.memory(mesh)
     state = sum(memory[name] for name in sketch.state)
-    hbm = (2 * state + 4 * memory["activations"]) / (EFFICIENCY * chip.hbm)
+    hbm = (2 * (state + memory["activations"])) / (EFFICIENCY * chip.hbm)
     talk = {"beside": 0.0, "waited": 0.0}
     for each in sketch.talks:
         if all(mesh[axis] == 1 for axis in each.axes):
             continue
-        rate = chip.ici if _extent(each.axes, mesh) <= near else chip.dcn
+        rate = chip.ici if extent(each.axes, mesh) <= near else chip.dcn
         talk["waited" if "tensor" in each.axes else "beside"] += each.sent(mesh) / (EFFICIENCY * rate)
     work = max(compute, hbm)
     seconds = work + max(0.0, talk["beside"] - work) + talk["waited"]
     return Estimate(memory, compute, hbm, talk, seconds, sketch.model_flops / seconds / (devices * chip.flops))
 
 
-def _extent(axes: tuple[str, ...], mesh: Sizes) -> int:
+def extent(axes: tuple[str, ...], mesh: Sizes) -> int:
     """Over how many devices in the mesh's order a group along the axes reaches."""
     order = list(MESH_AXES)
     first = min(order.index(axis) for axis in axes if mesh[axis] > 1)

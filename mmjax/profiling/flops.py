@@ -26,7 +26,7 @@ def count_flops(function: Callable[..., Any], *arguments: Any) -> int:
     training step is taken as three times its forward pass (Chowdhery et al. 2022, "PaLM", appendix B); what
     rematerialisation repeats is not the model's.
     """
-    return _jaxpr_flops(jax.make_jaxpr(function)(*arguments).jaxpr)
+    return jaxpr_flops(jax.make_jaxpr(function)(*arguments).jaxpr)
 
 
 def step_flops(model: Any, batch: Any) -> int:
@@ -34,7 +34,8 @@ def step_flops(model: Any, batch: Any) -> int:
     return 3 * count_flops(lambda model, batch: model.loss(batch)[0], model, batch)
 
 
-def _jaxpr_flops(jaxpr: Jaxpr) -> int:
+def jaxpr_flops(jaxpr: Jaxpr) -> int:
+    """The FLOPs that `count_flops` counts, of what was traced already."""
     return sum(_equation_flops(equation) for equation in jaxpr.eqns)
 
 
@@ -64,7 +65,7 @@ def _equation_flops(equation: JaxprEqn) -> int:
 
 
 def _inner_flops(jaxpr: Jaxpr | ClosedJaxpr) -> int:
-    return _jaxpr_flops(jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr)
+    return jaxpr_flops(jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr)
 
 
 def _shape(variable: Any) -> tuple[int, ...]:

@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mmjax.layers.stack import Remat
+from mmjax.profiling.analytic import Sketch, estimate, extent
 from mmjax.profiling.chips import CHIPS, Chip
 from mmjax.profiling.flops import count_flops
 from mmjax.profiling.hlo import Collective, Module
@@ -25,6 +26,8 @@ from mmjax.training.program import Program
 if TYPE_CHECKING:
     from mmjax.config import Experiment
 
+# GPUs that NVLink holds together.
+NODE = 8
 # Of the memory of a TPU the runtime keeps a part for itself: libtpu gives programs 15.75 GiB of a v5e's 16.
 USABLE = 15.75 / 16
 
@@ -93,7 +96,7 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        return self.hbm_bytes["peak"] <= USABLE * self.chip.hbm_bytes
+        return self.hbm_bytes["peak"] <= usable(self.chip)
 
     def json(self) -> dict[str, Any]:
         """As plan.json holds it."""
@@ -102,6 +105,7 @@ class Plan:
             seconds = self.roofline.seconds
             course = {
                 "roofline_seconds": {kind: getattr(self.roofline, kind) for kind in KINDS},
+                "source_seconds": dict(sorted(self.roofline.parts.items(), key=lambda item: -item[1])),
                 "predicted_step_seconds": seconds,
                 "predicted_mfu": self.model_flops / seconds / (self.chip.flops * self.devices),
                 "predicted_examples_per_second": self.examples / seconds,
@@ -116,7 +120,7 @@ class Plan:
             "parameters": self.parameters,
             "fits": self.fits,
             "hbm_bytes": dict(self.hbm_bytes),
-            "hbm_limit_bytes": round(USABLE * self.chip.hbm_bytes),
+            "hbm_limit_bytes": round(usable(self.chip)),
             "model_flops": self.model_flops,
             "step_flops": self.step_flops,
             "hardware_flops": self.hardware_flops,
@@ -130,12 +134,8 @@ def plan(experiment: "Experiment", topology: Topology) -> Plan:
     Nothing is read from disk or drawn. Raises UserError where the mesh does not fit the topology, or the model does not
     fit the mesh.
     """
-    chip = CHIPS[topology.generation]
     devices = topology.devices()
-    # A description may show a chip as several devices, each of which has its part of it.
-    parts = len(devices) // topology.chips
-    if parts > 1 and chip.name != "tpu7x":
-        chip = _part(chip, parts)
+    chip = chip_of_topology(topology, len(devices))
     mesh = experiment.mesh.build(devices)
     with jax.set_mesh(mesh):
         program = Program(experiment, experiment.data, choose_rules(experiment.rules, mesh))
@@ -166,6 +166,58 @@ def plan(experiment: "Experiment", topology: Topology) -> Plan:
     )
 
 
+def sketched(experiment: "Experiment", drawn: Sketch, sizes: Mapping[str, int], chip: Chip) -> dict[str, Any]:
+    """A plan by the estimate alone, as plan.json holds it, for chips that nothing here compiles for."""
+    found = estimate(drawn, sizes, chip, NODE)
+    devices = math.prod(sizes.values())
+    totals: dict[tuple[str, str], list[Any]] = {}
+    for talk in drawn.talks:
+        axes = [axis for axis in talk.axes if sizes[axis] > 1]
+        if axes:
+            total = totals.setdefault((talk.kind, "+".join(axes)), [0.0, 0, talk])
+            total[0] += talk.sent(sizes)
+            total[1] += talk.count
+    collectives = [
+        {
+            "kind": kind,
+            "axis": axis,
+            "devices": math.prod(sizes[each] for each in talk.axes),
+            "bytes": round(sent),
+            "count": count,
+            "overlaps": "tensor" not in talk.axes,
+            "crosses_slices": extent(talk.axes, sizes) > NODE,
+            "path": "",
+        }
+        for (kind, axis), (sent, count, talk) in totals.items()
+    ]
+    return {
+        "experiment": experiment.name,
+        "analytic": True,
+        "topology": f"{chip.name}:{devices}",
+        "chips": devices,
+        "devices": devices,
+        "mesh": dict(sizes),
+        "parameters": drawn.parameters,
+        "fits": found.memory["peak"] <= usable(chip),
+        "hbm_bytes": dict(found.memory),
+        "hbm_limit_bytes": round(usable(chip)),
+        "model_flops": drawn.model_flops,
+        "step_flops": drawn.step_flops,
+        "hardware_flops": drawn.step_flops,
+        "collectives": sorted(collectives, key=lambda each: -each["bytes"]),
+        "roofline_seconds": {"compute": found.compute, "memory": found.hbm, **found.talk},
+        "source_seconds": {},
+        "predicted_step_seconds": found.seconds,
+        "predicted_mfu": found.mfu,
+        "predicted_examples_per_second": experiment.train.batch_size / found.seconds,
+    }
+
+
+def usable(chip: Chip) -> float:
+    """The bytes of a chip's memory that a program may have."""
+    return USABLE * chip.hbm_bytes
+
+
 def mend(experiment: "Experiment", found: Plan) -> str:
     """Why a plan does not fit, and the smallest change that would make it, by an estimate that compiles nothing.
 
@@ -173,7 +225,7 @@ def mend(experiment: "Experiment", found: Plan) -> str:
     taken to be in proportion to the device's share of the parameters.
     """
     rules = PRESETS[experiment.rules]
-    limit, held = round(USABLE * found.chip.hbm_bytes), found.hbm_bytes
+    limit, held = round(usable(found.chip)), found.hbm_bytes
     state = {name: held[name] for name in ("parameters", "optimizer", "average", "critics")}
     most = max([*state, "activations"], key=lambda name: held[name])
     told = f"it does not fit: the {most} alone are {held[most] / 2**30:.2f} GiB of {limit / 2**30:.2f} GiB a device"
@@ -215,7 +267,11 @@ def _smaller(experiment: "Experiment", shards: int) -> Iterator[tuple[str, "Expe
             yield f"{words}model.remat=full train.accumulate={count}", smaller
 
 
-def _part(chip: Chip, parts: int) -> Chip:
+def chip_of_topology(topology: Topology, devices: int) -> Chip:
+    """What a device of the topology is; a description may show a chip as several, each of which has its part of it."""
+    chip, parts = CHIPS[topology.generation], devices // topology.chips
+    if parts == 1 or chip.name == "tpu7x":
+        return chip
     rates = {name: getattr(chip, name) / parts for name in ("flops", "hbm", "ici", "dcn")}
     return dataclasses.replace(chip, hbm_bytes=chip.hbm_bytes // parts, **rates)
 

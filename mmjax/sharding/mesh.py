@@ -47,7 +47,7 @@ class MeshShape:
         Raises UserError where the sizes cannot be had.
         """
         devices = list(devices) if devices is not None else jax.devices()
-        sizes = self._resolve(len(devices))
+        sizes = self.resolve(len(devices))
         count = math.prod(sizes)
         if count < len(devices) and jax.process_count() > 1:
             raise UserError(
@@ -59,7 +59,8 @@ class MeshShape:
             return self._hybrid(sizes, devices, slices)
         return jax.make_mesh(sizes, MESH_AXES, devices=devices, axis_types=(AxisType.Explicit,) * len(sizes))
 
-    def _resolve(self, available: int) -> tuple[int, ...]:
+    def resolve(self, available: int) -> tuple[int, ...]:
+        """Devices per axis where so many are there. Raises UserError where the sizes cannot be had."""
         fixed = math.prod(size for size in self.sizes if size != -1)
         if fixed > available:
             raise UserError(f"{self.text} needs {fixed} devices and there are {available}; lower one of the mesh sizes")

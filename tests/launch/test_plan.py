@@ -116,3 +116,33 @@ def test_without_libtpu(tmp_path, capsys, monkeypatch):
     assert plan.main(["interactions", *SMALL, "topology=v5e:2x2", f"out={tmp_path}"]) == 2
     expected = "error: compiling for v5e:2x2 needs libtpu, and no TPU: install it by pip install -e '.[plan]'"
     assert capsys.readouterr().err.splitlines()[-1] == expected
+
+
+def test_gpus_are_planned_by_the_estimate(tmp_path, capsys):
+    whole = planned(tmp_path, "topology=h100:16", "mesh.data=2", "mesh.fsdp=8", "rules=fsdp", "price=2")
+    assert whole["analytic"]
+    assert (whole["chips"], whole["mesh"]["data"], whole["mesh"]["fsdp"]) == (16, 2, 8)
+    assert whole["fits"]
+    assert whole["hbm_bytes"]["parameters"] == pytest.approx(4 * whole["parameters"] / 8, rel=0.1)
+    # Eight GPUs are joined by NVLink, and sixteen by the network.
+    crossing = {each["axis"]: each["crosses_slices"] for each in whole["collectives"]}
+    assert crossing == {"fsdp": False, "data": True} | {axis: True for axis in crossing if "+" in axis}
+    assert whole["predicted_cost"] > 0
+    assert "by the estimate" in capsys.readouterr().err
+    assert "Nothing was compiled" in (tmp_path / "report.html").read_text()
+
+
+def test_a_search_compiles_the_most_promising(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("mmjax.profiling.search.REMATS", ("none",))
+    whole = planned(tmp_path, "topology=v5e:2x2", "search=true", "compiled=2")
+    captured = capsys.readouterr().err
+    rows = whole["candidates"]
+    assert len(rows) > 2
+    compiled = [row for row in rows if "predicted_step_seconds" in row]
+    assert len(compiled) == 2
+    assert compiled == rows[:2]
+    assert compiled[0]["predicted_step_seconds"] <= compiled[1]["predicted_step_seconds"]
+    assert whole["predicted_step_seconds"] == compiled[0]["predicted_step_seconds"]
+    assert f"the best of the search: {' '.join(compiled[0]['overrides'])}" in captured
+    again = planned(tmp_path / "again", "topology=v5e:2x2", *compiled[0]["overrides"])
+    assert again["predicted_step_seconds"] == pytest.approx(whole["predicted_step_seconds"])
