@@ -5,6 +5,7 @@ import dataclasses
 import importlib
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -16,6 +17,9 @@ from mmjax.errors import UserError
 # Prepares what is to be measured, by the precision it is measured in, and returns what measures it once: seconds by
 # what took them.
 Setup = Callable[[str], Callable[[], dict[str, float]]]
+
+# Seconds that a contestant has to end.
+PATIENCE = 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,11 +94,18 @@ def _result(ratio: Ratio, ours: Sequence[float], peer: Sequence[float]) -> Resul
 @contextlib.contextmanager
 def _worker(name: str, contestant: str, dtype: str) -> Iterator["subprocess.Popen[str]"]:
     words = [sys.executable, "-m", "launch.benchmarks.contest", name, contestant, dtype]
-    process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True)
     try:
         yield process
     finally:
-        process.kill()
+        # It ends when nothing more is asked; those that it has started, in its group, with it.
+        assert process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(PATIENCE)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
