@@ -37,6 +37,6 @@ def scenes_speech() -> Experiment:
             unroll=True,
         ),
         optimizer=Muon(learning_rate=2e-3, weight_decay=0.05, schedule=Constant(warmup=100)),
-        train=Train(steps=4000, batch_size=32, evaluate_every=1000),
+        train=Train(steps=3000, batch_size=32, evaluate_every=1000),
         checkpoint=Checkpoint(every=1000),
     )

@@ -34,8 +34,8 @@ def test_train_commands_resolve(line):
         assert re.search(rf"^{re.escape(key)} +{re.escape(value)} +command line", output, re.MULTILINE), key
 
 
-@pytest.mark.parametrize("line", [line for line in COMMANDS if re.search("launch.(evaluate|plan)", line)])
-def test_evaluate_and_plan_commands_resolve(line):
+@pytest.mark.parametrize("line", [line for line in COMMANDS if re.search("launch.(evaluate|plan|profile)", line)])
+def test_commands_that_look_at_runs_resolve(line):
     name, words = words_of(line)
     output = finish(name, *words, "--help")
     for key, value in (word.split("=") for word in words if "=" in word):
