@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Int
 
 from mmjax.profiling.frames import PACKAGE, Frame, Frames
+from mmjax.profiling.groups import device_groups
 
 BITS = {"pred": 8, "token": 0, "opaque": 0} | {
     f"{kind}{bits}": bits for kind, sizes in {"s": (2, 4, 8, 16, 32, 64), "f": (16, 32, 64)}.items() for bits in sizes
@@ -20,6 +21,7 @@ COLLECTIVES = (
     *("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all"),
     *("collective-permute", "collective-broadcast"),
 )
+NUMBERED = re.compile(r"(parameter|constant)\(-?\d+\)")
 # They are done when their operands are, and move nothing.
 FREE = ("parameter", "constant", "get-tuple-element", "tuple", "bitcast", "after-all", "partition-id", "replica-id")
 
@@ -61,12 +63,6 @@ class Instruction:
         )
         branches = self.attribute(r"\bbranch_computations=\{([^}]*)\}")
         return names + ([] if branches is None else re.findall(r"%?([\w.\-]+)", branches))
-
-    @property
-    def trips(self) -> int:
-        """How often a loop runs; 1 for what is no loop and where only the run can know."""
-        count = self.attribute(r'"?known_trip_count"?:\{"n":"(\d+)"')
-        return int(count) if count else 1
 
     @property
     def collective(self) -> str | None:
@@ -158,6 +154,20 @@ class Module:
         file, line = told.attribute(r'source_file="([^"]*)"'), told.attribute(r"source_line=(\d+)")
         return f"{file}:{line}" if file and line else None
 
+    def trips(self, instruction: Instruction) -> int:
+        """How often a loop runs; 1 for what is no loop and where only the run can know.
+
+        Where it is not told, the condition tells it: that a number, from 0 on, is less than a constant.
+        """
+        told = instruction.attribute(r'"?known_trip_count"?:\{"n":"(\d+)"')
+        if told or instruction.opcode != "while":
+            return int(told or 1)
+        condition = self.computations.get(instruction.attribute(r"\bcondition=%?([\w.\-]+)") or "", {})
+        ends = [part for part in condition.values() if part.opcode == "compare" and "direction=LT" in part.attributes]
+        limits = [condition[name] for end in ends for name in end.operands if name in condition]
+        counts = [int(limit.operands[0]) for limit in limits if limit.opcode == "constant" and limit.operands]
+        return counts[0] if len(counts) == 1 else 1
+
     @functools.cached_property
     def runs(self) -> dict[str, int]:
         """How often each computation runs; of branches each as if it were taken."""
@@ -167,7 +177,7 @@ class Module:
         for name in self._topological():
             for instruction in self.computations[name].values():
                 for called in instruction.called:
-                    runs[called] += runs[name] * instruction.trips
+                    runs[called] += runs[name] * self.trips(instruction)
         return dict(runs)
 
     def _topological(self) -> list[str]:
@@ -201,7 +211,7 @@ class Module:
         for name in instruction.called:
             for part in self.computations.get(name, {}).values():
                 for sizes, times in self.products(name, part):
-                    yield sizes, times * instruction.trips
+                    yield sizes, times * self.trips(instruction)
 
     def _product(self, computation: str, instruction: Instruction) -> tuple[int, int, int] | None:
         """M, N and K of the product of matrices that an instruction is: rows, columns, and what is summed over."""
@@ -285,7 +295,7 @@ class Module:
 
     def groups(self, collective: Instruction) -> Int[np.ndarray, "G N"]:
         """The devices that talk to each other, a group a row."""
-        return _groups(collective.attributes, self.partitions)
+        return device_groups(collective.attributes, self.partitions)
 
     def _each(self) -> Iterator[tuple[str, Instruction]]:
         for name in self.runs:
@@ -329,7 +339,8 @@ def _parse(line: str) -> Instruction:
         name.removeprefix("%"),
         rest[:begin],
         tuple(_shapes(shapes)),
-        (rest[begin + 1 : end],) if rest[:begin] == "parameter" else tuple(_names(rest[begin : end + 1])),
+        # A parameter's place and a number that is constant stand where others have operands.
+        (rest[begin + 1 : end],) if NUMBERED.match(rest) else tuple(_names(rest[begin : end + 1])),
         rest[end + 1 :],
     )
 
@@ -385,29 +396,3 @@ def _convolution(
         reach = (inputs[left.index(label)] - 1) * int(spread[place])
         rows *= int(((at >= 0) & (at <= reach) & (at % int(spread[place]) == 0)).sum())
     return rows, outputs[out.index("f")], kernel[right.index("i")]
-
-
-def _groups(attributes: str, partitions: int) -> Int[np.ndarray, "G N"]:
-    slices = re.search(r'_xla_megascale_target="\{([^}]*)\}', attributes)
-    if slices:
-        ranges = [part.split(":") for part in slices.group(1).split(",")]
-        count = sum(int(part[-1]) - int(part[0]) + 1 for part in ranges)
-        return np.arange(count * partitions).reshape(count, partitions).T  # the program counts the devices of a slice
-    listed = re.search(r"replica_groups=(?:\w+\.)?\{(\{[\d,{}]*\})\}", attributes)
-    if listed:
-        return np.array(
-            [[int(place) for place in row.split(",")] for row in re.findall(r"\{([\d,]+)\}", listed.group(1))]
-        )
-    iota = re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes)
-    if iota:
-        rows, columns, sizes, order = iota.groups()
-        places = np.arange(int(rows) * int(columns)).reshape([int(size) for size in sizes.split(",")])
-        if order:
-            places = places.transpose([int(axis) for axis in order.split(",")])
-        return places.reshape(int(rows), int(columns))
-    pairs = re.search(r"source_target_pairs=\{(\{[\d,{}]*\})\}", attributes)
-    if pairs:
-        return np.array(
-            [[int(place) for place in row.split(",")] for row in re.findall(r"\{([\d,]+)\}", pairs.group(1))]
-        )
-    return np.arange(partitions)[None]

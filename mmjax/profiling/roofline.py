@@ -79,7 +79,7 @@ class Clock:
     def _repeat(self, loop: Instruction) -> None:
         """A loop's turns are alike: one is gone through and counts as all."""
         (body,) = [called for called in loop.called if called in self.module.computations]
-        turns = loop.trips
+        turns = self.module.trips(loop)
         before, under, parts = self.now, dict(self.under), dict(self.parts)
         self._computation(body)
         more = turns - 1

@@ -7,7 +7,7 @@ import pytest
 
 from launch import plan
 
-SMALL = ("model.unroll=false", "train.batch_size=64", "optimizer=AdamW")
+SMALL = ("model.unroll=false", "model.encoders.b.depth=3", "train.batch_size=64", "optimizer=AdamW")
 
 
 def planned(folder, *words):

@@ -10,6 +10,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from mmjax.profiling.flops import count_flops
+from mmjax.profiling.groups import device_groups
 from mmjax.profiling.hlo import Module
 
 DEPTH, ROWS, WIDTH = 5, 64, 32
@@ -143,3 +144,24 @@ def test_collectives_are_those_that_were_asked_for(shape):
 def test_no_program():
     with pytest.raises(ValueError, match="it has no ENTRY"):
         Module("nothing")
+
+
+def test_groups_of_a_mesh_that_the_compiler_names():
+    """Four by four devices, numbered along the last axis first: a group's devices differ along one of the two."""
+    text = "channel_id=1, replica_groups=mesh['axis_0'=4,'axis_1'=1,'axis_2'=4], device_ids=([4,4]T(1,0)) {'%s'}, x={1}"
+    rows = np.arange(16).reshape(4, 4)
+    assert device_groups(text % "axis_0", 16).tolist() == rows.tolist()
+    assert device_groups(text % "axis_2", 16).tolist() == rows.T.tolist()
+    whole = device_groups("replica_groups=mesh['axis_0'=4,'axis_1'=2] {'axis_0','axis_1'}, dimensions={0}", 8)
+    assert whole.tolist() == [list(range(8))]
+
+
+def test_a_loops_condition_tells_how_often_it_runs():
+    told = ', backend_config={"known_trip_count":{"n":"7"}}'
+    condition = """%n = s32[]{:T(128)} get-tuple-element(%t), index=0
+  %end = s32[]{:T(128)} constant(9)
+  ROOT %yes = pred[]{:T(512)} compare(%n, %end), direction=LT"""
+    assert told in TEXT
+    module = Module(TEXT.replace(told, "").replace("ROOT %yes = pred[]{:T(512)} constant(true)", condition))
+    assert module.runs["body"] == 9
+    assert module.flops == 9 * 2 * 128 * 256 * 512
