@@ -82,7 +82,7 @@ def _summary(found: "Profile") -> list[str]:
         f"memory: {found.memory['peak'] / 2**20:,.0f} MiB a device",
         "compiled in " + ", ".join(f"{seconds:.1f} s of {phase}" for phase, seconds in found.compile.items()),
     ]
-    lines += [f"  {seconds / found.busy:6.1%}  {part}" for part, seconds in list(found.by(_part).items())[:8]]
+    lines += [f"  {seconds / found.worked:6.1%}  {part}" for part, seconds in list(found.by(_part).items())[:8]]
     lines += [f"compiled while steps ran: {reason}" for reason in found.recompiled]
     return lines
 
@@ -128,7 +128,7 @@ def _sections(whole: dict[str, Any], found: "Profile") -> "list[Section]":
         [
             kernel.name,
             f"{1e3 * kernel.seconds:.3f}",
-            f"{kernel.seconds / found.busy:.1%}",
+            f"{kernel.seconds / found.worked:.1%}",
             f"{kernel.count:g}",
             f"{kernel.flops / 1e9:.3g}",
             f"{kernel.bytes / 1e6:.3g}",
@@ -140,7 +140,7 @@ def _sections(whole: dict[str, Any], found: "Profile") -> "list[Section]":
     ]
     columns = ["kernel", "ms", "share", "runs", "GFLOP", "MB", "of the roof", "part", "source"]
     points = [
-        (kernel.flops / kernel.bytes, kernel.flops / kernel.seconds, kernel.seconds / found.busy)
+        (kernel.flops / kernel.bytes, kernel.flops / kernel.seconds, kernel.seconds / found.worked)
         for kernel in found.kernels
         if kernel.flops and kernel.bytes and kernel.seconds
     ]
@@ -197,7 +197,7 @@ def _shares(found: "Profile", name: str, key: Any) -> Any:
     from mmjax.evaluation.findings import Table
 
     rows = [
-        [part, f"{1e3 * seconds:.3f}", f"{seconds / found.busy:.1%}"]
+        [part, f"{1e3 * seconds:.3f}", f"{seconds / found.worked:.1%}"]
         for part, seconds in list(found.by(key).items())[:SHOWN]
     ]
     return Table([name, "ms", "share"], rows)

@@ -99,6 +99,11 @@ class Profile:
     def mfu(self) -> float:
         return self.model_flops / self.seconds / (self.peak_flops * self.devices)
 
+    @property
+    def worked(self) -> float:
+        """Seconds of all kernels; more than `busy` where they run beside each other."""
+        return sum(kernel.seconds for kernel in self.kernels)
+
     def by(self, key: Callable[[Kernel], str]) -> dict[str, float]:
         """Seconds of kernels by something they have in common, most first."""
         found: dict[str, float] = collections.defaultdict(float)
