@@ -7,7 +7,9 @@ import pytest
 
 from launch import plan
 
-SMALL = ("model.unroll=false", "model.encoders.b.depth=3", "train.batch_size=64", "optimizer=AdamW")
+SMALL = ("model.unroll=false", "train.batch_size=64", "optimizer=AdamW")
+# Layers that are scanned, not unrolled as one alone would be.
+DEEP = ("model.encoders.b.depth=3",)
 
 
 def planned(folder, *words):
@@ -20,7 +22,7 @@ def planned(folder, *words):
 def flat(tmp_path_factory):
     """Parameters and batch split over all of eight chips."""
     folder = tmp_path_factory.mktemp("plan")
-    return planned(folder, "topology=v5e:2x4", "mesh.data=1", "mesh.fsdp=-1", "price=1.2"), folder
+    return planned(folder, *DEEP, "topology=v5e:2x4", "mesh.data=1", "mesh.fsdp=-1", "price=1.2"), folder
 
 
 def test_memory_is_by_whose_it_is(flat):
