@@ -151,8 +151,7 @@ def _gpus(request: Planned, experiment: Experiment, chip: Chip, count: int) -> d
 
     rows = []
     if request.search:
-        slices = max(1, count // NODE)
-        candidates = search(experiment, chip, count, 1, usable(chip), command_line.say, near=count // slices)
+        candidates = search(experiment, chip, count, 1, usable(chip), command_line.say, near=NODE)
         if not candidates:
             raise UserError(f"no mesh of {count} GPUs divides {request.name}; change train.batch_size or their number")
         experiment, rows = candidates[0].experiment, [candidate.json() for candidate in candidates[:SHOWN]]

@@ -69,7 +69,7 @@ def ours(dtype: str) -> Callable[[], dict[str, float]]:
     jax.set_mesh(mesh)
     program = Program(asked, asked.data, choose_rules(asked.rules, mesh))
     key = jax.random.key(0)
-    state = jax.jit(program.draw)(key)
+    state = program.draw(key)
     rng = np.random.default_rng(0)
 
     def fill(shape: jax.ShapeDtypeStruct) -> jax.Array:
@@ -109,7 +109,7 @@ def products(dtype: str) -> Callable[[], dict[str, float]]:
     from mmjax.training.program import Program
 
     asked, size = experiment(dtype), 2048
-    with jax.set_mesh(MeshShape().build()) as _:
+    with jax.set_mesh(MeshShape().build()):
         program = Program(asked, asked.data, choose_rules(asked.rules, jax.sharding.get_mesh()))
         flops = program.model_flops
     matrix = jnp.full((size, size), 1 / size, jnp.dtype(dtype))

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 Sizes = Mapping[str, int]
 # Of peak FLOP/s and of memory's and networks' bandwidth large programs reach about so much.
 EFFICIENCY = 0.7
-# What a step holds besides its state and what it keeps: gradients, and twice the largest weight while it is whole.
-WHOLE = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,8 +93,9 @@ class Sketch:
         found = {name: sum(value.local(mesh) for value in values) for name, values in self.state.items()}
         weights = sum(value.local(mesh) for value in self.state["parameters"])
         kept = sum(value.local(mesh) for value in self.kept) - weights
+        # Besides its state and what it keeps a step holds the gradients, and one weight and the next, cast, as wholes.
         largest = max(value.bytes for value in self.state["parameters"])
-        found |= {"activations": max(0.0, kept), "gradients": weights, "workspace": WHOLE * largest / 2}
+        found |= {"activations": max(0.0, kept), "gradients": weights, "workspace": largest}
         return {name: round(size) for name, size in found.items()} | {"peak": round(sum(found.values()))}
 
 

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import jax
 from jax.sharding import NamedSharding
 
-from mmjax.compilation import jit_once
 from mmjax.data.loader import Loader
 from mmjax.data.place import Feed, rows_of
 from mmjax.profiling import trace
@@ -166,7 +165,7 @@ def profile(experiment: "Experiment", steps: int, folder: Path, say: Callable[[s
         say("compiling the step")
         draw_key, key = jax.random.split(jax.random.key(experiment.seed))
         began = time.perf_counter()
-        state = jax.block_until_ready(jit_once(program.draw)(draw_key))
+        state = jax.block_until_ready(program.draw(draw_key))
         phases = {"drawing parameters": time.perf_counter() - began}
         lowered, compiled = _compile(program, state, key, phases)
         text = compiled.as_text() or ""

@@ -52,19 +52,16 @@ class Program:
         )
         self.abstract = jax.eval_shape(self.start, abstract_model, critics=abstract_critics)
 
-    def draw(self, key: jax.Array) -> TrainState:
-        """A state before the first step; to be compiled."""
-        return self.start(self.build(key), critics=self.build_critics(key))
-
     @functools.cached_property
-    def _draw(self) -> Callable[[jax.Array], TrainState]:
-        return jit_once(self.draw)
+    def draw(self) -> Callable[[jax.Array], TrainState]:
+        """Draws a state before the first step by a key."""
+        return jit_once(lambda key: self.start(self.build(key), critics=self.build_critics(key)))
 
     def begin(self, run: Run) -> TrainState:
         """The state before the first step."""
         origin = self.experiment.train.initialize
         if origin is None:
-            return self._draw(run.draw_key)
+            return self.draw(run.draw_key)
         model = initialize(jit_once(self.build)(run.draw_key), origin, say=run.say)
         return jit_once(lambda model, key: self.start(model, critics=self.build_critics(key)))(model, run.draw_key)
 
