@@ -42,7 +42,7 @@ def compare(request: ProfileComparison) -> Path:
     from mmjax.evaluation.page import render
     from mmjax.profiling.difference import by_source, changes, program_difference
 
-    before, after = (_read(folder) for folder in (request.before, request.after))
+    before, after = (read_profile(folder) for folder in (request.before, request.after))
     folder = Path(request.out).expanduser()
     with explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -123,7 +123,7 @@ def _rows(rows: Sequence[tuple[str, float, float]]) -> list[list[str]]:
     ]
 
 
-def _read(folder: str) -> dict[str, Any]:
+def read_profile(folder: str) -> dict[str, Any]:
     """A profile with its program. Raises UserError where the folder holds none."""
     from launch.profile import PROGRAM
     from launch.profile import RESULT as PROFILE

@@ -1,6 +1,8 @@
 """Plan a run for TPUs that are not here: `python -m launch.plan EXPERIMENT topology=v5e:16x16 [slices=4] [key=value]`.
 
 The very training step is compiled for the described slices by libtpu (`pip install -e '.[plan]'`), on this machine.
+It is kept where a run with the same data_dir finds it, which then starts without compiling. topology=here plans for the
+devices there are; with calibration=PROFILE, a profile made here, by what their kernels reach of the peaks.
 With search=true meshes and what is computed again are tried, too, by an estimate first; for GPUs (topology=h100:64) the
 estimate is all there is.
 The last line on standard output is the path of plan.json; report.html beside it shows what the step needs and takes.
@@ -15,13 +17,14 @@ from typing import TYPE_CHECKING, Any
 import chz
 
 from launch import command_line
+from launch.compare_profiles import read_profile
 from mmjax.config import Experiment, fingerprint, parts
 from mmjax.errors import UserError
 from mmjax.fields import OPERATIONAL
 from mmjax.files import explained, write_atomic
 from mmjax.profiling.chips import CHIPS, GPUS, Chip
 from mmjax.sharding.rules import MESH_AXES
-from mmjax.sharding.topology import Topology, parse_topology
+from mmjax.sharding.topology import HERE, Topology, parse_topology
 from mmjax.units import number
 
 if TYPE_CHECKING:
@@ -55,7 +58,11 @@ class Planned(Experiment):
 
     topology: str = chz.field(
         default="v5e:16x16",
-        doc="a slice of TPUs (v4, v5e, v5p, v6e, tpu7x) and its chips, or a kind of GPU and how many",
+        doc="a slice of TPUs (v4, v5e, v5p, v6e, tpu7x) and its chips, a kind of GPU and how many, or here",
+    )
+    calibration: str | None = chz.field(
+        default=None,
+        doc="a folder that launch.profile wrote on this machine, of whatever experiment, for topology=here",
     )
     slices: int = chz.field(default=1, doc="how many of them, joined by the data centre's network")
     search: bool = chz.field(default=False, doc="whether to look for the best mesh, rules and rematerialisation")
@@ -77,6 +84,10 @@ class Planned(Experiment):
             raise ValueError(f"slices={self.slices} must be at least 1")
         if self.compiled < 1:
             raise ValueError(f"compiled={self.compiled} must be at least 1")
+        if self.calibration is not None and self.topology != "here":
+            raise ValueError(f"calibration={self.calibration} must be with topology=here, not {self.topology}")
+        if self.search and self.topology == "here":
+            raise ValueError("search=true must be for a described topology: topology=here plans the mesh it is given")
         if self.price is not None and self.price < 0:
             raise ValueError(f"price={self.price} must not be negative")
 
@@ -117,11 +128,15 @@ def make_plan(request: Planned) -> Path:
 
 def _tpus(request: Planned, experiment: Experiment, topology: Topology) -> dict[str, Any]:
     """The plan of the experiment, or of the best that a search finds, compiled."""
-    from mmjax.profiling.plan import chip_of_topology, mend, plan, usable
+    from mmjax.compilation import cache_compilations
+    from mmjax.profiling.plan import Reached, chip_of_topology, mend, plan, usable
 
+    reached = None if request.calibration is None else Reached.of(read_profile(request.calibration))
+    cache_compilations(request.data_dir)
     if not request.search:
-        command_line.say(f"compiling {request.name} for {topology.name}, which takes minutes")
-        found = plan(experiment, topology)
+        minutes = "" if topology.generation == HERE else ", which takes minutes"
+        command_line.say(f"compiling {request.name} for {topology.name}{minutes}")
+        found = plan(experiment, topology, reached)
         return found.json() | {"advice": None if found.fits else mend(experiment, found)}
     from mmjax.profiling.search import compile_all, search
 

@@ -14,14 +14,24 @@ from mmjax.sharding.rules import Rules
 
 Axes = tuple[str | None, ...]
 
+# A parameter of fewer bytes is kept whole where a mesh does not divide it.
+SMALL = 2**22
+
 
 def make_parameter(init: Callable, shape: tuple[int, ...], axes: Axes, *, rules: Rules, rngs: nnx.Rngs) -> nnx.Param:
     """A float32 parameter drawn by `init(key, shape, dtype)` straight into the sharding its axes have in the rules.
 
-    Raises UserError where the mesh does not divide one of its dimensions.
+    Where the mesh does not divide the dimension along which it is only stored, a small one is kept whole instead.
+    Raises UserError for a large one, and where the mesh does not divide any other dimension.
     """
     spec = rules.spec(*axes)
-    _check_divides(shape, axes, spec)
+    try:
+        _check_divides(shape, axes, spec)
+    except UserError:
+        spec = rules.in_use(*axes)
+        if 4 * math.prod(shape) >= SMALL:
+            raise
+        _check_divides(shape, axes, spec)
     return nnx.Param(init(rngs.params(), shape, jnp.float32, out_sharding=spec))
 
 
@@ -41,6 +51,18 @@ def _check_divides(shape: tuple[int, ...], axes: Axes, spec: PartitionSpec) -> N
 def use(parameter: nnx.Param, axes: Axes, dtype: jnp.dtype, rules: Rules) -> Array:
     """The parameter as it is computed with: cast first, then gathered over its storage axis, so that less is sent."""
     return jax.sharding.reshard(parameter[...].astype(dtype), rules.in_use(*axes))
+
+
+def use_apart(parameter: nnx.Param, axes: Axes, dtype: jnp.dtype, rules: Rules) -> Array:
+    """What `use` gives, for a matrix product whose gradient each device computes of its own examples.
+
+    These parts are added up on the way back in two steps: along the storage axis first, where each device keeps only
+    what it stores (a reduce-scatter), then that over the other devices. XLA by itself adds up the whole matrix over all
+    of them at once and sends twice as much.
+    """
+    stored = rules.summed(jax.typeof(parameter[...]).sharding.spec)
+    used = rules.summed(rules.in_use(*axes))
+    return jax.sharding.reshard(jax.sharding.reshard(parameter[...].astype(dtype), stored), used)
 
 
 class Linear(nnx.Module):
@@ -77,7 +99,7 @@ class Linear(nnx.Module):
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         leading, read = x.shape[: x.ndim - self.inputs], self.axes[: self.inputs]
         outputs = tuple(None if name == "embed" else name for name in self.axes[self.inputs :])
-        kernel = use(self.kernel, self.axes, x.dtype, self.rules)
+        kernel = use_apart(self.kernel, self.axes, x.dtype, self.rules)
         # All rows in one dimension: with two, XLA's CPU backend takes nearly twice as long over a perceptron and its
         # gradients.
         spec = self.rules.in_use("batch", *read)

@@ -12,8 +12,9 @@ import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 from jax.sharding import AbstractMesh, AxisType
 
+from mmjax.layers.linear import SMALL
 from mmjax.profiling.chips import Chip
-from mmjax.profiling.flops import jaxpr_flops
+from mmjax.profiling.flops import needed_flops
 from mmjax.sharding.rules import MESH_AXES, PRESETS
 from mmjax.training.program import Program
 
@@ -45,9 +46,9 @@ class Value:
         return self.bytes / math.prod(mesh[axis] for split in self.axes for axis in split)
 
     def divided(self, mesh: Sizes) -> bool:
-        """Whether the mesh divides its dimensions."""
+        """Whether the mesh divides its dimensions, or leaves it whole where it is only stored split, as it is small."""
         return all(
-            size % math.prod(mesh[axis] for axis in split) == 0
+            size % math.prod(mesh[axis] for axis in split) == 0 or (split == ("fsdp",) and self.bytes < SMALL)
             for size, split in zip(self.sizes, self.axes, strict=True)
         )
 
@@ -136,7 +137,7 @@ def sketch(experiment: "Experiment") -> Sketch:
             talks=list(_talks(traced.jaxpr, 1)),
             parameters=sum(leaf.size for leaf in jax.tree.leaves(state.model)),
             model_flops=program.model_flops,
-            step_flops=jaxpr_flops(traced.jaxpr),
+            step_flops=needed_flops(traced.jaxpr),
             accumulate=experiment.train.accumulate,
             batch_size=experiment.train.batch_size,
         )

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+from jax.interpreters import partial_eval
 from jax.sharding import PartitionSpec
 
 from mmjax.profiling.chips import chip_of
@@ -17,7 +18,7 @@ MEASURE_SECONDS = 0.25
 
 
 def count_flops(function: Callable[..., Any], *arguments: Any) -> int:
-    """Model FLOPs of one call: those of its matrix products and convolutions, 2 M N K each, as its jaxpr asks for them.
+    """Model FLOPs of one call: those of the matrix products and convolutions that its result needs, 2 M N K each.
 
     `arguments` may be abstract (`jax.ShapeDtypeStruct`); nothing is compiled or run. The count is of the whole (global)
     arrays. A scanned body counts as often as it runs, of a `cond` the costliest branch. A `while_loop` whose number of
@@ -26,7 +27,7 @@ def count_flops(function: Callable[..., Any], *arguments: Any) -> int:
     training step is taken as three times its forward pass (Chowdhery et al. 2022, "PaLM", appendix B); what
     rematerialisation repeats is not the model's.
     """
-    return jaxpr_flops(jax.make_jaxpr(function)(*arguments).jaxpr)
+    return needed_flops(jax.make_jaxpr(function)(*arguments).jaxpr)
 
 
 def step_flops(model: Any, batch: Any) -> int:
@@ -34,8 +35,14 @@ def step_flops(model: Any, batch: Any) -> int:
     return 3 * count_flops(lambda model, batch: model.loss(batch)[0], model, batch)
 
 
-def jaxpr_flops(jaxpr: Jaxpr) -> int:
+def needed_flops(jaxpr: Jaxpr) -> int:
     """The FLOPs that `count_flops` counts, of what was traced already."""
+    needed, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+    return _jaxpr_flops(needed)
+
+
+def _jaxpr_flops(jaxpr: Jaxpr) -> int:
+    """FLOPs of all that was traced, needed or not."""
     return sum(_equation_flops(equation) for equation in jaxpr.eqns)
 
 
@@ -65,7 +72,7 @@ def _equation_flops(equation: JaxprEqn) -> int:
 
 
 def _inner_flops(jaxpr: Jaxpr | ClosedJaxpr) -> int:
-    return jaxpr_flops(jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr)
+    return _jaxpr_flops(jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr)
 
 
 def _shape(variable: Any) -> tuple[int, ...]:

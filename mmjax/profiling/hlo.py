@@ -282,7 +282,8 @@ class Module:
                 continue
             kind, sent = found
             groups = self.groups(instruction)
-            hidden = instruction.opcode.endswith(("-start", "send")) or "async" in name
+            begun = instruction.opcode.endswith(("-start", "send")) or name in self._begun
+            hidden = begun or self.link(name, instruction) is not None
             key = kind, groups.tobytes(), groups.shape, hidden, instruction.path
             total = totals.setdefault(key, [0, 0])
             total[0] += self.runs[name] * sent
@@ -293,9 +294,28 @@ class Module:
         ]
         return sorted(every, key=lambda each: -each.bytes)
 
+    @functools.cached_property
+    def _begun(self) -> set[str]:
+        """Computations that are begun, and run beside what follows until they are waited for."""
+        starts = (each for _, each in self._each() if each.opcode.endswith("-start"))
+        return {called for each in starts for called in each.called}
+
     def groups(self, collective: Instruction) -> Int[np.ndarray, "G N"]:
         """The devices that talk to each other, a group a row."""
         return device_groups(collective.attributes, self.partitions)
+
+    def link(self, name: str, instruction: Instruction) -> tuple[str, str] | None:
+        """Of a collective that the TPU compiler takes apart and fuses with other work, which part an instruction is.
+
+        The collective, by its channel, and "start", "step" or "done"; each part is written as the whole collective.
+        None for everything else.
+        """
+        if instruction.collective is None or instruction.attribute(r'\bchain_id="(\d+)"') is None:
+            return None
+        beside = self.computations.get(name, {}).values()
+        targets = {each.attribute(r'\bcustom_call_target="AsyncCollective(\w+)"') for each in beside}
+        part = "start" if "Start" in targets else "done" if "Done" in targets else "step"
+        return instruction.attribute(r"\bchannel_id=(\d+)") or "", part
 
     def _each(self) -> Iterator[tuple[str, Instruction]]:
         for name in self.runs:
@@ -307,7 +327,9 @@ class Module:
 
         None where it begins none, or devices only talk to themselves.
         """
-        kind = instruction.collective
+        kind, link = instruction.collective, self.link(name, instruction)
+        if link is not None and link[1] != "start":
+            return None
         size = 0 if kind is None else self.groups(instruction).shape[1]
         if kind is None or size < 2:
             return None

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, get_args
@@ -10,17 +11,17 @@ from typing import TYPE_CHECKING, Any, get_args
 import chz
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mmjax.layers.stack import Remat
 from mmjax.profiling.analytic import Sketch, estimate, extent
-from mmjax.profiling.chips import CHIPS, Chip
-from mmjax.profiling.flops import count_flops
+from mmjax.profiling.chips import CHIPS, Chip, chip_of
+from mmjax.profiling.flops import needed_flops, peak_bytes, peak_flops
 from mmjax.profiling.hlo import Collective, Module
 from mmjax.profiling.roofline import KINDS, Clock, Roofline
 from mmjax.sharding.mesh import choose_rules
 from mmjax.sharding.rules import PRESETS
-from mmjax.sharding.topology import Topology
+from mmjax.sharding.topology import HERE, Topology
 from mmjax.training.program import Program
 
 if TYPE_CHECKING:
@@ -57,17 +58,19 @@ class Network:
     def speed(self, group: Sequence[int]) -> tuple[float, str]:
         """Bytes that a device sends a second to others of a group, and over which network.
 
-        Along each dimension of a slice in which a group lies a device sends both ways if that is closed to a ring, and
-        one way if it is not.
+        Along each dimension of a slice in which a group lies a device sends both ways if the group is all of it and it
+        is closed to a ring, and one way if not.
         """
         if self.crosses(group):
             return self.chip.dcn, "dcn"
+        if self.topology.generation == HERE:
+            return self.chip.ici, "ici"
         coordinates = np.array([self._devices[place].coords for place in group])
         link = self.chip.ici / self.chip.links
         ways = [
-            2 if self.topology.closed(dimension) else 1
-            for dimension in range(len(self.topology.shape))
-            if len(set(coordinates[:, dimension].tolist())) > 1
+            2 if places == size and self.topology.closed(dimension) else 1
+            for dimension, size in enumerate(self.topology.shape)
+            if (places := len(set(coordinates[:, dimension].tolist()))) > 1
         ]
         return link * max(1, sum(ways)), "ici"
 
@@ -128,22 +131,51 @@ class Plan:
         } | course
 
 
-def plan(experiment: "Experiment", topology: Topology) -> Plan:
+@dataclasses.dataclass(frozen=True)
+class Reached:
+    """What kernels of a step reach on a machine: products in FLOP/s, all others in bytes/s."""
+
+    flops: float
+    bandwidth: float
+
+    @staticmethod
+    def of(profile: Mapping[str, Any]) -> "Reached":
+        """By a profile.json. What passes between kernels counts as theirs, what they do at once as one's."""
+        ideal, taken = [0.0, 0.0], [0.0, 0.0]
+        for kernel in profile["kernels"]:
+            limits = kernel["flops"] / profile["peak_flops"], kernel["bytes"] / profile["peak_bandwidth"]
+            kind = int(limits[1] > limits[0])
+            ideal[kind] += limits[kind]
+            taken[kind] += kernel["seconds"]
+        stretch = profile["step_seconds"] / sum(taken)
+        flops, bandwidth = (
+            part / seconds / stretch if seconds else 1.0 for part, seconds in zip(ideal, taken, strict=True)
+        )
+        return Reached(flops * profile["peak_flops"], bandwidth * profile["peak_bandwidth"])
+
+
+def plan(experiment: "Experiment", topology: Topology, reached: Reached | None = None) -> Plan:
     """Compile the experiment's training step for the topology, and look at what came out.
 
-    Nothing is read from disk or drawn. Raises UserError where the mesh does not fit the topology, or the model does not
-    fit the mesh.
+    `reached` is what the devices here reach. Nothing is read from disk or drawn. Raises UserError
+    where the mesh does not fit the topology, or the model does not fit the mesh.
     """
     devices = topology.devices()
-    chip = chip_of_topology(topology, len(devices))
+    chip = chip_here(experiment, reached) if topology.generation == HERE else chip_of_topology(topology, len(devices))
     mesh = experiment.mesh.build(devices)
     with jax.set_mesh(mesh):
         program = Program(experiment, experiment.data, choose_rules(experiment.rules, mesh))
         key = program.key
         batches = [program.batch()]
         step = program.step()
-        step_flops = count_flops(step, program.abstract, batches, key)
-        lowered = step.trace(program.abstract, batches, key).lower(lowering_platforms=("tpu",))
+        # Numbers lie on all devices, as those of a run do: only then is the program the one that a run compiles.
+        whole = NamedSharding(mesh, PartitionSpec())
+        state = jax.tree.map(
+            lambda leaf: leaf if leaf.shape else jax.ShapeDtypeStruct((), leaf.dtype, sharding=whole), program.abstract
+        )
+        traced = step.trace(state, batches, key)
+        step_flops = needed_flops(traced.jaxpr.jaxpr)
+        lowered = traced.lower(lowering_platforms=(devices[0].platform,))
         compiled, temporaries = _compile(lowered)
         kept, tokens, model_flops = _residual_bytes(program), _tokens(program), program.model_flops
     network = Network(mesh, topology, chip)
@@ -274,6 +306,20 @@ def chip_of_topology(topology: Topology, devices: int) -> Chip:
         return chip
     rates = {name: getattr(chip, name) / parts for name in ("flops", "hbm", "ici", "dcn")}
     return dataclasses.replace(chip, hbm_bytes=chip.hbm_bytes // parts, **rates)
+
+
+def chip_here(experiment: "Experiment", reached: Reached | None) -> Chip:
+    """A device of this process by its published figures, of a CPU by measured ones; or by what is reached."""
+    device = jax.devices()[0]
+    memory = (device.memory_stats() or {}).get("bytes_limit")
+    if memory is None:
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // jax.local_device_count()
+    if reached is None:
+        reached = Reached(peak_flops(experiment.model.dtype)[0], peak_bytes())
+    chip = chip_of(device.device_kind)
+    if chip is None:
+        chip = Chip(HERE, (device.device_kind,), 0.0, 0, 0.0, ici=reached.bandwidth, links=1, dcn=reached.bandwidth)
+    return dataclasses.replace(chip, flops=reached.flops, hbm_bytes=memory, hbm=reached.bandwidth)
 
 
 def _compile(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled | None, int]:

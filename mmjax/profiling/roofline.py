@@ -9,9 +9,8 @@ from mmjax.profiling.chips import Chip
 from mmjax.profiling.hlo import FREE, Instruction, Module
 
 # Rows, columns and sums of a product are filled up to multiples of these in a matrix unit (Jouppi et al. 2023; v6e and
-# TPU7x have units of 256 x 256).
-TILES = {"v6e": (8, 256, 256), "tpu7x": (8, 256, 256)}
-TILE = (8, 128, 128)
+# TPU7x have units of 256 x 256); elsewhere they are not.
+TILES = dict.fromkeys(("v4", "v5e", "v5p"), (8, 128, 128)) | dict.fromkeys(("v6e", "tpu7x"), (8, 256, 256))
 # What can hold a program up.
 KINDS = ("compute", "memory", "ici", "dcn")
 # A collective's start, and each hop of a ring, take so long whatever it sends, seconds.
@@ -37,7 +36,7 @@ class Clock:
     def __init__(self, module: Module, chip: Chip, speed: Callable[[Sequence[int]], tuple[float, str]]):
         """`speed` is what a device sends a second in a group of devices, and over which network ("ici", "dcn")."""
         self.module, self.chip, self.speed = module, chip, speed
-        self.tile = TILES.get(chip.name, TILE)
+        self.tile = TILES.get(chip.name, (1, 1, 1))
         self.now = 0.0
         self.free: dict[str, float] = collections.defaultdict(float)
         self.under: dict[str, float] = collections.defaultdict(float)
@@ -45,6 +44,8 @@ class Clock:
         # When what was begun is over, and over which network it goes; by its name, or what its two sides share.
         self.ends: dict[tuple[str, str | None], tuple[float, str]] = {}
         self.meetings: dict[str, str | None] = {}
+        # Seconds that collectives still need which move only while what they are fused with runs, by channel.
+        self.chains: dict[str, tuple[float, str]] = {}
 
     def run(self) -> Roofline:
         """The whole program."""
@@ -114,7 +115,17 @@ class Clock:
         compute = self._products(name, instruction) / self.chip.flops
         memory = self.module.traffic(name, instruction) / self.chip.hbm
         seconds, kind = max((compute, "compute"), (memory, "memory"))
-        if talk is not None and talk[0] > seconds:
+        link = self._link(instruction)
+        if link is not None:
+            channel, part = link
+            self._spend(seconds, kind, instruction)
+            left, network = talk if part == "start" and talk is not None else self.chains.pop(channel, (0.0, "ici"))
+            left = max(0.0, left - seconds)
+            if part == "done":
+                self._spend(left, network, instruction)
+            else:
+                self.chains[channel] = left, network
+        elif talk is not None and talk[0] > seconds:
             self._spend(seconds, kind, instruction)
             self._spend(talk[0] - seconds, talk[1], instruction)
         else:
@@ -135,11 +146,7 @@ class Clock:
     def _talk(self, instruction: Instruction) -> tuple[float, str] | None:
         """Seconds of the communication in an instruction, and what it goes over; None where there is none."""
         total, network = 0.0, ""
-        inside = [(instruction.name, instruction)]
-        inside += [
-            (called, part) for called in instruction.called for part in self.module.computations[called].values()
-        ]
-        for name, part in inside:
+        for name, part in self._inside(instruction):
             found = self.module.sent(name, part)
             if found is None:
                 continue
@@ -148,6 +155,16 @@ class Clock:
             rate, network = self.speed(group)
             total += START + HOP * (len(group) - 1) + sent / rate
         return (total, network) if network else None
+
+    def _link(self, instruction: Instruction) -> tuple[str, str] | None:
+        """Which part of a collective that is taken apart an instruction holds, if any."""
+        found = (self.module.link(name, part) for name, part in self._inside(instruction) if part is not instruction)
+        return next((link for link in found if link is not None), None)
+
+    def _inside(self, instruction: Instruction) -> list[tuple[str, Instruction]]:
+        """An instruction and what it runs, with the computations they are in."""
+        called = [(name, part) for name in instruction.called for part in self.module.computations[name].values()]
+        return [(instruction.name, instruction), *called]
 
     def _products(self, name: str, instruction: Instruction) -> float:
         """FLOPs of all products in an instruction, each filled up to whole tiles."""

@@ -57,7 +57,13 @@ class MeshShape:
         slices = len({getattr(device, "slice_index", 0) for device in devices})
         if slices > 1:
             return self._hybrid(sizes, devices, slices)
-        return jax.make_mesh(sizes, MESH_AXES, devices=devices, axis_types=(AxisType.Explicit,) * len(sizes))
+        from jax.experimental import mesh_utils
+
+        try:
+            grid = mesh_utils.create_device_mesh(sizes, devices)
+        except NotImplementedError:  # no axis is a product of whole dimensions of the torus
+            grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+        return Mesh(grid, MESH_AXES, axis_types=(AxisType.Explicit,) * len(sizes))
 
     def resolve(self, available: int) -> tuple[int, ...]:
         """Devices per axis where so many are there. Raises UserError where the sizes cannot be had."""
@@ -78,7 +84,7 @@ class MeshShape:
             raise UserError(f"{slices} slices must divide mesh.replica or mesh.data; set mesh.replica={slices}")
         outer[crossing] = slices
         inner = [size // out for size, out in zip(sizes, outer, strict=True)]
-        grid = mesh_utils.create_hybrid_device_mesh(inner, outer, devices=devices)
+        grid = mesh_utils.create_hybrid_device_mesh(inner, outer, devices=devices, allow_split_physical_axes=True)
         return Mesh(np.asarray(grid), MESH_AXES, axis_types=(AxisType.Explicit,) * len(sizes))
 
 

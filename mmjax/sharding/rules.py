@@ -48,6 +48,16 @@ class Rules:
         """The partition of a parameter while it is multiplied with: gathered along its storage dimension `embed`."""
         return self.spec(*(None if name == "embed" else name for name in names))
 
+    def summed(self, spec: PartitionSpec) -> PartitionSpec:
+        """The partition of a parameter whose gradient is to be added up over the devices that split the batch.
+
+        In the types of explicit sharding it is "reduced" over their axes, and its gradient "unreduced".
+        """
+        sizes = jax.sharding.get_abstract_mesh().shape
+        used = {axis for split in spec for axis in (split if isinstance(split, tuple) else (split,))}
+        several = any(sizes.get(axis, 1) > 1 for axis in self.batch)
+        return PartitionSpec(*spec, reduced=set(self.batch) - used if several else set())
+
     def gather(self, tree: Tree) -> Tree:
         """The arrays, whole on every device; inside a compiled program."""
         return jax.tree.map(lambda array: jax.sharding.reshard(array, self.spec(*[None] * array.ndim)), tree)

@@ -1,4 +1,4 @@
-"""Devices that are not here: slices of TPUs, described well enough to compile for them."""
+"""What a step is compiled for: the devices of this process, or slices of TPUs that are described and not here."""
 
 import dataclasses
 import math
@@ -6,12 +6,16 @@ import os
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+import jax
+
 from mmjax.errors import UserError
 
 # What can be rented of each generation (cloud.google.com/tpu/docs/v4 and so on); larger ones come in several slices.
 FLAT = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 DEEP = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16", "8x16x16", "16x16x16")
 SHAPES = {"v4": DEEP, "v5e": FLAT, "v5p": (*DEEP, "16x16x24"), "v6e": FLAT, "tpu7x": DEEP}
+# The generation of the devices of this process, whatever they are.
+HERE = "here"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +33,9 @@ class Topology:
 
     @property
     def name(self) -> str:
-        """How it is written: "v5e:16x16", of several slices "4 x v5e:16x16"."""
+        """How it is written: "v5e:16x16", of several slices "4 x v5e:16x16"; or "here"."""
+        if self.generation == HERE:
+            return HERE
         shape = f"{self.generation}:{'x'.join(map(str, self.shape))}"
         return shape if self.slices == 1 else f"{self.slices} x {shape}"
 
@@ -39,10 +45,12 @@ class Topology:
         return size == 16 if len(self.shape) == 2 else size % 4 == 0
 
     def devices(self) -> list[Any]:
-        """Descriptions of its devices, to make a mesh of.
+        """Its devices or descriptions of them, to make a mesh of.
 
         Raises UserError where libtpu, which knows TPUs and compiles for them, is not installed or does not know these.
         """
+        if self.generation == HERE:
+            return list(jax.devices())
         # It looks for no machine's metadata, and several processes may compile at once.
         for name, value in {
             "TPU_SKIP_MDS_QUERY": "1",
@@ -69,10 +77,14 @@ class Topology:
 
 
 def parse_topology(text: str, slices: int = 1) -> Topology:
-    """The topology called "v5e:16x16". Raises UserError, which lists those there are, for any other name."""
+    """The topology called "v5e:16x16" or "here". Raises UserError, which lists those there are, for any other name."""
+    if text == HERE:
+        if slices > 1:
+            raise UserError(f"slices={slices} is of TPUs; topology={HERE} is the devices there are")
+        return Topology(HERE, (jax.device_count(),))
     generation, _, shape = text.partition(":")
     if generation not in SHAPES:
-        raise UserError(f"topology={text}: there is no TPU {generation}; there are {', '.join(SHAPES)}")
+        raise UserError(f"topology={text}: there is no TPU {generation}; there are {', '.join(SHAPES)}, and {HERE}")
     if shape not in SHAPES[generation]:
         known = ", ".join(SHAPES[generation])
         raise UserError(f"topology={text}: no slice of {generation} has that shape; there are {known}")

@@ -5,13 +5,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import jax
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 
 from mmjax.compilation import jit_once
 from mmjax.data.loader import Data
 from mmjax.data.place import shapes
 from mmjax.evaluation.evaluator import Evaluator
 from mmjax.lockstep import over_runs, stack
+from mmjax.profiling.chips import step_options
 from mmjax.profiling.flops import step_flops
 from mmjax.sharding.mesh import current_mesh
 from mmjax.sharding.rules import Rules
@@ -89,7 +90,9 @@ class Program:
         def step_together(state: TrainState, batches: list[Batch], keys: jax.Array) -> tuple[TrainState, Metrics]:
             return over_runs(step, count)(state, stack(batches), keys)
 
-        return jax.jit(step_together, donate_argnums=0)
+        mesh = current_mesh()
+        options = step_options(mesh.devices.flat[0].device_kind) if isinstance(mesh, Mesh) else None
+        return jax.jit(step_together, donate_argnums=0, compiler_options=options)
 
     def compile(self, state: TrainState, keys: jax.Array, count: int) -> jax.stages.Compiled:
         """The training step of `count` runs, for the devices of the mesh."""

@@ -1,11 +1,16 @@
 """Plans for TPUs that are not here, by the command."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 
 from launch import plan
+from mmjax.sharding.mesh import MeshShape
+from mmjax.sharding.topology import parse_topology
 
 SMALL = ("model.unroll=false", "train.batch_size=64", "optimizer=AdamW")
 # Layers that are scanned, not unrolled as one alone would be.
@@ -14,7 +19,7 @@ DEEP = ("model.encoders.b.depth=3",)
 
 def planned(folder, *words):
     width = [] if any(word.startswith("model.width") for word in words) else ["model.width=128"]
-    assert plan.main(["interactions", *SMALL, *width, *words, f"out={folder}"]) == 0
+    assert plan.main(["interactions", *SMALL, *width, *words, f"out={folder}", f"data_dir={folder / 'data'}"]) == 0
     return json.loads((folder / "plan.json").read_text())
 
 
@@ -80,6 +85,25 @@ def test_slices_talk_over_the_slow_network(tmp_path):
     assert gradients / 4 < sum(each["bytes"] for each in between) < gradients
 
 
+def test_cores_for_communication_are_used(tmp_path):
+    whole = planned(tmp_path, *DEEP, "topology=v5p:2x2x4", "mesh.data=2", "mesh.fsdp=8")
+    assert (whole["devices"], whole["mesh"]["fsdp"]) == (16, 8)
+    summed = [each for each in whole["collectives"] if each["kind"] == "reduce-scatter"]
+    assert summed
+    assert any(each["overlaps"] for each in summed)
+    # Each device keeps what it stores, and only that is added up over the copies.
+    copies = sum(
+        each["bytes"] for each in whole["collectives"] if each["kind"] == "all-reduce" and each["axis"] == "data"
+    )
+    assert copies < sum(each["bytes"] for each in summed)
+
+
+def test_an_axis_may_be_part_of_a_dimension_of_the_torus():
+    mesh = MeshShape(data=-1, fsdp=2).build(parse_topology("v5p:4x4x4").devices())
+    assert (mesh.shape["data"], mesh.shape["fsdp"]) == (32, 2)
+    assert len({device.id for device in mesh.devices.flat}) == 64
+
+
 def test_what_does_not_fit_says_why_and_what_would(tmp_path, capsys):
     """Sixteen billion parameters, or four, on each of the chips."""
     whole = planned(tmp_path, "topology=v5e:2x2", "model.width=16384")
@@ -94,9 +118,12 @@ def test_what_does_not_fit_says_why_and_what_would(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["topology=v9:2x2"], "topology=v9:2x2: there is no TPU v9; there are v4, v5e, v5p, v6e, tpu7x"),
+        (["topology=v9:2x2"], "topology=v9:2x2: there is no TPU v9; there are v4, v5e, v5p, v6e, tpu7x, and here"),
         (["topology=v5e:3x3"], "topology=v5e:3x3: no slice of v5e has that shape; there are 2x2, 2x4, .*"),
         (["topology=v5e:2x2", "mesh.fsdp=8"], ".*needs 8 devices and there are 4; lower one of the mesh sizes"),
+        (["topology=here", "slices=2"], "slices=2 is of TPUs; topology=here is the devices there are"),
+        (["topology=here", "search=true"], "search=true: must be for a described topology: topology=here plans .*"),
+        (["calibration=profiles/a"], "calibration=profiles/a: must be with topology=here, not v5e:16x16"),
         (["slices=0"], "slices=0: must be at least 1"),
         (["toplogy=v5e:2x2"], "unknown key toplogy; the nearest is topology; .*"),
     ],
@@ -148,3 +175,29 @@ def test_a_search_compiles_the_most_promising(tmp_path, capsys, monkeypatch):
     assert f"the best of the search: {' '.join(compiled[0]['overrides'])}" in captured
     again = planned(tmp_path / "again", "topology=v5e:2x2", *compiled[0]["overrides"])
     assert again["predicted_step_seconds"] == pytest.approx(whole["predicted_step_seconds"])
+
+
+def test_here_is_planned_by_what_a_profile_reached_and_trained_without_compiling(tmp_path):
+    """In processes compiled as users compile."""
+    small = ("interactions", *SMALL, "model.width=32", "train.steps=2", f"data_dir={tmp_path / 'data'}")
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+
+    def launch(command, *words):
+        words = [sys.executable, "-m", f"launch.{command}", *small, *words]
+        subprocess.run(words, check=True, capture_output=True, env=environment)
+
+    def kept():
+        return {path.name for path in (tmp_path / "data" / "compilations").glob("jit_step_together*-cache")}
+
+    launch("profile", "steps=3", f"out={tmp_path / 'profile'}")
+    launch("plan", "topology=here", f"calibration={tmp_path / 'profile'}", f"out={tmp_path / 'plan'}")
+    measured = json.loads((tmp_path / "profile" / "profile.json").read_text())
+    whole = json.loads((tmp_path / "plan" / "plan.json").read_text())
+    # What was measured is told again.
+    assert whole["predicted_step_seconds"] == pytest.approx(measured["step_seconds"], rel=0.25)
+    assert whole["hbm_bytes"]["peak"] == pytest.approx(measured["peak_bytes"], rel=0.1)
+    assert whole["fits"]
+    planned_step = kept()
+    assert len(planned_step) == 1
+    launch("train", f"run_dir={tmp_path / 'run'}")
+    assert kept() == planned_step

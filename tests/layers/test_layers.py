@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import scipy.signal
 from flax import nnx
+from jax.sharding import PartitionSpec
 
 from mmjax.errors import UserError
 from mmjax.layers.attention import Attention, AttentionPool, Block, masked_mean
@@ -275,13 +276,21 @@ def test_norm_of_large_bfloat16_numbers():
     np.testing.assert_array_equal(np.asarray(layer(numbers), np.float32), [[1, -1, 1, 1]])
 
 
+def test_a_small_parameter_that_the_mesh_does_not_divide_is_stored_whole():
+    with jax.set_mesh(MeshShape(data=1, fsdp=2, tensor=4).build()):
+        layer = Linear((7, 8), ("embed", "mlp"), rules=RULES, rngs=nnx.Rngs(0))
+        assert layer.kernel[...].sharding.spec == PartitionSpec(None, "tensor")
+        gradient = jax.jit(jax.grad(lambda layer: layer(jnp.ones((2, 7))).sum()))(layer)
+        np.testing.assert_allclose(jax.device_get(gradient.kernel[...]), np.full((7, 8), 2.0))
+
+
 @pytest.mark.parametrize(
     ("make", "says"),
     [
         (lambda rngs: Attention(WIDTH, 2, rules=RULES, rngs=rngs), "mesh.tensor=4 does not divide dimension heads=2"),
         (
-            lambda rngs: Linear((7, 8), ("embed", None), rules=RULES, rngs=rngs),
-            "mesh.fsdp=2 does not divide dimension embed=7",
+            lambda rngs: Linear((1025, 1024), ("embed", None), rules=RULES, rngs=rngs),
+            "mesh.fsdp=2 does not divide dimension embed=1025",
         ),
         (lambda rngs: Embedding(6, 8, rules=RULES, rngs=rngs), "mesh.tensor=4 does not divide dimension vocab=6"),
     ],

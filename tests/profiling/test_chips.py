@@ -1,6 +1,6 @@
 """The table of accelerators."""
 
-from mmjax.profiling.chips import CHIPS, chip_of
+from mmjax.profiling.chips import CHIPS, chip_of, step_options
 
 
 def flops(kind):
@@ -24,3 +24,11 @@ def test_every_kind_is_of_one_chip():
     for chip in CHIPS.values():
         assert all(chip_of(kind) is chip for kind in chip.kinds)
         assert chip.dcn < chip.ici < chip.hbm < chip.flops
+
+
+def test_what_the_compiler_is_told():
+    assert step_options("cpu") is step_options("TPU v5 lite") is step_options("NVIDIA H200") is None
+    told = step_options("TPU v6 lite")
+    assert told == step_options("TPU v5p")
+    assert set(told.values()) == {True}
+    assert all(name.startswith("xla_tpu_") for name in told)

@@ -120,6 +120,45 @@ backend_config={"known_trip_count":{"n":"7"}}
 """
 
 
+GATHER = """%all-gather.9 = bf16[512,256]{1,0} all-gather(%p), channel_id=1, replica_groups=[2,4]<=[8], \
+dimensions={0}, frontend_attributes={chain_id="0"}"""
+PARTS = f"""%begin (p: bf16[128,256]) -> bf16[512,256] {{
+  %p = bf16[128,256]{{1,0}} parameter(0)
+  {GATHER}
+  ROOT %start = bf16[512,256]{{1,0}} custom-call(%all-gather.9), custom_call_target="AsyncCollectiveStart"
+}}
+
+%beside (p: bf16[128,512], q: bf16[512,256]) -> bf16[128,256] {{
+  %p = bf16[128,512]{{1,0}} parameter(0)
+  %q = bf16[512,256]{{1,0}} parameter(1)
+  {GATHER}
+  ROOT %convolution.1 = bf16[128,256]{{1,0}} convolution(%p, %q), dim_labels=bf_io->bf
+}}
+
+%finish (p: bf16[512,256]) -> bf16[512,256] {{
+  %p = bf16[512,256]{{1,0}} parameter(0)
+  {GATHER}
+  ROOT %done = bf16[512,256]{{1,0}} custom-call(%all-gather.9), custom_call_target="AsyncCollectiveDone"
+}}
+
+%body ("""
+# The gather of TEXT taken apart: it begins, goes on while a product is computed, and is waited for.
+CHAINED = (
+    TEXT.replace("%body (", PARTS)
+    .replace("calls=%fused", "calls=%beside")
+    .replace("fusion(%x, %all-gather-done.1)", "fusion(%x, %x)")
+    .replace("all-gather-start(%x), ", "fusion(%x), kind=kCustom, calls=%begin, ")
+    .replace("  %all-gather-done.1 = bf16[512,256]{1,0} all-gather-done(%all-gather-start.1)\n", "")
+    .replace("  %n = s32", "  %last = bf16[512,256]{1,0} fusion(%x), kind=kCustom, calls=%finish\n  %n = s32")
+)
+
+
+def test_a_collective_that_is_taken_apart_counts_once():
+    whole, apart = Module(TEXT).collectives[0], Module(CHAINED).collectives[0]
+    assert (apart.kind, apart.bytes, apart.count, apart.hidden) == (whole.kind, whole.bytes, whole.count, True)
+    assert len(Module(CHAINED).collectives) == len(Module(TEXT).collectives)
+
+
 @pytest.mark.parametrize("shape", [(8, 1), (2, 4)])
 def test_collectives_are_those_that_were_asked_for(shape):
     """A sum over examples that lie on both axes of a mesh, and a gather over one."""

@@ -7,7 +7,7 @@ import pytest
 from mmjax.profiling.chips import CHIPS
 from mmjax.profiling.hlo import Module
 from mmjax.profiling.roofline import HOP, START, Clock
-from tests.profiling.test_hlo import TEXT
+from tests.profiling.test_hlo import CHAINED, TEXT
 
 CHIP = dataclasses.replace(CHIPS["v5e"], flops=1e12, hbm=1e11)
 RATE = 1e9
@@ -40,6 +40,15 @@ def test_what_is_said_meanwhile_is_waited_for_only_at_its_end():
     found = run(late, slow)
     assert found.seconds == pytest.approx(7 * 100 * PRODUCT + SMALL)
     assert found.ici + found.memory == pytest.approx(SMALL)
+
+
+def test_a_collective_that_is_taken_apart_moves_only_beside_what_it_is_fused_with():
+    alone = run(CHAINED).compute / 7
+    for flops in (1e12, 1e10):
+        found = run(CHAINED, dataclasses.replace(CHIP, flops=flops, hbm=1e18))
+        product = alone * 1e12 / flops
+        assert found.compute == pytest.approx(7 * product)
+        assert found.seconds == pytest.approx(7 * max(product, GATHER) + SMALL)
 
 
 def test_memory_holds_up_what_calculates_little():
