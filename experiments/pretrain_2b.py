@@ -6,4 +6,4 @@ from mmjax.config import Experiment
 
 def pretrain_2b() -> Experiment:
     """For 256 chips or more: a slice of v5e:16x16, or several with mesh.replica."""
-    return pretrain("pretrain_2b", width=2048, heads=16, depth=6, exchange=2, writing=2, batch_size=5120, fsdp=256)
+    return pretrain("pretrain_2b", width=2048, heads=16, depth=6, exchange=2, writing=2, batch_size=5120, fsdp=64)
