@@ -1,8 +1,8 @@
 """Plan a run for TPUs that are not here: `python -m launch.plan EXPERIMENT topology=v5e:16x16 [slices=4] [key=value]`.
 
 The very training step is compiled for the described slices by libtpu (`pip install -e '.[plan]'`), on this machine.
-It is kept where a run with the same data_dir finds it, which then starts without compiling. topology=here plans for the
-devices there are; with calibration=PROFILE, a profile made here, by what their kernels reach of the peaks.
+topology=here plans for the devices there are, with calibration=PROFILE, a profile made here, by what their kernels
+reach of the peaks; what is compiled for them is kept where a run with the same data_dir finds it.
 With search=true meshes and what is computed again are tried, too, by an estimate first; for GPUs (topology=h100:64) the
 estimate is all there is.
 The last line on standard output is the path of plan.json; report.html beside it shows what the step needs and takes.
@@ -84,9 +84,9 @@ class Planned(Experiment):
             raise ValueError(f"slices={self.slices} must be at least 1")
         if self.compiled < 1:
             raise ValueError(f"compiled={self.compiled} must be at least 1")
-        if self.calibration is not None and self.topology != "here":
+        if self.calibration is not None and self.topology != HERE:
             raise ValueError(f"calibration={self.calibration} must be with topology=here, not {self.topology}")
-        if self.search and self.topology == "here":
+        if self.search and self.topology == HERE:
             raise ValueError("search=true must be for a described topology: topology=here plans the mesh it is given")
         if self.price is not None and self.price < 0:
             raise ValueError(f"price={self.price} must not be negative")
@@ -113,7 +113,7 @@ def make_plan(request: Planned) -> Path:
     whole = (
         _gpus(request, experiment, CHIPS[kind], int(count))
         if topology is None
-        else _tpus(request, experiment, topology)
+        else _compiled(request, experiment, topology)
     )
     whole["fingerprint"] = fingerprint(experiment)
     if request.price is not None and "predicted_step_seconds" in whole:
@@ -126,13 +126,15 @@ def make_plan(request: Planned) -> Path:
     return write_atomic(folder / RESULT, json.dumps(whole, indent=2) + "\n")
 
 
-def _tpus(request: Planned, experiment: Experiment, topology: Topology) -> dict[str, Any]:
+def _compiled(request: Planned, experiment: Experiment, topology: Topology) -> dict[str, Any]:
     """The plan of the experiment, or of the best that a search finds, compiled."""
     from mmjax.compilation import cache_compilations
-    from mmjax.profiling.plan import Reached, chip_of_topology, mend, plan, usable
+    from mmjax.profiling.devices import Reached, chip_of_topology
+    from mmjax.profiling.plan import mend, plan, usable
 
     reached = None if request.calibration is None else Reached.of(read_profile(request.calibration))
-    cache_compilations(request.data_dir)
+    if topology.generation == HERE:  # what is compiled for others JAX can keep, but not read again without them
+        cache_compilations(request.data_dir)
     if not request.search:
         minutes = "" if topology.generation == HERE else ", which takes minutes"
         command_line.say(f"compiling {request.name} for {topology.name}{minutes}")

@@ -5,7 +5,8 @@ import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from mmjax.profiling.hlo import FREE, Instruction, Module
+from mmjax.profiling.hlo import Module
+from mmjax.profiling.instruction import FREE, Instruction
 
 # Lines of a program that stay the same around those that do not.
 CONTEXT = 2

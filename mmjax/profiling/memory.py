@@ -3,7 +3,8 @@
 import dataclasses
 from collections.abc import Sequence
 
-from mmjax.profiling.hlo import Instruction, Module
+from mmjax.profiling.hlo import Module
+from mmjax.profiling.instruction import Instruction
 
 # Results that are their operands under another name.
 VIEWS = ("bitcast", "tuple", "get-tuple-element", "optimization-barrier", "while", "after-all", "copy-done")

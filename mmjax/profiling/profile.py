@@ -20,7 +20,8 @@ from mmjax.data.loader import Loader
 from mmjax.data.place import Feed, rows_of
 from mmjax.profiling import trace
 from mmjax.profiling.flops import peak_bytes, peak_flops
-from mmjax.profiling.hlo import Instruction, Module
+from mmjax.profiling.hlo import Module
+from mmjax.profiling.instruction import Instruction
 from mmjax.profiling.memory import Timeline, timeline
 from mmjax.sharding.mesh import choose_rules
 from mmjax.training.program import Program

@@ -6,7 +6,8 @@ import math
 from collections.abc import Callable, Sequence
 
 from mmjax.profiling.chips import Chip
-from mmjax.profiling.hlo import FREE, Instruction, Module
+from mmjax.profiling.hlo import Module
+from mmjax.profiling.instruction import FREE, Instruction
 
 # Rows, columns and sums of a product are filled up to multiples of these in a matrix unit (Jouppi et al. 2023; v6e and
 # TPU7x have units of 256 x 256); elsewhere they are not.

@@ -1,0 +1,147 @@
+"""One instruction of a compiled program, read from its line."""
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator
+
+import numpy as np
+
+BITS = {"pred": 8, "token": 0, "opaque": 0} | {
+    f"{kind}{bits}": bits for kind, sizes in {"s": (2, 4, 8, 16, 32, 64), "f": (16, 32, 64)}.items() for bits in sizes
+}
+BITS |= {f"u{bits}": bits for bits in (2, 4, 8, 16, 32, 64)} | {"bf16": 16, "c64": 64, "c128": 128}
+COLLECTIVES = (
+    *("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all"),
+    *("collective-permute", "collective-broadcast"),
+)
+NUMBERED = re.compile(r"(parameter|constant)\(-?\d+\)")
+# They are done when their operands are, and move nothing.
+FREE = ("parameter", "constant", "get-tuple-element", "tuple", "bitcast", "after-all", "partition-id", "replica-id")
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """One array of an instruction's result: its type, its sizes, and whether it lies in the chip's fast memory."""
+
+    kind: str
+    sizes: tuple[int, ...]
+    near: bool
+
+    @property
+    def bytes(self) -> int:
+        bits = BITS.get(self.kind, 8)  # the many kinds of 8-bit floats
+        return (math.prod(self.sizes) * bits + 7) // 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """One line of a computation. `attributes` is what follows the operands, as text."""
+
+    name: str
+    opcode: str
+    shapes: tuple[Shape, ...]
+    operands: tuple[str, ...]
+    attributes: str
+
+    def attribute(self, pattern: str) -> str | None:
+        """What the pattern's group finds among the attributes."""
+        found = re.search(pattern, self.attributes)
+        return found.group(1) if found else None
+
+    @property
+    def called(self) -> list[str]:
+        """The computations that it runs, of a loop without its condition."""
+        names = re.findall(
+            r"\b(?:calls|to_apply|body|true_computation|false_computation)=%?([\w.\-]+)", self.attributes
+        )
+        branches = self.attribute(r"\bbranch_computations=\{([^}]*)\}")
+        return names + ([] if branches is None else re.findall(r"%?([\w.\-]+)", branches))
+
+    @property
+    def collective(self) -> str | None:
+        """Which collective it begins, if any; one between slices is written as something sent to the host."""
+        if self.opcode == "send":
+            kind = self.attribute(r'_xla_megascale_transfer_type="(\w+)"')
+            return None if kind is None else kind.lower().replace("_", "-")
+        kind = self.opcode.removesuffix("-start")
+        return kind if kind in COLLECTIVES else None
+
+    @property
+    def meeting(self) -> str | None:
+        """What a `send` and the `recv` that answers it have in common."""
+        return self.attribute(r'_xla_host_transfer_rendezvous="([^"]*)"')
+
+    @property
+    def path(self) -> str:
+        """JAX's name for the operation: the functions around it, joined by slashes."""
+        return self.attribute(r'op_name="([^"]*)"') or ""
+
+
+def parse(line: str) -> Instruction:
+    name, _, rest = line.strip().removeprefix("ROOT ").partition(" = ")
+    end = _closing(rest, 0) + 1 if rest.startswith("(") else rest.index(" ")
+    shapes, rest = rest[:end], rest[end:].lstrip()
+    begin = rest.index("(")
+    end = _closing(rest, begin)
+    return Instruction(
+        name.removeprefix("%"),
+        rest[:begin],
+        tuple(_shapes(shapes)),
+        # A parameter's place and a number that is constant stand where others have operands.
+        (rest[begin + 1 : end],) if NUMBERED.match(rest) else tuple(_names(rest[begin : end + 1])),
+        rest[end + 1 :],
+    )
+
+
+def _names(text: str) -> list[str]:
+    return re.findall(r"%([\w.\-]+)", text)
+
+
+def _closing(text: str, begin: int) -> int:
+    """Where the parenthesis that opens at `begin` is closed."""
+    depth = 0
+    for place in range(begin, len(text)):
+        depth += {"(": 1, ")": -1}.get(text[place], 0)
+        if not depth:
+            return place
+    raise ValueError(f"a parenthesis is never closed: {text[:80]}")
+
+
+def _shapes(text: str) -> Iterator[Shape]:
+    for kind, sizes, layout in re.findall(r"\b([a-z]\w*)\[([\d,<=]*)\](\{[^}]*\})?", text):
+        yield Shape(kind, tuple(int(size.lstrip("<=")) for size in sizes.split(",") if size), "S(1)" in layout)
+
+
+def axes(instruction: Instruction, name: str) -> list[int]:
+    found = instruction.attribute(rf"\b{name}=\{{([\d,]*)\}}") or ""
+    return [int(axis) for axis in found.split(",") if axis]
+
+
+def convolution(
+    instruction: Instruction, inputs: tuple[int, ...], kernel: tuple[int, ...], outputs: tuple[int, ...]
+) -> tuple[int, int, int]:
+    """Rows are the pairs of an input and a kernel entry that meet, over all outputs: padding and dilation are no work.
+
+    A TPU's compiler writes products of matrices so, too, with windows that reach far beyond the array.
+    """
+    labels = instruction.attribute(r"dim_labels=([\w?]+_[\w?]+->[\w?]+)")
+    assert labels is not None
+    left, right, out = re.split(r"_|->", labels)
+    rows = outputs[out.index("b")]
+    spatial = [label for label in out if label.isdigit()]
+    window = instruction.attribute(r"window=\{([^}]*)\}") or ""
+
+    def settings(name: str, default: str) -> list[str]:
+        found = re.search(rf"\b{name}=(\S+)", window)
+        return found.group(1).split("x") if found else [default] * len(spatial)
+
+    strides, pads = settings("stride", "1"), settings("pad", "0_0")
+    spread, apart = settings("lhs_dilate", "1"), settings("rhs_dilate", "1")
+    for place, label in enumerate(spatial):
+        entries = np.arange(kernel[right.index(label)])[:, None] * int(apart[place])
+        positions = np.arange(outputs[out.index(label)]) * int(strides[place])
+        at = positions + entries - int(pads[place].split("_")[0])
+        reach = (inputs[left.index(label)] - 1) * int(spread[place])
+        rows *= int(((at >= 0) & (at <= reach) & (at % int(spread[place]) == 0)).sum())
+    return rows, outputs[out.index("f")], kernel[right.index("i")]
