@@ -8,6 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from mmjax.errors import UserError
+from mmjax.layers.attend import attend
 from mmjax.layers.linear import Linear, make_parameter
 from mmjax.layers.mlp import MLP
 from mmjax.layers.norm import Norm, dropout
@@ -69,26 +70,6 @@ class Attention(nnx.Module):
         seen = None if mask is None else mask[:, None, None, :]
         y = self.out(attend(self.query(x), *memory, seen, causal))
         return y if mask is None else jnp.where(mask.any(1)[:, None, None], y, 0)
-
-
-def attend(
-    query: Float[Array, "B N H K"],
-    key: Float[Array, "B M H K"],
-    value: Float[Array, "B M H K"],
-    mask: Bool[Array, "#B 1 1 M"] | None,
-    causal: bool,
-) -> Float[Array, "B N H K"]:
-    """softmax(Q K^T / sqrt(K)) V, of what the mask lets through; softmax in float32."""
-    # Heads first: with tokens first (`jax.nn.dot_product_attention`) JAX 0.10 takes a third longer on a CPU.
-    query, key, value = (jnp.swapaxes(array, 1, 2) for array in (query, key, value))
-    logits = jnp.einsum("bhnk,bhmk->bhnm", query, key, preferred_element_type=jnp.float32) * query.shape[-1] ** -0.5
-    lowest = jnp.finfo(jnp.float32).min
-    if mask is not None:
-        logits = jnp.where(mask, logits, lowest)
-    if causal:
-        logits = jnp.where(jnp.tri(logits.shape[2], logits.shape[3], dtype=bool), logits, lowest)
-    weights = jax.nn.softmax(logits).astype(value.dtype)
-    return jnp.swapaxes(jnp.einsum("bhnm,bhmk->bhnk", weights, value), 1, 2)
 
 
 class Block(nnx.Module):

@@ -22,7 +22,7 @@ def count_flops(function: Callable[..., Any], *arguments: Any) -> int:
 
     `arguments` may be abstract (`jax.ShapeDtypeStruct`); nothing is compiled or run. The count is of the whole (global)
     arrays. A scanned body counts as often as it runs, of a `cond` the costliest branch. A `while_loop` whose number of
-    turns only the run knows counts as one turn, and a kernel written by hand (`pallas_call`, `ffi_call`) as nothing.
+    turns only the run knows counts as one turn, and a kernel in another language (`ffi_call`) as nothing.
     Element-wise work, reductions, sorting and Fourier transforms are left out, as is the custom for model FLOPs. A
     training step is taken as three times its forward pass (Chowdhery et al. 2022, "PaLM", appendix B); what
     rematerialisation repeats is not the model's.
@@ -66,7 +66,10 @@ def _equation_flops(equation: JaxprEqn) -> int:
         case "shard_map":
             return _shards(parameters) * _inner_flops(parameters["jaxpr"])
         case "pallas_call":
-            return 0
+            return math.prod(parameters["grid_mapping"].grid) * _inner_flops(parameters["jaxpr"])
+        case name if name.startswith("dot_product_attention_fwd"):  # cuDNN's
+            (examples, rows, heads, head), (_, columns, *_) = (_shape(variable) for variable in equation.invars[:2])
+            return 4 * examples * heads * rows * columns * head
     # jit, custom_jvp_call, custom_vjp_call, checkpoint and whatever else holds the computation it stands for.
     return sum(_inner_flops(value) for value in parameters.values() if isinstance(value, Jaxpr | ClosedJaxpr))
 

@@ -14,6 +14,9 @@ from mmjax.profiling.frames import PACKAGE, Frame, Frames
 from mmjax.profiling.groups import device_groups
 from mmjax.profiling.instruction import Instruction, axes, convolution, parse
 
+# Products in the kernels of JAX's splash attention: scores and what is read; the same scores again, and four slopes.
+ATTENTION = {"/splash_mha_fwd": 2, "/splash_mha_dkv": 5}
+
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
@@ -31,11 +34,28 @@ class Collective:
     path: str
 
 
+@dataclasses.dataclass(frozen=True)
+class Product:
+    """A product of matrices that is made `times` times, of rows and columns, summed over `depth`, of such numbers."""
+
+    rows: int
+    columns: int
+    depth: int
+    kind: str
+    times: int = 1
+
+    @property
+    def flops(self) -> int:
+        return 2 * self.times * self.rows * self.columns * self.depth
+
+
 class Module:
     """A compiled program, from the text that `jax.stages.Compiled.as_text` gives."""
 
     def __init__(self, text: str):
         """Raises ValueError where the text is no program."""
+        # What a kernel of Pallas says of itself takes lines of its own, in the midst of an instruction.
+        text = re.sub(r'=\{\n(".*")\n\}', r"={\1}", text)
         self.computations: dict[str, dict[str, Instruction]] = {}
         self.entry = ""
         current: dict[str, Instruction] | None = None
@@ -132,31 +152,43 @@ class Module:
 
     def inside(self, computation: str, instruction: Instruction) -> int:
         """The FLOPs of an instruction with all that it calls, loops as often as they run."""
-        return sum(2 * times * math.prod(sizes) for sizes, times in self.products(computation, instruction))
+        return sum(product.flops for product in self.products(computation, instruction))
 
-    def products(self, computation: str, instruction: Instruction) -> Iterator[tuple[tuple[int, int, int], int]]:
-        """All products in an instruction and what it calls, as M, N and K, and how often each is made."""
+    def products(self, computation: str, instruction: Instruction) -> Iterator[Product]:
+        """All products in an instruction and what it calls."""
         own = self._product(computation, instruction)
         if own is not None:
-            yield own, 1
+            yield own
         for name in instruction.called:
             for part in self.computations.get(name, {}).values():
-                for sizes, times in self.products(name, part):
-                    yield sizes, times * self.trips(instruction)
+                for product in self.products(name, part):
+                    yield dataclasses.replace(product, times=product.times * self.trips(instruction))
 
-    def _product(self, computation: str, instruction: Instruction) -> tuple[int, int, int] | None:
-        """M, N and K of the product of matrices that an instruction is: rows, columns, and what is summed over."""
+    def _product(self, computation: str, instruction: Instruction) -> Product | None:
+        among = self.computations[computation]
+        if instruction.opcode == "custom-call":
+            return self._attention(among, instruction)
         if instruction.opcode not in ("dot", "convolution"):
             return None
-        among = self.computations[computation]
-        left, right = (among[name].shapes[0].sizes for name in instruction.operands[:2])
-        out = instruction.shapes[0].sizes
+        factors = [among[name].shapes[0] for name in instruction.operands[:2]]
+        left, right = (shape.sizes for shape in factors)
+        out, kind = instruction.shapes[0].sizes, factors[0].kind
         if instruction.opcode == "convolution":
-            return convolution(instruction, left, right, out)
-        summed, shared = (axes(instruction, f"rhs_{kind}_dims") for kind in ("contracting", "batch"))
+            return Product(*convolution(instruction, left, right, out), kind)
+        summed, shared = (axes(instruction, f"rhs_{role}_dims") for role in ("contracting", "batch"))
         depth = math.prod(right[axis] for axis in summed)
         columns = math.prod(right) // depth // math.prod(right[axis] for axis in shared)
-        return math.prod(out) // columns, columns, depth
+        return Product(math.prod(out) // columns, columns, depth, kind)
+
+    def _attention(self, among: dict[str, Instruction], instruction: Instruction) -> Product | None:
+        """The products in a fused kernel of attention, which its text does not tell: one for each example and head."""
+        made = next((times for kernel, times in ATTENTION.items() if kernel in instruction.path), None)
+        if made is None:
+            return None
+        shapes = (among[name].shapes[0] for name in instruction.operands)
+        query, key, *_ = (shape for shape in shapes if shape.kind == "bf16")
+        *alike, rows, head = query.sizes
+        return Product(rows, key.sizes[-2], head, query.kind, made * math.prod(alike))
 
     def traffic(self, computation: str, instruction: Instruction) -> int:
         """The bytes that an instruction reads from and writes to the device's large memory.

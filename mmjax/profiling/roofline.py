@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from mmjax.profiling.chips import Chip
-from mmjax.profiling.hlo import Module
+from mmjax.profiling.hlo import Module, Product
 from mmjax.profiling.instruction import FREE, Instruction
 
 # Rows, columns and sums of a product are filled up to multiples of these in a matrix unit (Jouppi et al. 2023; v6e and
@@ -113,7 +113,7 @@ class Clock:
             self.free[network] = finish
             self.ends[name, instruction.meeting or instruction.name] = finish, network
             return
-        compute = self._products(name, instruction) / self.chip.flops
+        compute = self._compute(name, instruction)
         memory = self.module.traffic(name, instruction) / self.chip.hbm
         seconds, kind = max((compute, "compute"), (memory, "memory"))
         link = self._link(instruction)
@@ -167,10 +167,12 @@ class Clock:
         called = [(name, part) for name in instruction.called for part in self.module.computations[name].values()]
         return [(instruction.name, instruction), *called]
 
-    def _products(self, name: str, instruction: Instruction) -> float:
-        """FLOPs of all products in an instruction, each filled up to whole tiles."""
-        filled = (
-            2 * times * math.prod(-(-size // tile) * tile for size, tile in zip(sizes, self.tile, strict=True))
-            for sizes, times in self.module.products(name, instruction)
-        )
-        return float(sum(filled))
+    def _compute(self, name: str, instruction: Instruction) -> float:
+        """Seconds of all products in an instruction, each filled up to whole tiles."""
+
+        def seconds(product: Product) -> float:
+            sizes = zip((product.rows, product.columns, product.depth), self.tile, strict=True)
+            filled = math.prod(-(-size // tile) * tile for size, tile in sizes)
+            return 2 * product.times * filled / (self.chip.flops * self.chip.faster(product.kind))
+
+        return sum(map(seconds, self.module.products(name, instruction)), start=0.0)

@@ -1,0 +1,126 @@
+"""softmax(Q K^T / sqrt(K)) V, by the kernel that suits the device and the shapes; `attend` chooses."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+# What a kernel maps queries, keys, values, what is seen of them, and whether the later is hidden, to.
+Kernel = Callable[[Array, Array, Array, Array | None, bool], Array]
+# Rows and columns of scores that splash attention works through at a time, the largest that divide them.
+BLOCKS = (512, 256)
+
+
+def attend(
+    query: Float[Array, "B N H K"],
+    key: Float[Array, "B M H K"],
+    value: Float[Array, "B M H K"],
+    mask: Bool[Array, "#B 1 1 M"] | None,
+    causal: bool,
+) -> Float[Array, "B N H K"]:
+    """softmax(Q K^T / sqrt(K)) V, of what the mask lets through; softmax in float32.
+
+    What is not a number or without bound in keys and values that the mask hides may reach the result.
+    """
+    return choose(query, key)(query, key, value, mask, causal)
+
+
+def choose(query: Float[Array, "B N H K"], key: Float[Array, "B M H K"]) -> Kernel:
+    """The quickest kernel for the device that the types name: a fused one, that never writes the scores to memory,
+    where there is one for such shapes, else what XLA makes of two products."""
+    type_, other = jax.typeof(query), jax.typeof(key)
+    mesh, split = type_.sharding.mesh, type_.sharding.spec
+    # Each device has whole rows of scores, and no two devices the same ones.
+    used = {axis for each in split if each for axis in (each if isinstance(each, tuple) else (each,))}
+    apart = split == other.sharding.spec and split[1] is None and split[3] is None
+    if (
+        mesh.abstract_device is None
+        or not apart
+        or any(mesh.shape[axis] > 1 for axis in mesh.shape if axis not in used)
+    ):
+        return two_products
+    platform, kind = mesh.abstract_device.platform, mesh.abstract_device.device_kind
+    rows, columns, head = type_.shape[1], other.shape[1], type_.shape[3]
+    if platform == "tpu" and type_.dtype == jnp.bfloat16 and not head % 128 and _block(rows) and _block(columns):
+        return functools.partial(on_shards, splash)
+    # The even sizes are what cuDNN asks for where there is a mask.
+    even = not (rows % 2 or columns % 2 or head % 8) and head <= 128 and min(rows, columns) >= BLOCKS[-1]
+    if platform == "gpu" and kind.startswith("NVIDIA") and type_.dtype == jnp.bfloat16 and even:
+        return functools.partial(on_shards, cudnn)
+    return two_products
+
+
+def two_products(query: Array, key: Array, value: Array, mask: Array | None, causal: bool) -> Array:
+    """Two products around a softmax, for whatever device."""
+    # Heads first: with tokens first (`jax.nn.dot_product_attention`) JAX 0.10 takes a third longer on a CPU.
+    query, key, value = (jnp.swapaxes(array, 1, 2) for array in (query, key, value))
+    logits = jnp.einsum("bhnk,bhmk->bhnm", query, key, preferred_element_type=jnp.float32) * query.shape[-1] ** -0.5
+    lowest = jnp.finfo(jnp.float32).min
+    if mask is not None:
+        logits = jnp.where(mask, logits, lowest)
+    if causal:
+        logits = jnp.where(jnp.tri(logits.shape[2], logits.shape[3], dtype=bool), logits, lowest)
+    weights = jax.nn.softmax(logits).astype(value.dtype)
+    return jnp.swapaxes(jnp.einsum("bhnm,bhmk->bhnk", weights, value), 1, 2)
+
+
+def cudnn(query: Array, key: Array, value: Array, mask: Array | None, causal: bool) -> Array:
+    """NVIDIA's fused kernel (after Dao et al. 2022, FlashAttention)."""
+    if mask is not None:
+        mask = jnp.broadcast_to(mask, (query.shape[0], 1, query.shape[1], key.shape[1]))
+    return jax.nn.dot_product_attention(query, key, value, mask=mask, is_causal=causal, implementation="cudnn")
+
+
+def splash(query: Array, key: Array, value: Array, mask: Array | None, causal: bool, interpret: bool = False) -> Array:
+    """JAX's fused kernel for TPUs, which leaves out blocks of scores that no one sees; `interpret` runs it anywhere."""
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+    (_, rows, heads, head), columns = query.shape, key.shape[1]
+    across, along = _block(rows), _block(columns)
+    blocks = kernels.BlockSizes(
+        block_q=across,
+        block_kv=along,
+        block_kv_compute=along,
+        block_q_dkv=across,
+        block_kv_dkv=along,
+        block_kv_dkv_compute=along,
+        use_fused_bwd_kernel=True,
+    )
+    seen = masks.CausalMask((rows, columns)) if causal else masks.FullMask((rows, columns))
+    kernel = kernels.make_splash_mha_single_device(
+        masks.MultiHeadMask([seen] * heads), block_sizes=blocks, interpret=interpret
+    )
+
+    def each(query: Array, key: Array, value: Array, mask: Array | None) -> Array:
+        # Tokens see those of their own segment: 1, which hidden ones are not in.
+        ids = mask if mask is None else kernels.SegmentIds(jnp.ones(rows, jnp.int32), mask[0, 0].astype(jnp.int32))
+        return kernel(query * head**-0.5, key, value, segment_ids=ids)
+
+    if mask is not None:
+        mask = jnp.broadcast_to(mask, (query.shape[0], *mask.shape[1:]))
+    query, key, value = (jnp.swapaxes(array, 1, 2) for array in (query, key, value))
+    return jnp.swapaxes(jax.vmap(each)(query, key, value, mask), 1, 2)
+
+
+def _block(size: int) -> int:
+    """How many rows or columns go at a time; 0 where nothing divides them, and where they are too few to gain by."""
+    return next((block for block in BLOCKS if not size % block), 0)
+
+
+def on_shards(
+    kernel: Kernel, query: Array, key: Array, value: Array, mask: Array | None, causal: bool
+) -> Float[Array, "B N H K"]:
+    """A kernel that is no operation of XLA's, on each device's examples and heads."""
+    split = jax.typeof(query).sharding.spec
+    # A mask of all examples at once is every device's, and so is one that is not there.
+    of_mask = None if mask is None else jax.P(split[0] if mask.shape[0] > 1 else None)
+
+    def local(query: Array, key: Array, value: Array, mask: Array | None) -> Array:
+        return kernel(query, key, value, mask, causal)
+
+    # Splash attention does not say along which axes what it makes differs, so that it cannot be checked.
+    sharded = jax.shard_map(local, in_specs=(split, split, split, of_mask), out_specs=split, check_vma=False)
+    return sharded(query, key, value, mask)
