@@ -42,7 +42,7 @@ def digit_strings() -> Experiment:
                 "image": CodeDecoder(
                     target="image", quantizer=Codebook(size=256, width=8), widths=(16, 32, 64), depth=2
                 ),
-                "speech": SpeechVae(target="speech", text="text", warmup=500),
+                "speech": SpeechVae(target="speech", text="text", depth=3, couplings=2, warmup=500),
             },
             # Each is made of each by itself, too.
             modality_dropout=0.5,

@@ -15,6 +15,7 @@ from mmjax import generators, heads
 from mmjax.encoders import Encoder
 from mmjax.errors import UserError
 from mmjax.fusion import CrossAttention, Fusion
+from mmjax.layers.low_precision import Products, lower_precision
 from mmjax.layers.output import ContestedModule, Output
 from mmjax.layers.settings import Settings
 from mmjax.layers.stack import Remat
@@ -35,6 +36,9 @@ class Model:
     width: int = chz.field(default=128, doc="width D of the tokens")
     dtype: Literal["float32", "bfloat16"] = chz.field(
         default="bfloat16", doc="of the computation; parameters are float32"
+    )
+    products: Literal["exact"] | Products = chz.field(
+        default="exact", doc="in attention and perceptrons: of numbers of dtype, or rounded to int8 or float8"
     )
     dropout: float = chz.field(default=0.0, doc="share of residual branches' entries dropped in training")
     modality_dropout: float = chz.field(default=0.0, doc="chance in training that the fusion misses a modality")
@@ -122,6 +126,8 @@ class Multimodal(nnx.Module):
         self.blind = {name: tuple(sorted(set(output.blind) & set(encoders))) for name, output in outputs.items()}
         self.reads = {name: frozenset(output.unimodal) for name, output in outputs.items()}
         self.modality_dropout = config.modality_dropout
+        if config.products != "exact":
+            lower_precision(self, config.products)
 
     def blindfold(self, modalities: Collection[str]) -> "Multimodal":
         """The same model, none of whose outputs sees these modalities."""

@@ -13,6 +13,8 @@ from mmjax.errors import UserError
 from mmjax.sharding.rules import Rules
 
 Axes = tuple[str | None, ...]
+# Which dimensions of two arrays are summed over, and which they share, as `jax.lax.dot_general` takes it.
+Contraction = tuple[tuple[tuple[int, ...], tuple[int, ...]], tuple[tuple[int, ...], tuple[int, ...]]]
 
 # A parameter of fewer bytes is kept whole where a mesh does not divide it.
 SMALL = 2**22
@@ -65,6 +67,11 @@ def use_apart(parameter: nnx.Param, axes: Axes, dtype: jnp.dtype, rules: Rules) 
     return jax.sharding.reshard(jax.sharding.reshard(parameter[...].astype(dtype), stored), used)
 
 
+def contract(x: Array, kernel: Array, contraction: Contraction, spec: PartitionSpec) -> Array:
+    """The product in their own dtype."""
+    return jax.lax.dot_general(x, kernel, contraction, out_sharding=spec)
+
+
 class Linear(nnx.Module):
     """y = x W + b over the last `inputs` dimensions of x.
 
@@ -95,6 +102,7 @@ class Linear(nnx.Module):
         whole = (None,) * (len(shape) - inputs)
         self.bias = make_parameter(zeros, shape[inputs:], whole, rules=rules, rngs=rngs) if bias else None
         self.axes, self.inputs, self.rules = axes, inputs, rules
+        self.contract: Callable[[Array, Array, Contraction, PartitionSpec], Array] = contract
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         leading, read = x.shape[: x.ndim - self.inputs], self.axes[: self.inputs]
@@ -105,7 +113,7 @@ class Linear(nnx.Module):
         spec = self.rules.in_use("batch", *read)
         rows = jax.lax.reshape(x, (math.prod(leading), *x.shape[len(leading) :]), out_sharding=spec)
         contracted = (tuple(range(1, x.ndim - len(leading) + 1)), tuple(range(self.inputs)))
-        y = jax.lax.dot_general(rows, kernel, (contracted, ((), ())), out_sharding=self.rules.spec("batch", *outputs))
+        y = self.contract(rows, kernel, (contracted, ((), ())), self.rules.spec("batch", *outputs))
         if self.bias is not None:
             y = y + jax.sharding.reshard(self.bias[...].astype(x.dtype), self.rules.spec(*outputs))
         spec = self.rules.spec("batch", *[None] * (len(leading) - 1), *outputs)

@@ -11,6 +11,7 @@ class Chip:
 
     `flops` is dense bfloat16. `links` is how many neighbours a device has in the torus or switch that holds a slice
     together, `ici` what it sends to all of them at once, one way; `dcn` its share of its host's way to other slices.
+    `eight` are the 8-bit numbers ("s8", "f8") that it multiplies at twice the rate.
     """
 
     name: str
@@ -22,6 +23,11 @@ class Chip:
     ici: float
     links: int
     dcn: float
+    eight: tuple[str, ...] = ()
+
+    def faster(self, kind: str) -> int:
+        """By what products of such numbers, as a compiled program calls them, are faster than those of bfloat16."""
+        return 2 if kind[:2] in self.eight else 1
 
 
 # TPU: the table of each version's page (cloud.google.com/tpu/docs/v4, v5e, v5p, v6e, tpu7x): peak compute per chip in
@@ -33,22 +39,22 @@ class Chip:
 # NVIDIA: the data sheets, half of each figure that is given "with sparsity": A100 312 TFLOP/s (SXM, PCIe); H100 SXM
 # 1979/2, PCIe 1513/2, NVL 1671/2; H200 SXM 1979/2, NVL 1671/2; B200 from HGX B200, 36 PFLOP/s with sparsity on 8 GPUs.
 # Half of NVLink's bandwidth, which counts both ways; a GPU's share of the network is one NIC of 400 Gbps (A100: 200)
-# a GPU, as in DGX machines.
+# a GPU, as in DGX machines. All double their rate with INT8, and from the H100 on with FP8.
 TPUS = (
     Chip("v4", ("TPU v4",), 275e12, 32 * GIB, 1200e9, 300e9, 6, 50e9 / 8),
-    Chip("v5e", ("TPU v5 lite", "TPU v5e"), 197e12, 16 * GIB, 819e9, 200e9, 4, 25e9 / 8),
-    Chip("v5p", ("TPU v5", "TPU v5p"), 459e12, 95 * GIB, 2765e9, 600e9, 6, 50e9 / 8),
-    Chip("v6e", ("TPU v6 lite", "TPU v6e"), 918e12, 32 * GIB, 1638e9, 400e9, 4, 100e9 / 8),
-    Chip("tpu7x", ("TPU7x",), 2307e12 / 2, 96 * GIB, 7380e9 / 2, 600e9 / 2, 6, 100e9 / 8 / 2),
+    Chip("v5e", ("TPU v5 lite", "TPU v5e"), 197e12, 16 * GIB, 819e9, 200e9, 4, 25e9 / 8, ("s8",)),
+    Chip("v5p", ("TPU v5", "TPU v5p"), 459e12, 95 * GIB, 2765e9, 600e9, 6, 50e9 / 8, ("s8",)),
+    Chip("v6e", ("TPU v6 lite", "TPU v6e"), 918e12, 32 * GIB, 1638e9, 400e9, 4, 100e9 / 8, ("s8",)),
+    Chip("tpu7x", ("TPU7x",), 2307e12 / 2, 96 * GIB, 7380e9 / 2, 600e9 / 2, 6, 100e9 / 8 / 2, ("f8",)),
 )
 GPUS = (
-    Chip("a100", ("NVIDIA A100",), 312e12, 80 * GIB, 2039e9, 300e9, 1, 200e9 / 8),
-    Chip("h100", ("NVIDIA H100",), 1979e12 / 2, 80 * GIB, 3350e9, 450e9, 1, 400e9 / 8),
-    Chip("h100-pcie", ("NVIDIA H100 PCIe",), 1513e12 / 2, 80 * GIB, 2000e9, 300e9, 1, 400e9 / 8),
-    Chip("h100-nvl", ("NVIDIA H100 NVL",), 1671e12 / 2, 94 * GIB, 3900e9, 300e9, 1, 400e9 / 8),
-    Chip("h200", ("NVIDIA H200",), 1979e12 / 2, 141 * 10**9, 4800e9, 450e9, 1, 400e9 / 8),
-    Chip("h200-nvl", ("NVIDIA H200 NVL",), 1671e12 / 2, 141 * 10**9, 4800e9, 450e9, 1, 400e9 / 8),
-    Chip("b200", ("NVIDIA B200",), 36e15 / 2 / 8, 180 * 10**9, 8000e9, 900e9, 1, 400e9 / 8),
+    Chip("a100", ("NVIDIA A100",), 312e12, 80 * GIB, 2039e9, 300e9, 1, 200e9 / 8, ("s8",)),
+    Chip("h100", ("NVIDIA H100",), 1979e12 / 2, 80 * GIB, 3350e9, 450e9, 1, 400e9 / 8, ("s8", "f8")),
+    Chip("h100-pcie", ("NVIDIA H100 PCIe",), 1513e12 / 2, 80 * GIB, 2000e9, 300e9, 1, 400e9 / 8, ("s8", "f8")),
+    Chip("h100-nvl", ("NVIDIA H100 NVL",), 1671e12 / 2, 94 * GIB, 3900e9, 300e9, 1, 400e9 / 8, ("s8", "f8")),
+    Chip("h200", ("NVIDIA H200",), 1979e12 / 2, 141 * 10**9, 4800e9, 450e9, 1, 400e9 / 8, ("s8", "f8")),
+    Chip("h200-nvl", ("NVIDIA H200 NVL",), 1671e12 / 2, 141 * 10**9, 4800e9, 450e9, 1, 400e9 / 8, ("s8", "f8")),
+    Chip("b200", ("NVIDIA B200",), 36e15 / 2 / 8, 180 * 10**9, 8000e9, 900e9, 1, 400e9 / 8, ("s8", "f8")),
 )
 CHIPS = {chip.name: chip for chip in (*TPUS, *GPUS)}
 

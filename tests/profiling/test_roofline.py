@@ -61,3 +61,9 @@ def test_products_are_filled_up_to_tiles():
     odd = TEXT.replace("512,256]", "512,130]").replace("128,256]", "128,130]")
     assert run(odd).compute == pytest.approx(7 * PRODUCT)
     assert run(TEXT, dataclasses.replace(CHIP, flops=0.5e12)).compute == pytest.approx(2 * 7 * PRODUCT)
+
+
+@pytest.mark.parametrize(("kind", "chip", "faster"), [("s8", "v5e", 2), ("f8e4m3fn", "v5e", 1), ("s8", "v4", 1)])
+def test_products_of_8_bit_numbers_are_twice_as_fast_where_the_chip_has_them(kind, chip, faster):
+    chip = dataclasses.replace(CHIPS[chip], flops=1e12, hbm=1e18)
+    assert run(TEXT.replace("bf16", kind), chip).compute == pytest.approx(7 * PRODUCT / faster)

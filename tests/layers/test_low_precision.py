@@ -1,0 +1,149 @@
+"""Products of rounded numbers: what they are, their slopes, on one device and on several."""
+
+import collections
+import sys
+
+import chz
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from mmjax.errors import UserError
+from mmjax.layers.linear import Linear
+from mmjax.layers.low_precision import Rounded, lower_precision
+from mmjax.layers.mlp import MLP
+from mmjax.profiling.hlo import Module
+from mmjax.sharding.mesh import MeshShape
+from mmjax.sharding.rules import PRESETS, Rules
+from mmjax.sharding.topology import parse_topology
+from tests.reference import draw
+from tests.small import FEATURES
+from tests.test_model import ATTENTIVE
+
+
+@pytest.fixture(scope="module", autouse=True)
+def mesh():
+    with jax.set_mesh(MeshShape(data=1).build()) as mesh:
+        yield mesh
+
+
+def rounded(array: np.ndarray, axis: int) -> np.ndarray:
+    """To 255 equally spaced numbers that reach as far as the largest along the axis, by NumPy."""
+    scale = np.abs(array).max(axis, keepdims=True) / 127.5
+    return np.clip(np.rint(array / scale), -127, 127) * scale
+
+
+def apart(one: jax.Array, other: jax.Array) -> float:
+    """The root mean square of the difference, relative to the other."""
+    return float(np.sqrt(np.square(one - other).mean() / np.square(other).mean()))
+
+
+@pytest.fixture(scope="module")
+def linear() -> Linear:
+    return Linear((96, 64), ("embed", "mlp"), rules=Rules(), rngs=nnx.Rngs(0))
+
+
+def given(array: np.ndarray) -> jax.Array:
+    """As a batch lies on the mesh."""
+    return jax.sharding.reshard(jnp.asarray(array), Rules().spec("batch", None))
+
+
+def numbers(*sizes: int) -> np.ndarray:
+    return np.random.default_rng(sum(sizes)).normal(size=sizes).astype(np.float32)
+
+
+def test_int8_products_and_their_slopes_as_numpy_rounds_them(linear):
+    x, slope = numbers(32, 96), numbers(32, 64)
+    linear.contract = Rounded("int8")
+    made, pull = jax.vjp(lambda linear, x: linear(x), linear, given(x))
+    of_linear, of_x = pull(given(slope))
+    kernel = np.asarray(linear.kernel[...])
+    # The largest number lies between the last one and one beyond, and may be either by the last bit of the scale.
+    assert apart(made, rounded(x, 1) @ rounded(kernel, 0)) < 0.002
+    assert apart(of_x, rounded(slope, 1) @ rounded(kernel, 1).T) < 0.002
+    np.testing.assert_allclose(of_linear.kernel[...], x.T @ slope, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("products", "error"), [("int8", 0.02), ("float8", 0.06)])
+def test_rounding_costs_so_much(linear, products, error):
+    """Root mean square errors, relative to what is made."""
+    x, slope = numbers(256, 96), numbers(256, 64)
+
+    def both(contract):
+        linear.contract = contract
+        made, pull = jax.vjp(lambda x: linear(x), given(x))
+        return made, pull(given(slope))[0]
+
+    plain = Linear((96, 64), ("embed", "mlp"), rules=Rules(), rngs=nnx.Rngs(0)).contract
+    for one, other in zip(both(Rounded(products)), both(plain), strict=True):
+        assert error / 4 < apart(one, other) < error
+
+
+@pytest.mark.parametrize("products", ["int8", "float8"])
+def test_several_devices_round_as_one_does(products):
+    x, slope = numbers(32, 4, 96), numbers(32, 4, 96)
+
+    def compute(shape: MeshShape) -> tuple[jax.Array, ...]:
+        mesh = shape.build()
+        rules = PRESETS["fsdp_tensor"]
+        with jax.set_mesh(mesh):
+            mlp = jax.jit(lambda key: MLP(96, 128, rules=rules, rngs=nnx.Rngs(key)))(jax.random.key(0))
+            lower_precision(mlp, products)
+            split = jax.NamedSharding(mesh, rules.spec("batch", None, None))
+            given, back = (jax.device_put(array, split) for array in (x, slope))
+
+            def loss(mlp, x):
+                return (mlp(x) * back).sum()
+
+            slopes, of_x = jax.jit(jax.grad(loss, argnums=(0, 1)))(mlp, given)
+            return jax.tree.map(np.asarray, (slopes.up.kernel[...], slopes.down.kernel[...], of_x))
+
+    one, several = compute(MeshShape(data=1)), compute(MeshShape(data=2, fsdp=2, tensor=2))
+    # A number just between two may go the other way, where a scale differs in its last bit: far less than rounding.
+    for here, there in zip(one, several, strict=True):
+        assert apart(there, here) < 0.005
+
+
+def test_attention_and_perceptrons_are_rounded_and_nothing_else():
+    config = chz.replace(ATTENTIVE, products="int8")
+    model = draw(lambda rngs: config.build(FEATURES, rules=PRESETS["data"], rngs=rngs))
+    found = {}
+
+    def look(module: nnx.Module, path: str) -> None:
+        if isinstance(module, Linear):
+            found[path] = module.contract
+        for name, value in vars(module).items():
+            if isinstance(value, nnx.Module):
+                look(value, f"{path}/{name}")
+
+    look(model, "")
+    low = {path for path, contract in found.items() if contract == Rounded("int8")}
+    assert low == {path for path in found if path.split("/")[-2] in ("attention", "cross", "mlp")}
+    assert {path.split("/")[1] for path in low} == {"encoders", "fusion", "outputs"}
+    assert len(found) > len(low)
+
+
+def test_without_qwix_one_line_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "qwix", None)
+    with pytest.raises(UserError, match=r'model.products=int8 needs qwix: pip install "mmjax\[quantize\]"'):
+        lower_precision(MLP(8, 8, rules=Rules(), rngs=nnx.Rngs(0)), "int8")
+
+
+def test_a_tpus_program_multiplies_8_bit_numbers_but_for_slopes_of_parameters():
+    devices = parse_topology("v5e:2x2").devices()
+    target, rules = MeshShape(data=4).build(devices), PRESETS["data"]
+    with jax.set_mesh(target):
+        mlp = jax.eval_shape(lambda: MLP(256, 512, rules=rules, rngs=nnx.Rngs(0)))
+        lower_precision(mlp, "int8")
+        split = jax.NamedSharding(target, rules.spec("batch", None, None))
+        x = jax.ShapeDtypeStruct((8, 128, 256), jnp.bfloat16, sharding=split)
+        slopes = jax.jit(jax.grad(lambda mlp, x: jnp.square(mlp(x).astype(jnp.float32)).sum(), argnums=(0, 1)))
+        module = Module(slopes.trace(mlp, x).lower(lowering_platforms=("tpu",)).compile().as_text())
+    of = collections.Counter()
+    for instruction in module.computations[module.entry].values():
+        for product in module.products(module.entry, instruction):
+            of["s8" if product.kind == "s8" else "wide"] += product.flops
+    each = 2 * (8 * 128 // 4) * 256 * 512
+    assert of == {"s8": 4 * each, "wide": 2 * each}
