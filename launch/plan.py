@@ -162,7 +162,7 @@ def _outcome(plan: dict[str, Any]) -> dict[str, Any]:
 
 def _gpus(request: Planned, experiment: Experiment, chip: Chip, count: int) -> dict[str, Any]:
     """The plan of the experiment, or of the best that a search finds, by the estimate."""
-    from mmjax.profiling.analytic import sketch
+    from mmjax.profiling.analytic import check_mesh, sketch
     from mmjax.profiling.plan import NODE, sketched, usable
     from mmjax.profiling.search import search
 
@@ -173,6 +173,7 @@ def _gpus(request: Planned, experiment: Experiment, chip: Chip, count: int) -> d
             raise UserError(f"no mesh of {count} GPUs divides {request.name}; change train.batch_size or their number")
         experiment, rows = candidates[0].experiment, [candidate.json() for candidate in candidates[:SHOWN]]
     sizes = dict(zip(MESH_AXES, experiment.mesh.resolve(count), strict=True))
+    check_mesh(experiment, sizes)
     whole = sketched(experiment, sketch(experiment), sizes, chip)
     return whole | {"advice": None} | ({"candidates": rows} if rows else {})
 

@@ -21,12 +21,18 @@ def rows_of(sharding: jax.sharding.Sharding, batch_size: int) -> Int[np.ndarray,
     """
     try:
         slices = sharding.addressable_devices_indices_map((batch_size,)).values()
-    except ValueError as error:
-        parts = sharding.num_devices // max(1, _replicas(sharding))
+    except ValueError:
+        check_splits(batch_size, sharding.num_devices // max(1, _replicas(sharding)))
+        raise
+    return np.unique(np.concatenate([np.arange(batch_size)[rows] for rows in slices]))
+
+
+def check_splits(batch_size: int, parts: int) -> None:
+    """Raise UserError where the mesh splits a batch into parts that are not alike."""
+    if batch_size % parts:
         raise UserError(
             f"a batch of {batch_size} cannot be split evenly over {parts} parts of the mesh: use a multiple of {parts}"
-        ) from error
-    return np.unique(np.concatenate([np.arange(batch_size)[rows] for rows in slices]))
+        )
 
 
 def _replicas(sharding: jax.sharding.Sharding) -> int:

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
-from jax.sharding import AbstractMesh, AxisType
 
+from mmjax.data.place import check_splits
 from mmjax.layers.linear import SMALL
 from mmjax.profiling.chips import Chip
 from mmjax.profiling.flops import needed_flops
+from mmjax.sharding.mesh import choose_rules, sized
 from mmjax.sharding.rules import MESH_AXES, PRESETS
 from mmjax.training.program import Program
 
@@ -114,8 +115,7 @@ class Estimate:
 
 def sketch(experiment: "Experiment") -> Sketch:
     """Trace the experiment's step, on a mesh that divides everything."""
-    mesh = AbstractMesh((1,) * len(MESH_AXES), MESH_AXES, axis_types=(AxisType.Explicit,) * len(MESH_AXES))
-    with jax.sharding.use_abstract_mesh(mesh):
+    with jax.sharding.use_abstract_mesh(sized((1,) * len(MESH_AXES))):
         program = Program(experiment, experiment.data, PRESETS["fsdp_tensor"])
         state, batch = program.abstract, program.batch()
         traced = jax.make_jaxpr(program.step())(state, [batch], program.key)
@@ -141,6 +141,15 @@ def sketch(experiment: "Experiment") -> Sketch:
             accumulate=experiment.train.accumulate,
             batch_size=experiment.train.batch_size,
         )
+
+
+def check_mesh(experiment: "Experiment", sizes: Sizes) -> None:
+    """Raise UserError where a mesh of these sizes cannot train the experiment."""
+    mesh, train = sized(list(sizes.values())), experiment.train
+    rules = choose_rules(experiment.rules, mesh)
+    check_splits(train.batch_size // train.accumulate, math.prod(sizes[axis] for axis in rules.batch))
+    with jax.sharding.use_abstract_mesh(mesh):
+        Program(experiment, experiment.data, rules)
 
 
 def estimate(sketch: Sketch, mesh: Sizes, chip: Chip, near: int) -> Estimate:

@@ -88,13 +88,18 @@ class MeshShape:
         return Mesh(np.asarray(grid), MESH_AXES, axis_types=(AxisType.Explicit,) * len(sizes))
 
 
+def sized(sizes: Sequence[int]) -> AbstractMesh:
+    """A mesh of so many devices an axis, of which nothing else is known."""
+    return AbstractMesh(tuple(sizes), MESH_AXES, axis_types=(AxisType.Explicit,) * len(MESH_AXES))
+
+
 def current_mesh() -> Mesh | AbstractMesh:
     """The mesh in force; where it is of no devices, its sizes alone."""
     mesh = jax.sharding.get_mesh()
     return jax.sharding.get_abstract_mesh() if mesh.empty else mesh
 
 
-def choose_rules(name: str, mesh: Mesh) -> Rules:
+def choose_rules(name: str, mesh: Mesh | AbstractMesh) -> Rules:
     """The preset of that name.
 
     Raises UserError where it is unknown or leaves a mesh axis of several devices without work.
@@ -108,14 +113,3 @@ def choose_rules(name: str, mesh: Mesh) -> Rules:
             mend = f"choose rules={' or '.join(able)}" if able else f"set mesh.{axis}=1"
             raise UserError(f"mesh.{axis}={size} but rules={name} splits nothing over it; {mend}")
     return rules
-
-
-def check_divides(rules: Rules, mesh: Mesh, **sizes: tuple[str, int]) -> None:
-    """Raise UserError where a dimension `key=(logical name, size)` is not divided by the mesh axes it lies on."""
-    for key, (name, size) in sizes.items():
-        axes = rules.spec(name)[0] or ()
-        parts = math.prod(mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes))
-        if size % parts:
-            raise UserError(
-                f"{key.replace('__', '.')}={size} is not divided by the {parts} parts the mesh splits it into"
-            )

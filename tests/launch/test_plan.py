@@ -161,6 +161,26 @@ def test_gpus_are_planned_by_the_estimate(tmp_path, capsys):
     assert "Nothing was compiled" in (tmp_path / "report.html").read_text()
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["mesh.tensor=16", "rules=data"],
+            "mesh.tensor=16 but rules=data splits nothing over it; choose rules=tensor or",
+        ),
+        (
+            ["mesh.data=16", "train.accumulate=8"],
+            "a batch of 8 cannot be split evenly over 16 parts of the mesh: use a multiple of 16",
+        ),
+        (["mesh.tensor=16", "rules=tensor"], "mesh.tensor=16 does not divide dimension vocab=258"),
+    ],
+)
+def test_a_mesh_that_gpus_cannot_train_on_is_said_in_a_line(tmp_path, capsys, words, said):
+    command = ["interactions", *SMALL, "topology=h100:16", f"out={tmp_path}", *words]
+    assert plan.main(command) == 2
+    assert said in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_a_search_compiles_the_most_promising(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("mmjax.profiling.search.REMATS", ("none",))
     whole = planned(tmp_path, "topology=v5e:2x2", "search=true", "compiled=2")

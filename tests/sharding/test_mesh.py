@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import AxisType
 
 from mmjax.errors import UserError
-from mmjax.sharding.mesh import MeshShape, check_divides, choose_rules
+from mmjax.sharding.mesh import MeshShape, choose_rules
 from mmjax.sharding.rules import MESH_AXES, PRESETS
 
 
@@ -88,14 +88,6 @@ def test_rules_are_chosen_by_name():
     assert choose_rules("fsdp_tensor", MeshShape(fsdp=2, tensor=2).build()) is PRESETS["fsdp_tensor"]
     with pytest.raises(UserError, match="rules=zero is no preset; choose one of data, fsdp") as error:
         choose_rules("zero", MeshShape().build())
-    one_line(error)
-
-
-def test_sizes_the_mesh_divides():
-    mesh = MeshShape(data=2, fsdp=2, tensor=2).build()
-    check_divides(PRESETS["fsdp_tensor"], mesh, train__batch_size=("batch", 8), heads=("heads", 4))
-    with pytest.raises(UserError, match=r"train\.batch_size=6 is not divided by the 4 parts") as error:
-        check_divides(PRESETS["fsdp_tensor"], mesh, train__batch_size=("batch", 6))
     one_line(error)
 
 
