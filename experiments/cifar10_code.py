@@ -25,7 +25,7 @@ def cifar10_code() -> Experiment:
             # A tokenizer reads no tokens, so that what makes them is never computed.
             encoders={"image": ConvNet(stem=8, widths=(16,), depths=(1,))},
             fusion=Concat(hidden=16),
-            outputs={"image": VqVae(target="image", widths=(64, 128))},
+            outputs={"image": VqVae(target="image", widths=(32, 64))},
             unroll=True,
         ),
         optimizer=AdamW(learning_rate=1e-3, schedule=Cosine(warmup=100)),

@@ -17,7 +17,7 @@ def cifar10_vqgan() -> Experiment:
     return chz.replace(
         plain,
         name="cifar10_vqgan",
-        model=chz.replace(plain.model, outputs={"image": VqGan(target="image", widths=(64, 128), perceptual=eyes)}),
+        model=chz.replace(plain.model, outputs={"image": VqGan(target="image", widths=(32, 64), perceptual=eyes)}),
         optimizer=chz.replace(plain.optimizer, rules=(Rule(pattern="/judge/", freeze=True),)),
         train=chz.replace(
             plain.train,
