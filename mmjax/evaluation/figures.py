@@ -120,7 +120,7 @@ def curves_svg(panel: Panel, prefix: str) -> str:
     axes.set_xlabel("step", color=INK, fontsize=8)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 2.5, 5, 10]))
     axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
-    axes.ticklabel_format(style="sci", scilimits=(-3, 4), useMathText=True)
+    axes.ticklabel_format(style="sci", scilimits=(-3, 4))
     for axis in (axes.xaxis, axes.yaxis):
         axis.get_offset_text().set(color=INK, fontsize=8)
     return to_svg(figure, prefix)
@@ -128,12 +128,11 @@ def curves_svg(panel: Panel, prefix: str) -> str:
 
 def plain_axes(width: float, height: float) -> tuple["Figure", Any]:
     """An empty figure of so many inches and its axes, to be drawn on in INK, GRID and HUES."""
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasSVG(figure)
+    figure = Figure(figsize=(width, height), layout="constrained", facecolor="none")
     axes = figure.subplots()
+    axes.set_facecolor("none")
     axes.tick_params(colors=INK, labelsize=8, length=0)
     axes.grid(color=GRID, lw=0.6)
     axes.set_axisbelow(True)
@@ -144,8 +143,10 @@ def plain_axes(width: float, height: float) -> tuple["Figure", Any]:
 
 def to_svg(figure: "Figure", prefix: str) -> str:
     """The figure as an SVG element of the page, whose ids begin with `prefix`."""
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
     drawn = io.StringIO()
-    figure.savefig(drawn, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    FigureCanvasSVG(figure).print_svg(drawn, metadata={"Date": None, "Creator": None})  # savefig would draw twice
     return adopted(drawn.getvalue(), prefix)
 
 
