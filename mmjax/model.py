@@ -252,7 +252,7 @@ class Multimodal(nnx.Module):
                 else:
                     loss, details = output.loss(fused, batch, loss_key, step)
             total = total + self.weights[name] * _value(loss, name, weights)
-            metrics |= {f"{name}/{detail}": average for detail, average in details.items()}
+            metrics |= {f"{name}/{detail}": average for detail, average in {"loss": loss, **details}.items()}
         return total, critic_total, metrics
 
     def predict(self, batch: Batch, key: jax.Array | None = None) -> dict[str, dict[str, Array]]:

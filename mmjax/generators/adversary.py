@@ -41,7 +41,7 @@ class Attempt:
     def loss(self) -> tuple[Average, Metrics]:
         """The loss without a critic."""
         loss = Average.of(self.distance(self.made) + self.besides, self.weights)
-        return loss, {"loss": loss, **self.metrics}
+        return loss, self.metrics
 
 
 @chz.chz
@@ -173,8 +173,8 @@ class AdversaryModule(nnx.Module):
 
         costs, details = self._loss(show(true, 0), show(jax.lax.stop_gradient(made), 1), condition)
         critic_loss = Average.of(costs, weights)
-        metrics |= {name: Average.of(value, weights) for name, value in details.items()}
-        return loss, critic_loss, {**metrics, "loss": loss, "critic": critic_loss}
+        metrics = metrics | {name: Average.of(value, weights) for name, value in details.items()}
+        return loss, critic_loss, {**metrics, "critic": critic_loss}
 
     def _loss(self, true: Array, made: Array, condition: Array) -> tuple[Float[Array, "B"], dict[str, Array]]:
         """What the critic loses by each example, and what is worth watching."""

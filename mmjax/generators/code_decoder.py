@@ -67,7 +67,7 @@ class CodeWriter(VqModule):
         right = (logits.argmax(-1) == ids).astype(jnp.float32).mean(1)
         writing = Average.of(losses, size)
         loss = Average(tokenizer.totals + writing.totals, tokenizer.weights)
-        return loss, {**metrics, "loss": loss, "codes": writing, "accuracy": Average.of(right, size)}
+        return loss, {**metrics, "codes": writing, "accuracy": Average.of(right, size)}
 
     def predict(self, fused: Fused, key: jax.Array | None) -> dict[str, Array]:
         return {"values": self.write(fused, key, self.decoding)}

@@ -177,7 +177,6 @@ class Speaker(nnx.Module):
 
         loss = each(costs + size * duration_error)
         metrics: Metrics = {
-            "loss": loss,
             "reconstruction": each(negative),
             "square_error": each(squares),
             "kl_per_frame": Average(divergence.sum(1), frames.sum(1).astype(jnp.float32)),

@@ -76,8 +76,11 @@ class TextWriter(nnx.Module):
         loss = Average.of(losses, there)
         # As long as every token is right, a greedy decoder is given what it would have said itself.
         exact = (right | ~there).all(1).astype(jnp.float32)
-        metrics = {"accuracy": Average.of(right.astype(jnp.float32), there), "exact": Average.of(exact, there.any(1))}
-        return loss, {"loss": loss, **metrics}
+        metrics: Metrics = {
+            "accuracy": Average.of(right.astype(jnp.float32), there),
+            "exact": Average.of(exact, there.any(1)),
+        }
+        return loss, metrics
 
     def predict(self, fused: Fused, key: jax.Array | None) -> dict[str, Array]:
         return {"ids": self.write(fused, key, self.decoding)}

@@ -93,7 +93,7 @@ class TextVaeWriter(TextWriter):
         warmth = 1.0 if step is None or not self.warmup else jnp.minimum(1.0, step / self.warmup)
         cost = Average.of(jnp.maximum(divergence, self.free_bits).sum(1), some).totals
         total = Average(loss.totals + warmth * self.beta * cost, loss.weights)
-        return total, {**metrics, "loss": total, "tokens": loss, "kl": Average.of(divergence.sum(1), some)}
+        return total, {**metrics, "tokens": loss, "kl": Average.of(divergence.sum(1), some)}
 
     def write(self, fused: Fused, key: jax.Array | None, how: Decoding) -> Int[Array, "B N"]:
         draw_key, decode_key = (None, None) if key is None else jax.random.split(key)

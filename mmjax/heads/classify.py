@@ -72,7 +72,7 @@ class ClassifyHead(nnx.Module):
         losses = optax.softmax_cross_entropy(logits, targets)
         right = (logits.argmax(-1) == truth).astype(jnp.float32)
         loss = Average.of(losses, weights)
-        return loss, {"loss": loss, "accuracy": Average.of(right, weights > 0)}
+        return loss, {"accuracy": Average.of(right, weights > 0)}
 
     def predict(self, fused: Fused, key: jax.Array | None) -> dict[str, Array]:
         return {"probabilities": jax.nn.softmax(self.logits(fused.pooled).astype(jnp.float32))}

@@ -74,7 +74,7 @@ class ContrastHead(nnx.Module):
         first, second = (self.embed(side, fused.unimodal[name]) for side, name in enumerate(self.names))
         losses, right = self.compare(first, second, there)
         loss = Average.of(losses, there)
-        return loss, {"loss": loss, "batch_accuracy": Average.of(right.astype(jnp.float32), there)}
+        return loss, {"batch_accuracy": Average.of(right.astype(jnp.float32), there)}
 
     def compare(
         self,

@@ -60,8 +60,11 @@ class RegressHead(nnx.Module):
         losses = jnp.square(error / deviation) / 2 + jnp.log(deviation) + jnp.log(2 * jnp.pi) / 2
         loss = Average.of(losses, weights)
         within = (jnp.abs(error) < 1.96 * deviation).astype(jnp.float32)
-        metrics = {"absolute_error": Average.of(jnp.abs(error), weights), "coverage_95": Average.of(within, weights)}
-        return loss, {"loss": loss, **metrics}
+        metrics: Metrics = {
+            "absolute_error": Average.of(jnp.abs(error), weights),
+            "coverage_95": Average.of(within, weights),
+        }
+        return loss, metrics
 
     def predict(self, fused: Fused, key: jax.Array | None) -> dict[str, Array]:
         mean, deviation = self._distribution(fused)

@@ -31,7 +31,8 @@ class OutputModule(Protocol):
     ) -> tuple[Average, Metrics]:
         """The loss over examples whose target is present, as an average, and other averages worth watching.
 
-        `step` counts the training's steps before this one; None in an evaluation, where all that warms up is warm.
+        The loss itself becomes one of them, as "loss". `step` counts the training's steps before this one; None in an
+        evaluation, where all that warms up is warm.
         """
         ...
 
