@@ -8,7 +8,7 @@ import json
 import re
 import sys
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from launch.pages import prefer_huge_pages
 from mmjax import config
 from mmjax.data.inputs import Input, Speech
 from mmjax.errors import UserError
-from mmjax.files import write_atomic
+from mmjax.files import explained, write_atomic
 from mmjax.generators import CodeDecoder, Decoding, TextDecoder, Vocoder
 from mmjax.layers.output import Output
 from mmjax.model import Model
@@ -45,7 +45,9 @@ class Generation:
     seed: int = chz.field(default=0, doc="what the draws follow from")
     step: int | None = chz.field(default=None, doc="the checkpoint; None: the newest")
     decoding: Decoding | None = chz.field(
-        default=None, doc="how texts, and the codes of pictures, are written; None: as the run does"
+        default=None,
+        doc="how texts, and the codes of pictures, are written: decoding.temperature, decoding.top_k, decoding.top_p,"
+        " decoding.beams; None: as the run does",
     )
     vocoder: str | None = chz.field(
         default=None, doc="the run whose Vocoder makes sound of spectra like these; None: Griffin-Lim"
@@ -54,7 +56,7 @@ class Generation:
         default=None,
         x_type=str | None,
         converter=chz.mungers.if_none(lambda request: str(Path(request.run_dir, "generated"))),
-        doc="where everything goes",
+        doc="the folder where everything goes, in place of what an earlier request made there",
     )
 
     @chz.validate
@@ -74,6 +76,8 @@ def generate(request: Generation) -> Path:
     experiment = config.read(request.run_dir)
     given = sources(request.from_, experiment.model)
     outputs = choose(experiment.model, request.to, given)
+    folder = Path(request.out).expanduser()
+    earlier = made_earlier(folder)
     data = experiment.data.bind(experiment.data_dir, request.run_dir)
     prompt = make_prompt(data.inputs, given)
     cache_compilations(experiment.data_dir)
@@ -81,36 +85,51 @@ def generate(request: Generation) -> Path:
     step, predictions, seconds = _predict(request, writing, data.features, prompt, outputs)
     if request.vocoder is not None:
         seconds += _voice(request.vocoder, data.inputs, predictions, outputs)
-    folder = Path(request.out).expanduser()
     start = time.perf_counter()
     made = {name: show_made(data.inputs[target], predictions[name]) for name, target in outputs.items()}
     seconds += time.perf_counter() - start
     about = {"seed": request.seed, "step": step, "fingerprint": config.fingerprint(experiment)}
     facts = {**{f"from {name}": said for name, said in given.items()}, **about}
-    _forget(folder)
+    for name in earlier:
+        (folder / name).unlink(missing_ok=True)
+    _write_list(folder, {"files": {}, **about})  # so that the folder is known for what it is, whatever happens now
     files = write_gallery(folder, f"Made by {experiment.name}", facts, show_given(data.inputs, prompt), made)
     answers = {
         name: [piece.answer for piece in pieces] for name, pieces in made.items() if pieces[0].answer is not None
     }
-    whole = {"prompt": given, "files": files, "answers": answers, **about}
-    path = write_atomic(folder / RESULT, json.dumps(whole, indent=2, ensure_ascii=False) + "\n")
-    print(f"made in {seconds:.3g} s{_speeds(data.features, predictions, outputs, seconds)}", file=sys.stderr)
+    path = _write_list(folder, {"prompt": given, "files": files, "answers": answers, **about})
+    counts = {name: len(pieces) for name, pieces in made.items()}
+    for line in _remarks(data.features, predictions, outputs, counts, seconds):
+        print(line, file=sys.stderr)
     return path
 
 
-def _forget(folder: Path) -> None:
-    """Removes what an earlier request has made there."""
-    path = folder / RESULT
-    if not path.exists():
-        return
+def made_earlier(folder: Path) -> list[str]:
+    """The files that an earlier request has made in a folder, which may be new.
+
+    Raises UserError where it is none, or holds something and no list of an earlier request.
+    """
+    from mmjax.evaluation.gallery import SHEET
+
+    place = next(path for path in (folder, *folder.parents) if path.exists())
+    with explained(folder):
+        empty = not any(place.iterdir())
+    if place != folder or empty:
+        return []
     try:
-        names = [name for files in json.loads(path.read_text())["files"].values() for name in files]
-    except (ValueError, KeyError, AttributeError, TypeError):
-        return
-    path.unlink()
-    for name in names:
-        if isinstance(name, str) and re.fullmatch(r"[\w-]+-\d+\.(png|wav|txt)", name):
-            (folder / name).unlink(missing_ok=True)
+        listed = [name for files in json.loads((folder / RESULT).read_text())["files"].values() for name in files]
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        raise UserError(
+            f"out={folder} holds other things than what an earlier request made; choose a new or an empty folder"
+        ) from None
+    names = [name for name in listed if isinstance(name, str) and re.fullmatch(r"[\w-]+-\d+\.(png|wav|txt)", name)]
+    return [*names, SHEET]
+
+
+def _write_list(folder: Path, whole: dict[str, Any]) -> Path:
+    with explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    return write_atomic(folder / RESULT, json.dumps(whole, indent=2, ensure_ascii=False) + "\n")
 
 
 def sources(said: str | None, model: Model) -> dict[str, str]:
@@ -236,7 +255,7 @@ def _voice(
 
     spoken = {name: target for name, target in outputs.items() if isinstance(inputs[target], Speech)}
     if not spoken:
-        raise UserError(f"vocoder={run_dir} makes sound of spectra, and {_list(outputs)} are none; leave it out")
+        raise UserError(f"vocoder={run_dir} makes sound of spectra, and {_list(outputs)} is none; leave it out")
     experiment = config.read(run_dir)
     found = {name: output for name, output in experiment.model.outputs.items() if isinstance(output, Vocoder)}
     if not found:
@@ -284,22 +303,32 @@ def _timed(function: Callable, *arguments: Any) -> tuple[Any, float]:
     return returned, time.perf_counter() - start
 
 
-def _speeds(
+def _remarks(
     features: Mapping[str, Feature],
     predictions: Mapping[str, dict[str, Any]],
     outputs: Mapping[str, str],
+    counts: Mapping[str, int],
     seconds: float,
-) -> str:
-    """The rates at which what was made has come about, all of it together."""
+) -> Iterator[str]:
+    """Which sounds are empty, and the rates at which what was made has come about, all of it together.
+
+    Of every output as many examples were made as `counts` says, where all were the same one.
+    """
     tokens, sound = 0, 0.0
     for name, target in outputs.items():
         feature, made = features[target], predictions[name]
         if isinstance(feature, Text):
-            tokens += int((made["ids"] != PADDING).sum())
+            tokens += int((made["ids"][: counts[name]] != PADDING).sum())
         if isinstance(feature, Spectrum):
-            sound += float(_real_frames(made).sum()) * feature.seconds
-    speeds = f": {tokens} tokens, {tokens / seconds:.3g} a second" if tokens else ""
-    return speeds + (f": {sound:.3g} s of sound, real-time factor {seconds / sound:.2g}" if sound else "")
+            frames = _real_frames(made)[: counts[name]].sum(1)
+            sound += float(frames.sum()) * feature.seconds
+            silent = [f"{name}-{number}" for number, count in enumerate(frames, 1) if count == 0]
+            if silent:
+                yield f"{', '.join(silent)}: the model says nothing, the sound is empty"
+    rates = [f"{tokens} tokens, {tokens / seconds:.3g} a second"] if tokens else []
+    rates += [f"{sound:.3g} s of sound, real-time factor {seconds / sound:.2g}"] if sound else []
+    told = "; ".join(rates)
+    yield f"made in {seconds:.3g} s" + (f": {told}" if told else "")
 
 
 def runs() -> dict[str, str]:

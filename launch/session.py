@@ -53,6 +53,7 @@ class Session:
 
         from mmjax.compilation import cache_compilations
         from mmjax.evaluation.evaluator import Evaluator
+        from mmjax.evaluation.generation import makers
         from mmjax.evaluation.reader import Reader
         from mmjax.sharding.mesh import choose_rules
 
@@ -74,6 +75,11 @@ class Session:
         parts = math.prod(self.mesh.shape[axis] for axis in self.rules.batch)
         self.size = min(LARGEST_BATCH, trained.train.batch_size) * parts
         self.evaluator = Evaluator(self.data, trained.data_dir, self.size, sharding=self.sharding, rules=self.rules)
+        made = [part.target for part in makers(self.data.features, trained.model.outputs).values()]
+        for target in request.readers:
+            if target not in made:
+                able = ", ".join(made) or "no picture and no sound"
+                raise UserError(f"readers.{target} has nothing to read: the run makes {able}")
         with jax.set_mesh(self.mesh):
             self.readers = {target: Reader(run, target, rules=self.rules) for target, run in request.readers.items()}
 

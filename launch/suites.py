@@ -46,8 +46,7 @@ def _generation(session: Session, subject: Subject) -> "Findings | None":
     unread = sorted({output.makes for output in able.values() if output.makes} - set(session.readers))
     if unread:
         keys = ", ".join(f"readers.{target}" for target in unread)
-        line = f"no figure says how good {' and '.join(unread)} made anew are: name runs that read them, {keys}"
-        command_line.say(line)
+        command_line.say(f"{' and '.join(unread)} made anew will not be read back: name runs that do so by {keys}")
     generated = evaluate_generation(
         subject.model,
         able,

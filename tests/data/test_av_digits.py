@@ -304,7 +304,7 @@ def test_a_killed_build_counts_for_nothing(raw, built, tmp_path):
     command = [sys.executable, "-c", KILLED, str(tmp_path), str(raw)]
     assert subprocess.run(command, capture_output=True, cwd=Path(__file__).parents[2]).returncode == -9
     assert list(tmp_path.rglob("incomplete.*/*.array_record*"))
-    with pytest.raises(UserError, match="there is no av_digits"):
+    with pytest.raises(UserError, match="there is no av_digits with pairing="):
         AvDigits(noise="clean").open(str(tmp_path), "train")
     AvDigits(noise="clean").prepare(str(tmp_path), str(raw))
     assert (

@@ -18,6 +18,7 @@ from launch.train import train
 from mmjax import config
 from mmjax.data.sources.drawing import COUNTS
 from mmjax.data.sources.scenes import Scenes
+from mmjax.errors import UserError
 from mmjax.sharding.rules import PRESETS
 from mmjax.training.checkpoint import Checkpoints
 from mmjax.training.state import build_model
@@ -233,6 +234,14 @@ def test_the_speed_of_writing_is_told(drawn, made, tmp_path, capsys):
     assert tokens >= sum(len(answer.split()) for answer in whole["answers"]["writer"])
 
 
+def test_a_text_that_is_written_once_counts_once(drawn, made, tmp_path, capsys):
+    counts = []
+    for copies in (1, 3):
+        make(drawn, tmp_path, f"from=image:{made[0] / 'image-1.png'}", "to=text", f"n={copies}")
+        counts.append(int(re.search(r"(\d+) tokens", capsys.readouterr().err).group(1)))
+    assert counts[0] == counts[1] > 0
+
+
 def test_a_vocoder_makes_the_sound(spoken, drawn, tmp_path, capsys):
     """Of the same frames as Griffin-Lim does otherwise, and only of frames like those it has learned from."""
     words = (f"from=text:{SENTENCE}", "to=speech", "n=2")
@@ -244,11 +253,11 @@ def test_a_vocoder_makes_the_sound(spoken, drawn, tmp_path, capsys):
         assert (rate, griffin.shape) == (other, made.shape)
         assert np.abs(griffin - made).max() > 1e-3
     capsys.readouterr()
-    assert generate.main([str(spoken), f"out={tmp_path}", *words, f"vocoder={drawn}"]) == 2
+    assert generate.main([str(spoken), f"out={tmp_path / 'not'}", *words, f"vocoder={drawn}"]) == 2
     assert "has no output of the kind Vocoder" in capsys.readouterr().err
     words = (f"from=text:{SENTENCE}", "to=count", f"vocoder={spoken}")
-    assert generate.main([str(spoken), f"out={tmp_path}", *words]) == 2
-    assert "and count are none; leave it out" in capsys.readouterr().err
+    assert generate.main([str(spoken), f"out={tmp_path / 'not'}", *words]) == 2
+    assert "and count is none; leave it out" in capsys.readouterr().err
 
 
 def test_answers_to_a_recording(spoken, shared_data, tmp_path):
@@ -328,6 +337,33 @@ def test_a_second_request_leaves_nothing_of_the_first(drawn, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {
         *("image-1.png", "image-2.png", "image-9.txt", "sheet.png", "report.html", "generation.json")
     }
+
+
+def test_a_sheet_goes_with_the_request_that_it_belongs_to(drawn, tmp_path):
+    make(drawn, tmp_path, f"from=text:{SENTENCE}", "n=2", "to=image")
+    make(drawn, tmp_path, f"from=text:{SENTENCE}", "n=2", "to=count")
+    assert {path.name for path in tmp_path.iterdir()} == {"report.html", "generation.json"}
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "report.html", "generation.json"])
+def test_what_others_have_put_there_stays(name, drawn, tmp_path, capsys):
+    (tmp_path / name).write_text("[1]")
+    assert generate.main([str(drawn), f"from=text:{SENTENCE}", "to=count", f"out={tmp_path}"]) == 2
+    assert capsys.readouterr().err == (
+        f"error: out={tmp_path} holds other things than what an earlier request made; choose a new or an empty folder\n"
+    )
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, "[1]")]
+
+
+def test_what_could_not_be_written_to_its_end_is_written_over(drawn, tmp_path, monkeypatch):
+    def full(*_):
+        raise UserError("the disk is full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("mmjax.evaluation.gallery.write_gallery", full)
+        assert generate.main([str(drawn), f"from=text:{SENTENCE}", "to=count", f"out={tmp_path}"]) == 2
+    assert json.loads((tmp_path / "generation.json").read_text())["files"] == {}
+    assert make(drawn, tmp_path, f"from=text:{SENTENCE}", "to=count")["answers"]
 
 
 def test_a_run_that_makes_nothing_of_what_is_given(spoken, tmp_path, capsys):

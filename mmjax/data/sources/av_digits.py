@@ -43,9 +43,10 @@ class AvDigits(Source):
     def open(self, data_dir: str, split: str) -> Records:
         folder = self._folder(data_dir)
         if not building.is_built(folder):
+            kind = f"pairing={self.pairing} noise={self.noise}"
             raise UserError(
-                f"there is no av_digits in {data_dir}: run `python -m launch.prepare av_digits pairing={self.pairing} "
-                f"noise={self.noise} data_dir={data_dir}`, with manual_dir=FOLDER if the raw files are at hand"
+                f"there is no av_digits with {kind} in {data_dir}: run `python -m launch.prepare av_digits {kind} "
+                f"data_dir={data_dir}`, with manual_dir=FOLDER if the raw files are at hand"
             )
         return AvDigitsRecords(folder, split)
 

@@ -47,8 +47,9 @@ class Emoji(Source):
     def open(self, data_dir: str, split: str) -> Records:
         folder = self._folder(data_dir)
         if not building.is_built(folder):
+            kind = f"skin_tones={self.skin_tones}"
             raise UserError(
-                f"there is no emoji in {data_dir}: run `python -m launch.prepare emoji skin_tones={self.skin_tones} "
+                f"there is no emoji with {kind} in {data_dir}: run `python -m launch.prepare emoji {kind} "
                 f"data_dir={data_dir}`, with manual_dir=FOLDER if the raw files are at hand"
             )
         return EmojiRecords(folder, split)
