@@ -54,14 +54,18 @@ def finish(name: str, *words: object, devices: int = 1, code: int = 0) -> str:
 
 
 def interrupt(run_dir: Path, seconds: float, number: signal.Signals, name: str, *words: object) -> int:
-    """Start a command, send it a signal so many seconds after `run_dir` has new figures, and return its exit code.
+    """Start a command, send it a signal so many seconds after its first step of `run_dir`, and return its exit code.
 
     SIGTERM goes to the command's own processes, too, as schedulers send it.
     """
     metrics = run_dir / "metrics.jsonl"
-    before = metrics.stat().st_mtime_ns if metrics.exists() else 0
+
+    def logged() -> set[bytes]:
+        return set(metrics.read_bytes().splitlines()) if metrics.exists() else set()
+
+    before = logged()
     process = start(name, *words)
-    while process.poll() is None and not (metrics.exists() and metrics.stat().st_mtime_ns > before):
+    while process.poll() is None and logged() <= before:
         time.sleep(0.01)
     time.sleep(seconds)
     if number == signal.SIGTERM:

@@ -9,7 +9,7 @@ import numpy as np
 
 from tests.system.conftest import TINY, finish, interrupt
 
-STEPS = 60
+STEPS = 40
 
 
 def test_killed_runs_resume_exactly(tmp_path, data_dir, request):
