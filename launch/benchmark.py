@@ -6,7 +6,6 @@ standard output is the path of benchmark.json. `pip install -e '.[bench]'` bring
 
 import dataclasses
 import json
-import os
 import platform
 import sys
 from collections.abc import Sequence
@@ -80,10 +79,12 @@ def machine() -> dict[str, Any]:
     """What it ran on."""
     import jax
 
+    from mmjax.compilation import usable_cores
+
     words = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     return {
         "processor": words[0].partition(": ")[2] if words else platform.processor(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": usable_cores(),
         "accelerator": None if jax.default_backend() == "cpu" else jax.local_devices()[0].device_kind,
         "system": platform.platform(),
         "python": platform.python_version(),

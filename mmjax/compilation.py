@@ -1,5 +1,6 @@
 """What is compiled, how carefully, and where it is kept, so that the second start of a run does not compile again."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,3 +21,8 @@ def jit_once(function: Callable) -> Callable:
     """
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     return jax.jit(function, compiler_options=options)
+
+
+def usable_cores() -> int:
+    """The cores that this process may compute on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

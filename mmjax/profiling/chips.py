@@ -73,9 +73,20 @@ def chip_of(device_kind: str) -> Chip | None:
 # a step of perceptrons over 16 chips then takes 0.88 (v5p) and 0.75 (v6e) of the time.
 APART = ("v5p", "v6e")
 
+# XLA's CPU backend leaves products, convolutions and sums to YNNPACK, whose convolutions hardly use more than one core;
+# its own take longer on one core, and all of them.
+NOT_CONVOLUTIONS = ",".join(f"LIBRARY_FUSION_TYPE_{kind}" for kind in ("DOT", "INDIVIDUAL_DOT", "REDUCE"))
 
-def step_options(device_kind: str) -> dict[str, bool] | None:
-    """What the compiler of a training step is told on such a device, beyond what it knows itself."""
+
+def step_options(device_kind: str, cores: int = 1) -> dict[str, bool | str] | None:
+    """What the compiler of a training step is told on such a device, beyond what it knows itself.
+
+    Args:
+        device_kind: how JAX calls the device.
+        cores: of a CPU, how many are there for each of its devices.
+    """
+    if device_kind == "cpu" and cores > 1:
+        return {"xla_cpu_experimental_ynn_fusion_type": NOT_CONVOLUTIONS}
     chip = chip_of(device_kind)
     if chip is None or chip.name not in APART:
         return None

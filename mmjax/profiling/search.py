@@ -4,12 +4,12 @@ import concurrent.futures
 import dataclasses
 import itertools
 import multiprocessing
-import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import chz
 
+from mmjax.compilation import usable_cores
 from mmjax.profiling.analytic import Estimate, Sizes, Sketch, estimate, sketch
 from mmjax.profiling.chips import Chip
 from mmjax.sharding.mesh import MeshShape
@@ -119,10 +119,9 @@ def compile_all(
     """The plans of candidates, compiled in processes beside each other, the quickest that fits first."""
     from mmjax.config import to_json
 
-    cores = len(os.sched_getaffinity(0))
     context = multiprocessing.get_context("spawn")
     done: list[tuple[Candidate, dict[str, Any]]] = []
-    with concurrent.futures.ProcessPoolExecutor(min(cores, len(candidates)), context) as pool:
+    with concurrent.futures.ProcessPoolExecutor(min(usable_cores(), len(candidates)), context) as pool:
         waiting = {pool.submit(_plan, to_json(each.experiment), topology): each for each in candidates}
         for future in concurrent.futures.as_completed(waiting):
             done.append((waiting[future], future.result()))

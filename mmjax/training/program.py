@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 from jax.sharding import Mesh, NamedSharding
 
-from mmjax.compilation import jit_once
+from mmjax.compilation import jit_once, usable_cores
 from mmjax.data.loader import Data
 from mmjax.data.place import shapes
 from mmjax.evaluation.evaluator import Evaluator
@@ -91,7 +91,10 @@ class Program:
             return over_runs(step, count)(state, stack(batches), keys)
 
         mesh = current_mesh()
-        options = step_options(mesh.devices.flat[0].device_kind) if isinstance(mesh, Mesh) else None
+        options = None
+        if isinstance(mesh, Mesh):
+            cores = usable_cores() // jax.local_device_count()
+            options = step_options(mesh.devices.flat[0].device_kind, cores)
         return jax.jit(step_together, donate_argnums=0, compiler_options=options)
 
     def compile(self, state: TrainState, keys: jax.Array, count: int) -> jax.stages.Compiled:

@@ -1,5 +1,8 @@
 """The table of accelerators."""
 
+import jax
+import jax.numpy as jnp
+
 from mmjax.profiling.chips import CHIPS, chip_of, step_options
 
 
@@ -28,7 +31,22 @@ def test_every_kind_is_of_one_chip():
 
 def test_what_the_compiler_is_told():
     assert step_options("cpu") is step_options("TPU v5 lite") is step_options("NVIDIA H200") is None
+    assert step_options("TPU v5 lite", cores=8) is None
     told = step_options("TPU v6 lite")
     assert told == step_options("TPU v5p")
     assert set(told.values()) == {True}
     assert all(name.startswith("xla_tpu_") for name in told)
+
+
+def test_convolutions_use_all_cores_of_a_cpu():
+    def convolve(x, kernel, a):
+        convolved = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        return convolved, a @ a
+
+    x, kernel, a = jnp.ones((64, 32, 32, 64)), jnp.ones((3, 3, 64, 64)), jnp.ones((1024, 1024))
+    calls = []
+    for cores in (1, 2):
+        text = jax.jit(convolve, compiler_options=step_options("cpu", cores)).lower(x, kernel, a).compile().as_text()
+        calls.append(text.count("kind=kCustom"))
+    # The product is YNNPACK's in both.
+    assert calls == [2, 1]
