@@ -21,6 +21,7 @@ def cifar10_vqgan() -> Experiment:
         optimizer=chz.replace(plain.optimizer, rules=(Rule(pattern="/judge/", freeze=True),)),
         train=chz.replace(
             plain.train,
+            steps=2000,
             initialize=Initialize(
                 run_dir="runs/cifar10_classify",
                 include="/judge/",

@@ -50,6 +50,10 @@ class Vae(Output):
     def makes(self) -> str:
         return self.target
 
+    @property
+    def blind(self) -> tuple[str, ...]:
+        return (self.target,) if self.conditional else ()  # what is not read need not be hidden
+
     def build(self, features: dict[str, Feature], settings: Settings, rngs: nnx.Rngs) -> "VaeModule":
         return VaeModule(self, make_canvas(type(self).__name__, self.target, self.widths, features), settings, rngs)
 

@@ -133,6 +133,8 @@ def test_without_a_condition_the_fused_features_are_not_read(fused):
     predict = jax.jit(lambda fused: vae.predict(fused, jax.random.key(0))["values"])
     turned = dataclasses.replace(fused, pooled=-fused.pooled)
     np.testing.assert_array_equal(predict(fused), predict(turned))
+    # So it can be judged by a model that reads the picture alone.
+    assert (CONFIG.blind, chz.replace(CONFIG, conditional=False).blind) == (("image",), ())
 
 
 @pytest.mark.parametrize(
