@@ -1,4 +1,4 @@
-"""cifar10_vae: small photographs as Gaussians of about as many bits as the codes of cifar10_code, and back."""
+"""cifar10_vae: small photographs as Gaussians at as many places as cifar10_code has codes, and back."""
 
 import chz
 
@@ -8,7 +8,7 @@ from mmjax.generators import Vae
 
 
 def cifar10_vae() -> Experiment:
-    """Real photographs as 64 places of 8 numbers, known to about 576 bits: what quantising to codes is measured by."""
+    """Real photographs as 64 places of 8 numbers: what quantising to codes is measured by."""
     plain = cifar10_code()
     vae = Vae(target="image", latent=8, widths=(32, 64), conditional=False, beta=2.0)
     return chz.replace(plain, name="cifar10_vae", model=chz.replace(plain.model, outputs={"image": vae}))
