@@ -219,6 +219,7 @@ def test_results_that_were_damaged_are_left_alone(found, run, tmp_path, capsys):
         ),
         (["step=2"], "there is no whole checkpoint of step 2 in .*; those there: 3"),
         (["readers.text=RUN"], "readers.text has nothing to read: the run makes image, wave"),
+        (["given=image", "readers.image=RUN"], "readers.image has nothing to read: the run makes .* of image"),
         (["readers.image=nowhere"], "nowhere is no run directory: it holds no experiment.json"),
         (["readers.wave=RUN"], "the run .* cannot judge wave: it reads image, text"),
         (["readers.image=RUN", "examples=3"], "3 real examples are too few to compare: give 6 or more"),
