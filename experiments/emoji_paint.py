@@ -13,7 +13,7 @@ from mmjax.generators.critics import PatchCritic
 from mmjax.model import Model
 from mmjax.training.checkpoint import Checkpoint
 from mmjax.training.loop import Train
-from mmjax.training.optimizer import AdamW
+from mmjax.training.optimizer import AdamW, Muon
 from mmjax.training.schedule import Constant
 
 
@@ -33,13 +33,15 @@ def emoji_paint() -> Experiment:
             outputs={
                 "image": Gan(
                     target="image",
-                    widths=(32, 64, 96),
-                    adversary=Adversary(critic=PatchCritic(widths=(32, 64, 96)), penalty=0.5),
+                    widths=(16, 32, 64),
+                    # By the game alone, so few steps paint every name the same.
+                    reconstruction=5.0,
+                    adversary=Adversary(critic=PatchCritic(widths=(16, 32, 64)), penalty=5.0),
                 )
             },
             unroll=True,
         ),
-        optimizer=AdamW(learning_rate=3e-4, b1=0.0, b2=0.99, schedule=Constant(warmup=100, cooldown=0.0)),
+        optimizer=Muon(learning_rate=2e-3, weight_decay=0.05, schedule=Constant(warmup=100, cooldown=0.0)),
         critic_optimizer=AdamW(learning_rate=3e-4, b1=0.0, b2=0.99, schedule=Constant(warmup=100, cooldown=0.0)),
         train=Train(steps=3000, batch_size=32, ema=0.995, evaluate_every=1000),
         checkpoint=Checkpoint(every=1000),

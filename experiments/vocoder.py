@@ -10,8 +10,8 @@ from mmjax.generators import Vocoder
 from mmjax.model import Model
 from mmjax.training.checkpoint import Checkpoint
 from mmjax.training.loop import Train
-from mmjax.training.optimizer import AdamW
-from mmjax.training.schedule import Cosine
+from mmjax.training.optimizer import AdamW, Muon
+from mmjax.training.schedule import Constant, Cosine
 
 
 def vocoder() -> Experiment:
@@ -36,7 +36,8 @@ def vocoder() -> Experiment:
             outputs={"wave": Vocoder(target="wave", mel="speech", factors=(5, 5), kernels=(3, 7), dilations=(1, 3))},
             unroll=True,
         ),
-        optimizer=AdamW(learning_rate=1e-3, schedule=Cosine(warmup=100)),
-        train=Train(steps=4000, batch_size=16, evaluate_every=2000, evaluate_examples=256),
+        optimizer=Muon(learning_rate=5e-3, weight_decay=0.0, schedule=Cosine(warmup=50)),
+        critic_optimizer=AdamW(learning_rate=3e-4, b1=0.8, b2=0.99, schedule=Constant(warmup=100, cooldown=0.0)),
+        train=Train(steps=3000, batch_size=16, evaluate_every=1500, evaluate_examples=256),
         checkpoint=Checkpoint(every=1000),
     )

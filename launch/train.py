@@ -22,7 +22,7 @@ def train(experiment: "Experiment") -> Path | None:
 
 
 if __name__ == "__main__":
+    prefer_huge_pages()  # Before JAX is imported, which would then be imported twice.
     from mmjax.sharding.distributed import leave
 
-    prefer_huge_pages()
     leave(command_line.main(train, "Train an experiment, from where its run directory stands."))

@@ -1,7 +1,9 @@
 """Waveforms from log-mel frames."""
 
 import functools
+import itertools
 import math
+import operator
 
 import chz
 import jax
@@ -11,16 +13,18 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mmjax.errors import UserError
 from mmjax.generators.adversary import Adversary, AdversaryModule, Attempt, LeastSquares
+from mmjax.generators.phases import frequencies, sound_of
 from mmjax.generators.stft import spectral_distance
 from mmjax.generators.waveform_critics import WaveformCritic
 from mmjax.layers.conv import Conv
 from mmjax.layers.output import Output, find_feature
-from mmjax.layers.patches import reshape
+from mmjax.layers.patches import cut_sequence, reshape
 from mmjax.layers.settings import Settings
 from mmjax.sharding.rules import Rules
 from mmjax.types import Average, Batch, Feature, Fused, Metrics, Spectrum, Waveform
 
 SLOPE = 0.1  # of the leaky rectifiers
+LOUDEST = 6.0  # logarithm of a magnitude to start from, beyond full scale in windows of up to 1,600 samples
 GAME = Adversary(
     loss=LeastSquares(), critic=WaveformCritic(), weight=0.5, matching=1.0, warmup=500, penalty=0.0, augment=False
 )
@@ -35,6 +39,9 @@ class Vocoder(Output):
     nearest neighbours and a convolution instead of a transposed one, which leaves no pattern of its stride, and weights
     are not normalised. The samples that `factors` leave are made at once, several of a place (Shi et al. 2016): a level
     of many places and few channels takes as long as all others. It reads no fused features, and predicts nothing.
+
+    It starts from a sound of the frames, which every level sees and the samples are added to, as WaveFit does (Koizumi
+    et al. 2022): phases that hold together over frames are what convolutions take longest to learn.
     """
 
     target: str = chz.field(doc="name of the waveform")
@@ -46,6 +53,10 @@ class Vocoder(Output):
     kernels: tuple[int, ...] = chz.field(default=(3, 7, 11), doc="places that each of a level's residual branches sees")
     dilations: tuple[int, ...] = chz.field(default=(1, 3, 5), doc="how far these are apart, a block of a branch each")
     windows: tuple[int, ...] = chz.field(default=(128, 256, 512), doc="samples of the loss's windows, multiples of 8")
+    rounds: int = chz.field(
+        default=8,
+        doc="rounds of Griffin-Lim that find the phases of the sound to start from; 0: there is no such sound",
+    )
     adversary: Adversary | None = chz.field(default=GAME, doc="the critics and their game; None: the distance alone")
 
     @chz.validate
@@ -53,6 +64,8 @@ class Vocoder(Output):
         for name in ("factors", "kernels", "dilations", "windows"):
             if not getattr(self, name) or min(getattr(self, name)) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be positive numbers, one or more")
+        if self.rounds < 0:
+            raise ValueError(f"rounds={self.rounds} must not be negative")
         if any(window % 8 for window in self.windows):
             raise ValueError(f"windows={self.windows} must be multiples of 8")
         if self.channels < 2 ** len(self.factors):
@@ -100,6 +113,27 @@ class Branch(nnx.Module):
         return x
 
 
+class Start(nnx.Module):
+    """A first sound of log-mel frames: magnitudes by two convolutions over them, then phases by Griffin-Lim."""
+
+    def __init__(self, config: Vocoder, bands: int, hop: int, rules: Rules, rngs: nnx.Rngs):
+        make = functools.partial(Conv, rules=rules, rngs=rngs)
+        self.inner = make(bands, 2 * config.channels, (5,))
+        self.outer = make(2 * config.channels, frequencies(hop), (3,), scale=0.1)
+        places = itertools.accumulate(config.factors, operator.mul)
+        # How each level sees the sound, the samples of a place as its channels.
+        self.joins = nnx.List(
+            [make(hop // count, config.channels // 2**level, (3,)) for level, count in enumerate(places, 1)]
+        )
+        self.hop, self.rounds, self.rules = hop, config.rounds, rules
+
+    def __call__(self, mel: Float[Array, "B T M"], mask: Bool[Array, "B T"]) -> Float[Array, "B S"]:
+        """S = T hop samples."""
+        logs = self.outer(_activate(self.inner(mel))).astype(jnp.float32)
+        magnitudes = jnp.where(mask[..., None], jnp.exp(jnp.minimum(logs, LOUDEST)), 0)
+        return sound_of(magnitudes, self.hop, self.rounds, rules=self.rules)
+
+
 class VocoderModule(nnx.Module):
     """See `Vocoder`: frames -> for every factor, more places and the mean of residual branches -> samples."""
 
@@ -116,19 +150,25 @@ class VocoderModule(nnx.Module):
         )
         branch = functools.partial(Branch, dilations=config.dilations, rules=rules, rngs=rngs)
         self.levels = nnx.List([nnx.List([branch(width, kernel) for kernel in config.kernels]) for width in widths[1:]])
+        hop = round(spectrum.seconds * wave.rate)
+        self.start = Start(config, spectrum.bands, hop, rules, rngs) if config.rounds else None
         self.out = make(widths[-1], config.at_once(spectrum, wave), (7,), few_outputs=True)
         self.factors, self.windows, self.samples, self.rate = config.factors, config.windows, wave.samples, wave.rate
         self.target, self.mel, self.dtype, self.rules = config.target, config.mel, settings.dtype, rules
 
     def decode(self, mel: Float[Array, "B T M"], mask: Bool[Array, "B T"]) -> Float[Array, "B S"]:
         """Samples in [-1, 1] of log-mel frames, of which those that are not real count as zeros; S = T hop."""
-        x = self.stem(jnp.where(mask[..., None], mel, 0).astype(self.dtype))
-        for factor, widen, branches in zip(self.factors, self.widen, self.levels, strict=True):
+        mel = jnp.where(mask[..., None], mel, 0).astype(self.dtype)
+        x, start = self.stem(mel), jnp.zeros(()) if self.start is None else self.start(mel, mask)
+        for level, (factor, widen, branches) in enumerate(zip(self.factors, self.widen, self.levels, strict=True)):
             x = widen(repeat(_activate(x), factor, self.rules))
+            if self.start is not None:
+                x = x + self.start.joins[level](cut_sequence(start, start.shape[1] // x.shape[1], rules=self.rules))
             first, *others = (branch(x) for branch in branches)
             x = sum(others, first) / len(branches)
         samples = self.out(_activate(x)).astype(jnp.float32)
-        return jnp.tanh(reshape(samples, samples.shape[1] * samples.shape[2], rules=self.rules))
+        samples = reshape(samples, samples.shape[1] * samples.shape[2], rules=self.rules)
+        return jnp.tanh(samples + start)
 
     def weight(self, batch: Batch) -> Float[Array, ""]:
         return self._real(batch).astype(jnp.float32).sum()

@@ -15,6 +15,7 @@ from mmjax.errors import UserError
 from mmjax.generators import Gan, Vocoder
 from mmjax.generators.adversary import Adversary, LeastSquares
 from mmjax.generators.critics import PatchCritic
+from mmjax.generators.phases import sound_of
 from mmjax.generators.stft import FLOOR, magnitudes, spectral_distance
 from mmjax.generators.vocoder import repeat
 from mmjax.generators.waveform_critics import WaveformCritic
@@ -44,6 +45,7 @@ CONFIG = Vocoder(
     kernels=(3, 5),
     dilations=(1, 2),
     windows=(16, 8),
+    rounds=2,
     adversary=GAME,
 )
 
@@ -173,16 +175,24 @@ def leaky(x):
     return np.where(x > 0, x, 0.1 * x)
 
 
-@pytest.mark.parametrize("factors", [(3, 2), (3,)], ids=str)
-def test_the_generator_layer_by_layer(factors, vocoder, batch):
+@pytest.mark.parametrize(("factors", "rounds"), [((3, 2), 2), ((3,), 2), ((3,), 0)], ids=str)
+def test_the_generator_layer_by_layer(factors, rounds, vocoder, batch):
     """A place makes as many samples at last as its factors leave: 1 or 2."""
-    vocoder = build(chz.replace(CONFIG, factors=factors)) if factors != CONFIG.factors else vocoder
+    config = chz.replace(CONFIG, factors=factors, rounds=rounds)
+    vocoder = build(config) if config != CONFIG else vocoder
     mask = batch.mask["speech"]
     found = jax.jit(lambda mel, mask: vocoder.decode(mel, mask))(*put((batch.values["speech"], mask)))
+    starts = np.zeros(found.shape)
+    if rounds:
+        mel = put(np.where((mask & batch.present["speech"][:, None])[..., None], batch.values["speech"], 0))
+        starts = np.asarray(jax.jit(lambda mel, mask: vocoder.start(mel, mask))(mel, put(mask)), np.float64)
+        assert starts.std() > 0.01
     for row in (0, 1, 4):
         x = convolve(vocoder.stem, np.where(mask[row, :, None], batch.values["speech"][row].astype(np.float64), 0))
-        for factor, widen, branches in zip(factors, vocoder.widen, vocoder.levels, strict=True):
+        for level, (factor, widen, branches) in enumerate(zip(factors, vocoder.widen, vocoder.levels, strict=True)):
             x = convolve(widen, np.repeat(leaky(x), factor, axis=0))
+            if rounds:
+                x = x + convolve(vocoder.start.joins[level], starts[row].reshape(len(x), -1))
             parts = []
             for branch in branches:
                 y = x
@@ -190,7 +200,19 @@ def test_the_generator_layer_by_layer(factors, vocoder, batch):
                     y = y + convolve(outer, leaky(convolve(inner, leaky(y), dilation)))
                 parts.append(y)
             x = np.mean(parts, axis=0)
-        np.testing.assert_allclose(found[row], np.tanh(convolve(vocoder.out, leaky(x)).ravel()), atol=1e-4)
+        expected = np.tanh(convolve(vocoder.out, leaky(x)).ravel() + starts[row])
+        np.testing.assert_allclose(found[row], expected, atol=1e-4)
+
+
+def test_the_sound_to_start_from(vocoder, batch):
+    """Its magnitudes are those of two convolutions, none behind the recording's end."""
+    mask = batch.mask["speech"]
+    mel = np.where((mask & batch.present["speech"][:, None])[..., None], batch.values["speech"], 0)
+    found = jax.jit(lambda mel, mask: vocoder.start(mel, mask))(*put((mel, mask)))
+    logs = np.stack([convolve(vocoder.start.outer, leaky(convolve(vocoder.start.inner, row))) for row in mel])
+    magnitudes = np.where(mask[..., None], np.exp(logs), 0).astype(np.float32)
+    expected = jax.jit(lambda x: sound_of(x, 6, 2, rules=RULES))(put(magnitudes))
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
 
 
 def test_repeating():
@@ -313,6 +335,7 @@ def test_tones_are_learned():
     [
         ({"factors": ()}, ValueError, "must be positive numbers"),
         ({"windows": (12,)}, ValueError, "must be multiples of 8"),
+        ({"rounds": -1}, ValueError, "rounds=-1 must not be negative"),
         ({"adversary": chz.replace(GAME, augment=True)}, ValueError, "needs critic=WaveformCritic and augment=false"),
         ({"adversary": chz.replace(GAME, critic=PatchCritic())}, ValueError, "needs critic=WaveformCritic"),
         ({"channels": 2}, ValueError, "cannot be halved 2 times"),

@@ -13,12 +13,13 @@ from tests.flags import flags
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# No speech: what is tested here does not depend on the modality, and two encoders compile faster than three.
+# No speech and few answers: what is tested here does not depend on the modality, and less compiles faster.
 TINY = (
     *("data.source.train=96", "data.source.validation=9", "data.source.test=7", "data.source.speech=false"),
     *("data.inputs.speech=None", "model.encoders.speech=None", "model.outputs.speech_text=None"),
     *("model.width=32", "model.encoders.image.depth=1", "model.encoders.text.depth=1", "model.unroll=false"),
-    *("model.outputs.image_text.size=16", "model.outputs.position=None", "train.batch_size=16"),
+    *(f"model.outputs.{name}=None" for name in ("position", "colour", "size")),
+    *("model.outputs.image_text.size=16", "train.batch_size=16"),
     *("train.log_every=1", "train.evaluate_every=1000", "checkpoint.every=4"),
 )
 

@@ -1,0 +1,71 @@
+"""Waveforms whose short-time spectra have given magnitudes: phases by a few rounds of Griffin and Lim's."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Complex, Float, Int
+
+from mmjax.layers.patches import cut_sequence, reshape
+from mmjax.sharding.rules import Rules
+
+OVERLAP = 4  # frames that each sample lies in
+MOMENTUM = 0.99  # alpha of Perraudin et al. (2013)
+TINY = 1e-9
+
+
+def sound_of(magnitudes: Float[Array, "B T K"], hop: int, rounds: int, *, rules: Rules) -> Float[Array, "B T*{hop}"]:
+    """Samples whose `transform` has about these magnitudes.
+
+    Griffin & Lim (1984), begun with random phases (the same ones every time) and accelerated as by Perraudin et al.
+    (2013). No gradient goes through the phases, so that the samples are linear in the magnitudes.
+    """
+    fixed = jax.lax.stop_gradient(magnitudes)
+    begun = fixed * jnp.exp(2j * jnp.pi * jax.random.uniform(jax.random.key(0), magnitudes.shape[1:]))
+
+    def project(_: Int[Array, ""], state: tuple[Array, Array]) -> tuple[Array, Array]:
+        guess, before = state
+        projected = transform(inverse(fixed * phases(guess), hop, rules=rules), hop, rules=rules)
+        return projected + MOMENTUM * (projected - before), projected
+
+    guess, _ = jax.lax.fori_loop(0, rounds, project, (begun, jnp.zeros_like(begun)))
+    return inverse(magnitudes * phases(guess), hop, rules=rules)
+
+
+def frequencies(hop: int) -> int:
+    """K, the frequencies of a frame."""
+    return OVERLAP * hop // 2 + 1
+
+
+def phases(spectra: Complex[Array, "B T K"]) -> Complex[Array, "B T K"]:
+    """The same of magnitude 1, or 0 where nothing tells the phase."""
+    return spectra / jnp.maximum(jnp.abs(spectra), TINY)
+
+
+def transform(x: Float[Array, "B S"], hop: int, *, rules: Rules) -> Complex[Array, "B S/{hop} K"]:
+    """The DFT of Hann windows of 4 hop samples, one begun every hop, with zeros behind the end."""
+    quarters = cut_sequence(jnp.pad(x, ((0, 0), (0, (OVERLAP - 1) * hop))), hop, rules=rules)
+    count = quarters.shape[1] - OVERLAP + 1
+    framed = jnp.concatenate([quarters[:, start : start + count] for start in range(OVERLAP)], -1)
+    return jnp.fft.rfft(framed * _hann(hop))
+
+
+def inverse(spectra: Complex[Array, "B T K"], hop: int, *, rules: Rules) -> Float[Array, "B T*{hop}"]:
+    """The samples whose `transform` is nearest in squares (Griffin & Lim 1984, equation 6)."""
+    hann = _hann(hop)
+    framed = jnp.fft.irfft(spectra, OVERLAP * hop) * hann
+    weights = _overlap(jnp.broadcast_to(hann**2, (1, *framed.shape[1:])), hop)
+    # At the very beginning, where windows rise from zero, nothing tells what a sample is.
+    samples = _overlap(framed, hop) / jnp.maximum(weights, 0.01 * weights.max())
+    return reshape(samples, samples.shape[1] * hop, rules=rules)
+
+
+def _overlap(framed: Float[Array, "B T W"], hop: int) -> Float[Array, "B T {hop}"]:
+    """The sum of frames, each begun `hop` samples after the one before, cut `hop` samples after the last begins."""
+    count = framed.shape[1]
+    padded = jnp.pad(framed, ((0, 0), (OVERLAP - 1, 0), (0, 0)))
+    parts = [padded[:, OVERLAP - 1 - part :][:, :count, part * hop : (part + 1) * hop] for part in range(OVERLAP)]
+    return sum(parts[1:], parts[0])
+
+
+def _hann(hop: int) -> Float[Array, "W"]:
+    length = OVERLAP * hop
+    return 0.5 - 0.5 * jnp.cos(2 * jnp.pi * jnp.arange(length) / length)
