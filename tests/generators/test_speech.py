@@ -222,21 +222,29 @@ MESHES = {
 }
 
 
+def speak(batch, dtype, shape, rules):
+    """The loss, how large its gradient is, and what is said."""
+    with jax.set_mesh(shape.build()):
+        speaker, fused = build(rules=rules, dtype=dtype), make_fused(batch, rules)
+
+        def compute(speaker, batch):
+            loss = lambda speaker: speaker.loss(fused, batch, jax.random.key(1), None)[0].value()  # noqa: E731
+            return jax.value_and_grad(loss)(speaker), speaker.predict(fused, None)
+
+        (loss, gradients), said = jax.jit(compute)(speaker, put(batch, rules))
+        return float(loss), np.asarray(optax.tree.norm(gradients)), jax.tree.map(np.asarray, said)
+
+
+@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+def alone(batch, request):
+    """A dtype, and what one device says in it."""
+    return request.param, speak(batch, request.param, MeshShape(data=1), PRESETS["data"])
+
+
 @pytest.mark.parametrize("name", MESHES)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_every_mesh_says_the_same(batch, name, dtype):
-    def speak(shape, rules):
-        with jax.set_mesh(shape.build()):
-            speaker, fused = build(rules=rules, dtype=dtype), make_fused(batch, rules)
-
-            def compute(speaker, batch):
-                loss = lambda speaker: speaker.loss(fused, batch, jax.random.key(1), None)[0].value()  # noqa: E731
-                return jax.value_and_grad(loss)(speaker), speaker.predict(fused, None)
-
-            (loss, gradients), said = jax.jit(compute)(speaker, put(batch, rules))
-            return float(loss), np.asarray(optax.tree.norm(gradients)), jax.tree.map(np.asarray, said)
-
-    (loss, norm, said), expected = speak(*MESHES[name]), speak(MeshShape(data=1), PRESETS["data"])
+def test_every_mesh_says_the_same(batch, name, alone):
+    dtype, expected = alone
+    loss, norm, said = speak(batch, dtype, *MESHES[name])
     tolerance = 1e-4 if dtype == "float32" else 3e-2
     np.testing.assert_allclose(loss, expected[0], rtol=tolerance)
     np.testing.assert_allclose(norm, expected[1], rtol=tolerance)
