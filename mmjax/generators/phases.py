@@ -1,10 +1,11 @@
 """Waveforms whose short-time spectra have given magnitudes: phases by a few rounds of Griffin and Lim's."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Complex, Float, Int
 
-from mmjax.layers.patches import cut_sequence, reshape
 from mmjax.sharding.rules import Rules
 
 OVERLAP = 4  # frames that each sample lies in
@@ -18,16 +19,25 @@ def sound_of(magnitudes: Float[Array, "B T K"], hop: int, rounds: int, *, rules:
     Griffin & Lim (1984), begun with random phases (the same ones every time) and accelerated as by Perraudin et al.
     (2013). No gradient goes through the phases, so that the samples are linear in the magnitudes.
     """
+    find = functools.partial(_sound_of, hop=hop, rounds=rounds)
+    # Left to itself, XLA gathers the whole batch for every Fourier transform.
+    return jax.shard_map(find, in_specs=rules.spec("batch", None, None), out_specs=rules.spec("batch", None))(
+        magnitudes
+    )
+
+
+def _sound_of(magnitudes: Float[Array, "b T K"], hop: int, rounds: int) -> Float[Array, "b S"]:
+    """Of the examples of one device."""
     fixed = jax.lax.stop_gradient(magnitudes)
     begun = fixed * jnp.exp(2j * jnp.pi * jax.random.uniform(jax.random.key(0), magnitudes.shape[1:]))
 
     def project(_: Int[Array, ""], state: tuple[Array, Array]) -> tuple[Array, Array]:
         guess, before = state
-        projected = transform(inverse(fixed * phases(guess), hop, rules=rules), hop, rules=rules)
+        projected = transform(inverse(fixed * phases(guess), hop), hop)
         return projected + MOMENTUM * (projected - before), projected
 
     guess, _ = jax.lax.fori_loop(0, rounds, project, (begun, jnp.zeros_like(begun)))
-    return inverse(magnitudes * phases(guess), hop, rules=rules)
+    return inverse(magnitudes * phases(guess), hop)
 
 
 def frequencies(hop: int) -> int:
@@ -40,22 +50,22 @@ def phases(spectra: Complex[Array, "B T K"]) -> Complex[Array, "B T K"]:
     return spectra / jnp.maximum(jnp.abs(spectra), TINY)
 
 
-def transform(x: Float[Array, "B S"], hop: int, *, rules: Rules) -> Complex[Array, "B S/{hop} K"]:
+def transform(x: Float[Array, "B S"], hop: int) -> Complex[Array, "B S/{hop} K"]:
     """The DFT of Hann windows of 4 hop samples, one begun every hop, with zeros behind the end."""
-    quarters = cut_sequence(jnp.pad(x, ((0, 0), (0, (OVERLAP - 1) * hop))), hop, rules=rules)
+    quarters = jnp.pad(x, ((0, 0), (0, (OVERLAP - 1) * hop))).reshape(len(x), -1, hop)
     count = quarters.shape[1] - OVERLAP + 1
     framed = jnp.concatenate([quarters[:, start : start + count] for start in range(OVERLAP)], -1)
     return jnp.fft.rfft(framed * _hann(hop))
 
 
-def inverse(spectra: Complex[Array, "B T K"], hop: int, *, rules: Rules) -> Float[Array, "B T*{hop}"]:
+def inverse(spectra: Complex[Array, "B T K"], hop: int) -> Float[Array, "B T*{hop}"]:
     """The samples whose `transform` is nearest in squares (Griffin & Lim 1984, equation 6)."""
     hann = _hann(hop)
     framed = jnp.fft.irfft(spectra, OVERLAP * hop) * hann
     weights = _overlap(jnp.broadcast_to(hann**2, (1, *framed.shape[1:])), hop)
     # At the very beginning, where windows rise from zero, nothing tells what a sample is.
     samples = _overlap(framed, hop) / jnp.maximum(weights, 0.01 * weights.max())
-    return reshape(samples, samples.shape[1] * hop, rules=rules)
+    return samples.reshape(len(samples), -1)
 
 
 def _overlap(framed: Float[Array, "B T W"], hop: int) -> Float[Array, "B T {hop}"]:

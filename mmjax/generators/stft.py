@@ -1,5 +1,6 @@
 """How far a waveform is from another one in the magnitudes of its spectra."""
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
@@ -23,7 +24,10 @@ def frame(x: Float[Array, "B T"], window: int, *, rules: Rules) -> Float[Array, 
 def magnitudes(x: Float[Array, "B T"], window: int, *, rules: Rules) -> Float[Array, "B F K"]:
     """|STFT| with a periodic Hann window, at K = window / 2 + 1 frequencies, not less than sqrt(`FLOOR`)."""
     hann = 0.5 - 0.5 * jnp.cos(2 * jnp.pi * jnp.arange(window) / window)
-    spectrum = jnp.fft.rfft(frame(x, window, rules=rules) * hann)
+    split = rules.spec("batch", None, None)
+    # Left to itself, XLA gathers the whole batch for a Fourier transform.
+    transform = jax.shard_map(jnp.fft.rfft, in_specs=split, out_specs=split)
+    spectrum = transform(frame(x, window, rules=rules) * hann)
     power = jnp.square(spectrum.real) + jnp.square(spectrum.imag)
     return jnp.sqrt(jnp.maximum(power, FLOOR))
 

@@ -8,6 +8,7 @@ import soundfile
 
 from mmjax.data import griffin_lim
 from mmjax.generators.phases import frequencies, inverse, phases, sound_of, transform
+from mmjax.generators.stft import spectral_distance
 from mmjax.sharding.mesh import MeshShape
 from mmjax.sharding.rules import PRESETS
 
@@ -40,13 +41,13 @@ def by_numpy(x):
 
 
 def test_the_transform_and_its_inverse_are_those_of_numpy(recordings):
-    spectra = jax.jit(lambda x: transform(x, HOP, rules=RULES))(put(recordings))
+    spectra = jax.jit(lambda x: transform(x, HOP))(recordings)
     expected = np.stack([by_numpy(row) for row in recordings])
     assert spectra.shape == expected.shape == (2, FRAMES, frequencies(HOP))
     np.testing.assert_allclose(spectra, expected, atol=1e-4)
     rng = np.random.default_rng(0)
     any_spectra = (rng.normal(size=expected.shape) + 1j * rng.normal(size=expected.shape)).astype(np.complex64)
-    samples = jax.jit(lambda z: inverse(z, HOP, rules=RULES))(put(any_spectra))
+    samples = jax.jit(lambda z: inverse(z, HOP))(any_spectra)
     expected = [griffin_lim.inverse(row.astype(np.complex128) / ENERGY, WINDOW, HOP) for row in any_spectra]
     np.testing.assert_allclose(samples, expected, atol=1e-5)
 
@@ -87,3 +88,18 @@ def test_silence_is_silent():
     assert float(made) == 0
     assert np.isfinite(slope).all()
     assert not phases(silent.astype(jnp.complex64)).any()
+
+
+def test_devices_do_not_talk():
+    """Each transforms its own examples, in the sound and in the distance from another one, backward too."""
+    with jax.set_mesh(MeshShape(data=8).build()):
+        magnitudes = put(np.ones((8, 6, frequencies(HOP)), np.float32))
+        real = put(np.ones((8, 6 * HOP), bool))
+
+        def total(x):
+            made = sound_of(x, HOP, 3, rules=RULES)
+            return spectral_distance(made, jnp.zeros_like(made), real, WINDOW, 8000, rules=RULES).sum()
+
+        program = jax.jit(jax.grad(total)).lower(magnitudes).compile().as_text()
+    assert "fft" in program
+    assert "all-gather" not in program
