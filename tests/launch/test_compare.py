@@ -18,8 +18,7 @@ STEPS = (2, 4)
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("compared")
-    fewer = ("model.outputs.colour=None", "model.outputs.size=None")
-    tiny = [*(word for word in TINY if not word.startswith("checkpoint.")), *fewer]
+    tiny = [word for word in TINY if not word.startswith("checkpoint.")]
     words = [*tiny, f"run_dir={folder / 'run'}", f"data_dir={folder}", "train.steps=4", "checkpoint.every=2"]
     train(command_line.resolve(command_line.load_experiment("scenes"), words))
     return folder / "run"
