@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Complex, Float, Int
 
+from mmjax.generators.stft import OVERLAP, hann, join
 from mmjax.sharding.rules import Rules
 
-OVERLAP = 4  # frames that each sample lies in
 MOMENTUM = 0.99  # alpha of Perraudin et al. (2013)
 TINY = 1e-9
 
@@ -52,17 +52,15 @@ def phases(spectra: Complex[Array, "B T K"]) -> Complex[Array, "B T K"]:
 
 def transform(x: Float[Array, "B S"], hop: int) -> Complex[Array, "B S/{hop} K"]:
     """The DFT of Hann windows of 4 hop samples, one begun every hop, with zeros behind the end."""
-    quarters = jnp.pad(x, ((0, 0), (0, (OVERLAP - 1) * hop))).reshape(len(x), -1, hop)
-    count = quarters.shape[1] - OVERLAP + 1
-    framed = jnp.concatenate([quarters[:, start : start + count] for start in range(OVERLAP)], -1)
-    return jnp.fft.rfft(framed * _hann(hop))
+    parts = jnp.pad(x, ((0, 0), (0, (OVERLAP - 1) * hop))).reshape(len(x), -1, hop)
+    return jnp.fft.rfft(join(parts) * hann(OVERLAP * hop))
 
 
 def inverse(spectra: Complex[Array, "B T K"], hop: int) -> Float[Array, "B T*{hop}"]:
     """The samples whose `transform` is nearest in squares (Griffin & Lim 1984, equation 6)."""
-    hann = _hann(hop)
-    framed = jnp.fft.irfft(spectra, OVERLAP * hop) * hann
-    weights = _overlap(jnp.broadcast_to(hann**2, (1, *framed.shape[1:])), hop)
+    taper = hann(OVERLAP * hop)
+    framed = jnp.fft.irfft(spectra, OVERLAP * hop) * taper
+    weights = _overlap(jnp.broadcast_to(taper**2, (1, *framed.shape[1:])), hop)
     # At the very beginning, where windows rise from zero, nothing tells what a sample is.
     samples = _overlap(framed, hop) / jnp.maximum(weights, 0.01 * weights.max())
     return samples.reshape(len(samples), -1)
@@ -74,8 +72,3 @@ def _overlap(framed: Float[Array, "B T W"], hop: int) -> Float[Array, "B T {hop}
     padded = jnp.pad(framed, ((0, 0), (OVERLAP - 1, 0), (0, 0)))
     parts = [padded[:, OVERLAP - 1 - part :][:, :count, part * hop : (part + 1) * hop] for part in range(OVERLAP)]
     return sum(parts[1:], parts[0])
-
-
-def _hann(hop: int) -> Float[Array, "W"]:
-    length = OVERLAP * hop
-    return 0.5 - 0.5 * jnp.cos(2 * jnp.pi * jnp.arange(length) / length)

@@ -10,24 +10,33 @@ from mmjax.sharding.rules import Rules
 
 # Of a full-scale signal's power; below it magnitudes are not told apart.
 FLOOR = 1e-7
+OVERLAP = 4  # frames that each sample lies in
 
 
 def frame(x: Float[Array, "B T"], window: int, *, rules: Rules) -> Float[Array, "B F W"]:
     """All stretches of `window` samples that begin at a multiple of a quarter of it and touch x; zeros around x."""
-    hop = window // 4
+    hop = window // OVERLAP
     padded = jnp.pad(x, ((0, 0), (window - hop, -x.shape[1] % hop + window - hop)))
-    quarters = cut_sequence(padded, hop, rules=rules)
-    count = quarters.shape[1] - 3
-    return jnp.concatenate([quarters[:, start : start + count] for start in range(4)], -1)
+    return join(cut_sequence(padded, hop, rules=rules))
+
+
+def join(parts: Float[Array, "B N H"]) -> Float[Array, "B F W"]:
+    """Every `OVERLAP` parts of a hop that follow each other as one frame: F = N - `OVERLAP` + 1."""
+    count = parts.shape[1] - OVERLAP + 1
+    return jnp.concatenate([parts[:, start : start + count] for start in range(OVERLAP)], -1)
+
+
+def hann(length: int) -> Float[Array, "W"]:
+    """A periodic Hann window."""
+    return 0.5 - 0.5 * jnp.cos(2 * jnp.pi * jnp.arange(length) / length)
 
 
 def magnitudes(x: Float[Array, "B T"], window: int, *, rules: Rules) -> Float[Array, "B F K"]:
     """|STFT| with a periodic Hann window, at K = window / 2 + 1 frequencies, not less than sqrt(`FLOOR`)."""
-    hann = 0.5 - 0.5 * jnp.cos(2 * jnp.pi * jnp.arange(window) / window)
     split = rules.spec("batch", None, None)
     # Left to itself, XLA gathers the whole batch for a Fourier transform.
     transform = jax.shard_map(jnp.fft.rfft, in_specs=split, out_specs=split)
-    spectrum = transform(frame(x, window, rules=rules) * hann)
+    spectrum = transform(frame(x, window, rules=rules) * hann(window))
     power = jnp.square(spectrum.real) + jnp.square(spectrum.imag)
     return jnp.sqrt(jnp.maximum(power, FLOOR))
 

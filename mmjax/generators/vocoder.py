@@ -150,9 +150,10 @@ class VocoderModule(nnx.Module):
         )
         branch = functools.partial(Branch, dilations=config.dilations, rules=rules, rngs=rngs)
         self.levels = nnx.List([nnx.List([branch(width, kernel) for kernel in config.kernels]) for width in widths[1:]])
-        hop = round(spectrum.seconds * wave.rate)
+        at_once = config.at_once(spectrum, wave)
+        hop = at_once * math.prod(config.factors)
         self.start = Start(config, spectrum.bands, hop, rules, rngs) if config.rounds else None
-        self.out = make(widths[-1], config.at_once(spectrum, wave), (7,), few_outputs=True)
+        self.out = make(widths[-1], at_once, (7,), few_outputs=True)
         self.factors, self.windows, self.samples, self.rate = config.factors, config.windows, wave.samples, wave.rate
         self.target, self.mel, self.dtype, self.rules = config.target, config.mel, settings.dtype, rules
 
