@@ -79,7 +79,8 @@ def _summary(found: "Profile") -> list[str]:
         f"a step takes {found.seconds:.4g} s on {found.devices} x {found.machine}, {found.mfu:.1%} of its peak FLOP/s",
         f"of it {found.exposed:.3g} s nothing but communication, {found.gaps:.3g} s between kernels, and "
         f"{found.waited:.3g} s of waiting for the batch",
-        f"memory: {found.memory['peak'] / 2**20:,.0f} MiB a device",
+        f"memory: {found.memory['peak'] / 2**20:,.0f} MiB a device by the compiler's account"
+        + (f", {found.memory['measured peak'] / 2**20:,.0f} MiB measured" if "measured peak" in found.memory else ""),
         "compiled in " + ", ".join(f"{seconds:.1f} s of {phase}" for phase, seconds in found.compile.items()),
     ]
     lines += [f"  {seconds / found.worked:6.1%}  {part}" for part, seconds in list(found.by(_part).items())[:8]]

@@ -23,13 +23,15 @@ from mmjax.profiling.flops import peak_bytes, peak_flops
 from mmjax.profiling.hlo import Module
 from mmjax.profiling.instruction import Instruction
 from mmjax.profiling.memory import Timeline, timeline
+from mmjax.profiling.resident import Growth, watch_memory
 from mmjax.sharding.mesh import choose_rules
 from mmjax.training.program import Program
 
 if TYPE_CHECKING:
     from mmjax.config import Experiment
 
-# Steps that are run before any is timed: the first ones find memory that is not there yet.
+# Steps that are run before the one whose memory is measured, and those that are timed: the first ones find memory that
+# is not there yet.
 WARM = 2
 # So many of the largest buffers are told of where memory is fullest.
 SHOWN = 30
@@ -162,7 +164,7 @@ def profile(experiment: "Experiment", steps: int, folder: Path, say: Callable[[s
         program = Program(experiment, data, rules)
         size = experiment.train.batch_size
         loader = Loader(data, experiment.data_dir, "train", size, seed=experiment.seed, rows=rows_of(sharding, size))
-        feed = resources.enter_context(Feed(loader, sharding, 0, WARM + 2 * steps))
+        feed = resources.enter_context(Feed(loader, sharding, 0, WARM + 1 + 2 * steps))
         say("compiling the step")
         draw_key, key = jax.random.split(jax.random.key(experiment.seed))
         began = time.perf_counter()
@@ -171,9 +173,12 @@ def profile(experiment: "Experiment", steps: int, folder: Path, say: Callable[[s
         lowered, compiled = _compile(program, state, key, phases)
         text = compiled.as_text() or ""
         module = Module(text)
-        say(f"running {WARM + 2 * steps} steps")
+        say(f"running {WARM + 1 + 2 * steps} steps")
         run = functools.partial(_run, compiled, feed, key)
         state, _ = run(state, WARM)
+        held = sum(shard.data.nbytes for array in jax.tree.leaves(state) for shard in array.addressable_shards)
+        with watch_memory() as growth:
+            state, _ = run(state, 1)
         feed.waited = 0.0
         state, seconds = run(state, steps)
         waited = feed.waited / steps
@@ -182,12 +187,12 @@ def profile(experiment: "Experiment", steps: int, folder: Path, say: Callable[[s
         memory: Any = compiled.memory_analysis()
         model_flops = program.model_flops
     events = trace.read(folder, module.name)
-    held = {
+    parts = {
         "arguments": memory.argument_size_in_bytes,
         "outputs": memory.output_size_in_bytes - memory.alias_size_in_bytes,
         "temporaries": memory.temp_size_in_bytes,
     }
-    measured = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+    measured = _measured(held, growth, mesh.size)
     course = timeline(module)
     return Profile(
         name=experiment.name,
@@ -203,14 +208,22 @@ def profile(experiment: "Experiment", steps: int, folder: Path, say: Callable[[s
         hardware_flops=module.flops * mesh.size,
         peak_flops=flops,
         peak_bandwidth=bandwidth,
-        memory=held
-        | {"peak": sum(held.values()), "estimated temporaries": course.peak}
+        memory=parts
+        | {"peak": sum(parts.values()), "estimated temporaries": course.peak}
         | ({} if measured is None else {"measured peak": measured}),
         course=course,
         module=module,
         program=text,
         written=lowered.as_text(dialect="hlo"),
     )
+
+
+def _measured(held: int, growth: Growth, devices: int) -> int | None:
+    """Bytes of a device at most: by its own count or, where it has none, its share of what the process came to hold."""
+    counted = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+    if counted is not None or growth.bytes is None or jax.default_backend() != "cpu":
+        return counted
+    return (held + growth.bytes) // devices
 
 
 def _compile(

@@ -8,10 +8,11 @@ import pytest
 from launch import profile
 
 SMALL = ("model.unroll=false", "model.width=32", "train.batch_size=64", "steps=3", "mesh.data=1")
+LARGE = ("model.unroll=false", "model.width=32", "train.batch_size=2048", "steps=1", "mesh.data=1")
 
 
-def profiled(folder, *words):
-    assert profile.main(["interactions", *SMALL, *words, f"out={folder}", f"data_dir={folder.parent}"]) == 0
+def profiled(folder, *words, small=SMALL):
+    assert profile.main(["interactions", *small, *words, f"out={folder}", f"data_dir={folder.parent}"]) == 0
     return json.loads((folder / "profile.json").read_text())
 
 
@@ -48,6 +49,13 @@ def test_memory_has_holders(whole):
     assert max(whole["memory_timeline"]) == memory["estimated temporaries"]
     assert memory["estimated temporaries"] == pytest.approx(memory["temporaries"], rel=0.15)
     assert sum(each["bytes"] for each in whole["memory_holders"]) <= memory["estimated temporaries"]
+
+
+def test_memory_is_what_the_process_came_to_hold(tmp_path):
+    """As far as a process can tell: beside the step's, it holds some megabytes of its own."""
+    memory = profiled(tmp_path, small=LARGE)["memory_bytes"]
+    assert memory["peak"] > 150e6
+    assert memory["peak"] == pytest.approx(memory["measured peak"], rel=0.1)
 
 
 def test_the_page_holds_all_it_shows(folder):
