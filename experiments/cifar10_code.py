@@ -7,10 +7,11 @@ from mmjax.data.sources.cifar10 import Cifar10
 from mmjax.encoders import ConvNet
 from mmjax.fusion import Concat
 from mmjax.generators import VqVae
+from mmjax.generators.codes import Fsq
 from mmjax.model import Model
 from mmjax.training.checkpoint import Checkpoint
 from mmjax.training.loop import Train
-from mmjax.training.optimizer import AdamW
+from mmjax.training.optimizer import Muon
 from mmjax.training.schedule import Cosine
 
 
@@ -25,10 +26,10 @@ def cifar10_code() -> Experiment:
             # A tokenizer reads no tokens, so that what makes them is never computed.
             encoders={"image": ConvNet(stem=8, widths=(16,), depths=(1,))},
             fusion=Concat(hidden=16),
-            outputs={"image": VqVae(target="image", widths=(32, 64))},
+            outputs={"image": VqVae(target="image", quantizer=Fsq(), widths=(32, 64))},
             unroll=True,
         ),
-        optimizer=AdamW(learning_rate=1e-3, schedule=Cosine(warmup=100)),
+        optimizer=Muon(learning_rate=5e-3, schedule=Cosine(warmup=100)),
         train=Train(steps=3000, batch_size=64, evaluate_every=1000),
         checkpoint=Checkpoint(every=1000),
     )

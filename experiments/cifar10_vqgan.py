@@ -1,4 +1,4 @@
-"""cifar10_vqgan: the tokenizer of cifar10_code with a critic, and a distance by what a classifier sees."""
+"""cifar10_vqgan: small photographs as codes, and back, with a critic and a distance by what a classifier sees."""
 
 import chz
 
@@ -7,18 +7,19 @@ from mmjax.config import Experiment
 from mmjax.generators import VqGan
 from mmjax.generators.perceptual import Perceptual
 from mmjax.training.initialize import Initialize, Rename
-from mmjax.training.optimizer import Rule
+from mmjax.training.optimizer import AdamW, Rule
+from mmjax.training.schedule import Cosine
 
 
 def cifar10_vqgan() -> Experiment:
-    """Real photographs as 64 of 512 codes; wants the run of `cifar10_classify`, whose trunk is the classifier."""
+    """Photographs as 64 of 512 learned codes; wants the run of `cifar10_classify`, whose trunk is the classifier."""
     plain = cifar10_code()
     eyes = Perceptual(stem=2, widths=(32, 64, 128), depths=(1, 2, 2))
     return chz.replace(
         plain,
         name="cifar10_vqgan",
         model=chz.replace(plain.model, outputs={"image": VqGan(target="image", widths=(32, 64), perceptual=eyes)}),
-        optimizer=chz.replace(plain.optimizer, rules=(Rule(pattern="/judge/", freeze=True),)),
+        optimizer=AdamW(learning_rate=1e-3, schedule=Cosine(warmup=100), rules=(Rule(pattern="/judge/", freeze=True),)),
         train=chz.replace(
             plain.train,
             steps=2000,
