@@ -7,7 +7,10 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import multiprocessing
+import os
 import signal
+import threading
 import time
 import zlib
 from collections import Counter
@@ -278,7 +281,7 @@ class Loader:
             options = grain.MultiprocessingOptions(
                 num_workers=data.workers, per_worker_buffer_size=max(1, data.prefetch)
             )
-            dataset = dataset.mp_prefetch(options)
+            dataset = dataset.mp_prefetch(options, worker_init_fn=_end_with_parent)
         if then is not None:
             dataset = grain.experimental.ThreadPrefetchIterDataset(dataset.map(then), prefetch_buffer_size=1)
         with _signals_kept():
@@ -299,6 +302,18 @@ def _signals_kept() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _end_with_parent(index: int, count: int) -> None:
+    """Has this worker end when the process that started it is gone, which may have been killed without a word."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _parse_flags() -> None:

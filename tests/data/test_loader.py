@@ -1,6 +1,7 @@
 """Batches as a function of (seed, step): order, layouts, resuming, damage, evaluation, prefetching."""
 
 import dataclasses
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -302,6 +303,26 @@ def test_leaving_early_ends_the_threads():
     for thread in set(threading.enumerate()) - before:
         thread.join(timeout=10)
         assert not thread.is_alive()
+
+
+READ = """
+import multiprocessing
+from tests.data.test_loader import loader
+
+batches = loader(workers=2, threads=1).iterate(0, 10**6)
+next(batches)
+print(len(multiprocessing.active_children()), flush=True)
+while True:
+    next(batches)
+"""
+
+
+def test_workers_end_with_a_process_that_is_killed():
+    reading = subprocess.Popen([sys.executable, "-c", READ], stdout=subprocess.PIPE, text=True)
+    assert reading.stdout.readline() == "2\n"
+    reading.kill()
+    # The workers have the pipe too: it ends when the last of them does.
+    assert reading.communicate(timeout=30)[0] == ""
 
 
 def test_an_error_of_the_user_stays_one():
