@@ -16,6 +16,12 @@ from mmjax.errors import UserError
 from mmjax.files import explained, write_atomic
 
 RESULT, PAGE, DIFF = "comparison.json", "report.html", "program.diff"
+# What a profile must tell, and each of its kernels.
+KEYS = (
+    *("step_seconds", "parts", "layers", "kernels", "peak_flops", "peak_bandwidth", "hardware_flops", "peak_bytes"),
+    *("compile_seconds", "fingerprint"),
+)
+KERNEL = ("source", "seconds", "flops", "bytes")
 # So many rows and lines are shown.
 SHOWN, LINES = 20, 400
 
@@ -131,8 +137,11 @@ def read_profile(folder: str) -> dict[str, Any]:
     place = Path(folder).expanduser()
     try:
         found = json.loads((place / PROFILE).read_text(encoding="utf-8"))
+        for each, keys in ((found, KEYS), *((kernel, KERNEL) for kernel in found["kernels"])):
+            if any(key not in each for key in keys):
+                raise ValueError("something is missing")
         return found | {"program": (place / PROGRAM).read_text(encoding="utf-8")}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{folder} holds no profile: {PROFILE} or {PROGRAM} is missing or damaged; launch.profile writes both"
         ) from error

@@ -22,7 +22,7 @@ from mmjax.config import Experiment, fingerprint, parts
 from mmjax.errors import UserError
 from mmjax.fields import OPERATIONAL
 from mmjax.files import explained, write_atomic
-from mmjax.profiling.chips import CHIPS, GPUS, Chip
+from mmjax.profiling.chips import CHIPS, GPUS, TPUS, Chip
 from mmjax.sharding.rules import MESH_AXES
 from mmjax.sharding.topology import HERE, Topology, parse_topology
 from mmjax.units import number
@@ -38,7 +38,7 @@ FACTS = {
     "predicted_mfu": "share of peak FLOP/s",
     "predicted_examples_per_second": "examples a second",
     "predicted_tokens_per_second": "tokens a second",
-    "predicted_cost": "cost",
+    "predicted_cost": "cost of all steps",
 }
 
 COMPILED = (
@@ -46,10 +46,25 @@ COMPILED = (
     "order; communication beside other work counts where it is waited for. Nothing is faster than this; a real step "
     "is slower."
 )
+CALIBRATED = (
+    "Every instruction takes what the rates that a profile's kernels reached here make of it, in the compiler's order."
+)
+MEASURED = (
+    "Every instruction takes what the rates that large products and copies reached here, a moment ago, make of it, in "
+    "the compiler's order: a guide. With calibration=PROFILE it is by what a step's kernels reach."
+)
 ESTIMATED = (
     "An estimate from the step's types: what its products take at 70% of the chip's peak FLOP/s, and the way of "
     "weights, beside them, or of activations. Nothing was compiled."
 )
+ABOUT = {"peak": COMPILED, "calibrated": CALIBRATED, "measured": MEASURED}
+BY = {"peak": "at best", "calibrated": "by the calibration", "measured": "by rates measured here"}
+ESTIMATES = {
+    "compute": "computing",
+    "memory": "reading and writing memory, beside that",
+    "beside": "communication that computing can hide",
+    "waited": "communication that is waited for",
+}
 
 
 @chz.chz
@@ -58,7 +73,8 @@ class Planned(Experiment):
 
     topology: str = chz.field(
         default="v5e:16x16",
-        doc="a slice of TPUs (v4, v5e, v5p, v6e, tpu7x) and its chips, a kind of GPU and how many, or here",
+        doc=f"a slice of TPUs ({', '.join(chip.name for chip in TPUS)}) and its chips, as in v5e:16x16, a kind of GPU "
+        f"({', '.join(chip.name for chip in GPUS)}) and how many, as in h100:64, or here",
     )
     calibration: str | None = chz.field(
         default=None,
@@ -66,7 +82,9 @@ class Planned(Experiment):
     )
     slices: int = chz.field(default=1, doc="how many of them, joined by the data centre's network")
     search: bool = chz.field(default=False, doc="whether to look for the best mesh, rules and rematerialisation")
-    compiled: int = chz.field(default=4, doc="how many of the most promising are compiled in a search")
+    compiled: int = chz.field(
+        default=4, doc="how many of the most promising a search compiles, besides what is asked for"
+    )
     price: float | None = chz.field(default=None, doc="of a chip for an hour, in whatever money")
     out: str = chz.field(
         default=None,
@@ -101,6 +119,12 @@ def make_plan(request: Planned) -> Path:
     """Plan as asked; returns the path of the result."""
     experiment = Experiment(**parts(request))
     kind, _, count = request.topology.partition(":")
+    if kind != HERE and kind not in CHIPS:
+        known = [", ".join(chip.name for chip in chips) for chips in (TPUS, GPUS)]
+        raise UserError(
+            f"topology={request.topology}: there is no {kind}; there are TPUs ({known[0]}), as in v5e:16x16, GPUs "
+            f"({known[1]}), as in h100:64, and here"
+        )
     gpu = kind in {chip.name for chip in GPUS}
     if gpu and not (count.isdigit() and int(count) > 0):
         raise UserError(f"topology={request.topology}: say how many GPUs, as in {kind}:64")
@@ -120,6 +144,7 @@ def make_plan(request: Planned) -> Path:
         chip_hours = whole["chips"] * whole["predicted_step_seconds"] / 3600
         whole["predicted_cost_per_1000_steps"] = 1000 * chip_hours * request.price
         whole["predicted_cost"] = experiment.train.steps * chip_hours * request.price
+    whole["steps"] = experiment.train.steps
     for line in _summary(whole):
         command_line.say(line)
     _write_page(folder, whole)
@@ -129,8 +154,9 @@ def make_plan(request: Planned) -> Path:
 def _compiled(request: Planned, experiment: Experiment, topology: Topology) -> dict[str, Any]:
     """The plan of the experiment, or of the best that a search finds, compiled."""
     from mmjax.compilation import cache_compilations
+    from mmjax.profiling.advice import advise
     from mmjax.profiling.devices import Reached, chip_of_topology
-    from mmjax.profiling.plan import mend, plan, usable
+    from mmjax.profiling.plan import plan, usable
 
     reached = None if request.calibration is None else Reached.of(read_profile(request.calibration))
     if topology.generation == HERE:  # what is compiled for others JAX can keep, but not read again without them
@@ -139,20 +165,21 @@ def _compiled(request: Planned, experiment: Experiment, topology: Topology) -> d
         minutes = "" if topology.generation == HERE else ", which takes minutes"
         command_line.say(f"compiling {request.name} for {topology.name}{minutes}")
         found = plan(experiment, topology, reached)
-        return found.json() | {"advice": None if found.fits else mend(experiment, found)}
-    from mmjax.profiling.search import compile_all, search
+        rates = {"rates": "calibrated" if reached else "measured" if topology.generation == HERE else "peak"}
+        return found.json() | rates | {"advice": None if found.fits else advise(experiment, found)}
+    from mmjax.profiling.search import compile_all, promising, search
 
     devices = len(topology.devices())
     chip = chip_of_topology(topology, devices)
     candidates = search(experiment, chip, devices, request.slices, usable(chip), command_line.say)
     if not candidates:
         raise UserError(f"no mesh of {devices} devices divides {request.name}; change train.batch_size or the topology")
-    best = candidates[: request.compiled]
+    best = promising(candidates, experiment, devices, request.compiled)
     command_line.say(f"compiling the {len(best)} most promising of {len(candidates)}, which takes minutes")
     compiled = compile_all(best, topology, command_line.say)
     rows = [candidate.json() | _outcome(plan) for candidate, plan in compiled]
-    rows += [candidate.json() for candidate in candidates[request.compiled : SHOWN]]
-    return compiled[0][1] | {"advice": None, "candidates": rows}
+    rows += [candidate.json() for candidate in candidates if candidate not in best][: SHOWN - len(best)]
+    return compiled[0][1] | {"rates": "peak", "advice": None, "candidates": rows}
 
 
 def _outcome(plan: dict[str, Any]) -> dict[str, Any]:
@@ -162,6 +189,7 @@ def _outcome(plan: dict[str, Any]) -> dict[str, Any]:
 
 def _gpus(request: Planned, experiment: Experiment, chip: Chip, count: int) -> dict[str, Any]:
     """The plan of the experiment, or of the best that a search finds, by the estimate."""
+    from mmjax.profiling.advice import advise_sketched
     from mmjax.profiling.analytic import check_mesh, sketch
     from mmjax.profiling.plan import NODE, sketched, usable
     from mmjax.profiling.search import search
@@ -175,21 +203,23 @@ def _gpus(request: Planned, experiment: Experiment, chip: Chip, count: int) -> d
     sizes = dict(zip(MESH_AXES, experiment.mesh.resolve(count), strict=True))
     check_mesh(experiment, sizes)
     whole = sketched(experiment, sketch(experiment), sizes, chip)
-    return whole | {"advice": None} | ({"candidates": rows} if rows else {})
+    advice = None if whole["fits"] else advise_sketched(experiment, whole["hbm_bytes"], sizes, chip)
+    return whole | {"advice": advice} | ({"candidates": rows} if rows else {})
 
 
 def _summary(whole: dict[str, Any]) -> list[str]:
     """The plan in a few lines."""
     peak, limit = (size / 2**30 for size in (whole["hbm_bytes"]["peak"], whole["hbm_limit_bytes"]))
     mesh = " ".join(f"{axis}={size}" for axis, size in whole["mesh"].items() if size > 1) or "one device"
+    chips = "1 chip" if whole["chips"] == 1 else f"{whole['chips']:,} chips"
     lines = [
-        f"{whole['parameters'] / 1e6:,.1f} M parameters on {whole['chips']} chips, {mesh}",
+        f"{whole['parameters'] / 1e6:,.1f} M parameters on {chips}, {mesh}",
         f"memory: {peak:.2f} GiB of {limit:.2f} GiB a device: it {'fits' if whole['fits'] else 'does not fit'}",
     ]
     if "predicted_step_seconds" in whole:
         seconds, analytic = whole["predicted_step_seconds"], "analytic" in whole
         lines.append(
-            f"time: {seconds:.4g} s a step {'by the estimate' if analytic else 'at best'}, "
+            f"time: {seconds:.4g} s a step {'by the estimate' if analytic else BY[whole['rates']]}, "
             f"{whole['predicted_mfu']:.1%} of the chips' peak FLOP/s, "
             + (
                 f"{whole['predicted_examples_per_second']:,.0f} examples/s"
@@ -206,7 +236,9 @@ def _summary(whole: dict[str, Any]) -> list[str]:
         lines.append(whole["advice"])
     if "predicted_cost" in whole:
         thousand = whole["predicted_cost_per_1000_steps"]
-        lines.append(f"cost: {number(whole['predicted_cost'])}, {number(thousand)} for 1,000 steps")
+        lines.append(
+            f"cost: {number(whole['predicted_cost'])} for its {whole['steps']:,} steps, {number(thousand)} for 1,000"
+        )
     return lines
 
 
@@ -236,39 +268,50 @@ def _write_page(folder: Path, whole: dict[str, Any]) -> None:
 def _sections(whole: dict[str, Any]) -> "list[Section]":
     from mmjax.evaluation.findings import Section, Table
 
-    memory = [[kind, f"{size / 2**30:.3f}"] for kind, size in whole["hbm_bytes"].items()]
+    analytic, sizes = "analytic" in whole, dict(whole["hbm_bytes"])
+    if not analytic:
+        sizes["to be kept for the backward pass, as written, among the temporaries"] = sizes.pop("activations")
+    memory = [[kind, f"{size / 2**30:.4g}"] for kind, size in sizes.items()]
     held = Section("Memory of a device", whole["advice"] or "", [Table(["what", "GiB"], memory)])
     if "predicted_step_seconds" not in whole:
         return [held, *_candidates(whole)]
-    seconds = whole["predicted_step_seconds"]
-    times = [[kind, f"{part:.4f}", f"{part / seconds:.1%}"] for kind, part in whole["roofline_seconds"].items()]
+    seconds, kinds = whole["predicted_step_seconds"], whole["roofline_seconds"].items()
+    if analytic:
+        times = Table(["what", "s"], [[ESTIMATES[kind], f"{part:.4g}"] for kind, part in kinds])
+    else:
+        rows = [[kind, f"{part:.4g}", f"{part / seconds:.1%}"] for kind, part in kinds]
+        times = Table(["held up by", "s", "share"], rows)
     talk = [
         [
             f"{each['kind']} over {each['axis'] or 'nothing'}" + (", between slices" if each["crosses_slices"] else ""),
-            f"{each['bytes'] / 1e6:,.1f}",
+            f"{each['bytes'] / 1e6:,.4g}",
             f"{each['count']:,}",
             "yes" if each["overlaps"] else "no",
             each["path"],
         ]
         for each in whole["collectives"][:SHOWN]
     ]
-    places = list(whole["source_seconds"].items())[:SHOWN]
+    places = [[name, f"{part:.4g}"] for name, part in list(whole["source_seconds"].items())[:SHOWN]]
     flops = [
-        ["the model's", f"{whole['model_flops'] / 1e12:,.2f}"],
-        ["the step's as written, with what is calculated again", f"{whole['step_flops'] / 1e12:,.2f}"],
-        ["the compiled step's", f"{whole['hardware_flops'] / 1e12:,.2f}"],
+        ["the model's, three forward passes", f"{whole['model_flops'] / 1e12:,.4g}"],
+        ["the step's as written, with what is calculated again", f"{whole['step_flops'] / 1e12:,.4g}"],
+        [
+            f"{'all' if analytic else 'all compiled'}, what devices repeat counted",
+            f"{whole['hardware_flops'] / 1e12:,.4g}",
+        ],
     ]
-    about = ESTIMATED if "analytic" in whole else COMPILED
+    about = ESTIMATED if analytic else ABOUT[whole["rates"]]
+    title = "A step at best" if not analytic and whole["rates"] == "peak" else "A step"
     return [
         held,
         *_candidates(whole),
-        Section("A step at best", about, [Table(["held up by", "s", "share"], times), Table(["TFLOP", ""], flops)]),
+        Section(title, about, [times, Table(["TFLOP", ""], flops)]),
         Section(
             "Communication",
             "What a device sends in a step.",
             [Table(["collective", "MB", "times", "beside work", "asked for by"], talk)],
         ),
-        Section("Where the time goes", "", [Table(["source", "s"], [[name, f"{part:.4f}"] for name, part in places])]),
+        *([Section("Where the time goes", "", [Table(["source", "s"], places)])] if places else []),
     ]
 
 

@@ -50,7 +50,8 @@ class Profiled(Experiment):
 
 def load(name: str) -> Profiled:
     """The profile of the experiment of that name, or of the one whose run directory that is."""
-    if (Path(name).expanduser() / config.FILE).is_file():
+    place = Path(name).expanduser()
+    if (place / config.FILE).is_file() or ("/" in name and place.is_dir()):
         return Profiled(**parts(config.read(name)))
     return Profiled(**parts(command_line.load_experiment(name)))
 
@@ -173,7 +174,12 @@ def _sections(whole: dict[str, Any], found: "Profile") -> "list[Section]":
             "",
             [_shares(found, "part", _part), _shares(found, "layer", _layer), _shares(found, "source", _source)],
         ),
-        Section("Kernels", "", [Table(columns, kernels)]),
+        Section(
+            "Kernels",
+            f"The {len(kernels)} longest of {len(found.kernels)}; profile.json has all. What caches hold comes faster "
+            "than memory's roof, and a roof that was measured beside other work is too low.",
+            [Table(columns, kernels)],
+        ),
         Section(
             "Under the roof",
             f"Kernels that multiply matrices, as large as their share of the step. The machine does "

@@ -8,13 +8,14 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+import chz
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
 from mmjax.data.place import check_splits
 from mmjax.layers.linear import SMALL
 from mmjax.profiling.chips import Chip
-from mmjax.profiling.flops import needed_flops
+from mmjax.profiling.flops import UNTOLD, Axes, divided_flops
 from mmjax.sharding.mesh import choose_rules, sized
 from mmjax.sharding.rules import MESH_AXES, PRESETS
 from mmjax.training.program import Program
@@ -72,14 +73,19 @@ class Talk:
 
 @dataclasses.dataclass(frozen=True)
 class Sketch:
-    """A step as its types tell it, on a mesh of no particular size."""
+    """A step as its types tell it, on a mesh of no particular size.
+
+    `kept` is what the forward pass keeps for the backward pass, parameters among it, and `made` what it would keep if
+    nothing were calculated again; `flops` are those of a step by the mesh axes that divide them.
+    """
 
     state: Mapping[str, list[Value]]
     kept: list[Value]
+    made: list[Value]
     talks: list[Talk]
     parameters: int
     model_flops: int
-    step_flops: int
+    flops: Mapping[Axes, int]
     accumulate: int
     batch_size: int
 
@@ -90,14 +96,34 @@ class Sketch:
             value.divided(mesh) for value in self.state["parameters"]
         )
 
+    @property
+    def step_flops(self) -> int:
+        return sum(self.flops.values())
+
+    def device_flops(self, mesh: Sizes) -> float:
+        """FLOPs of a device: what an axis does not divide all of its devices do.
+
+        What the compiler divides, the update of matrices, is taken to be divided as the parameters are.
+        """
+        split = frozenset(axis for value in self.state["parameters"] for axes in value.axes for axis in axes)
+        return sum(
+            flops / math.prod(mesh[axis] for axis in (split if axes == UNTOLD else axes))
+            for axes, flops in self.flops.items()
+        )
+
+    def activations(self, mesh: Sizes) -> tuple[float, float]:
+        """Bytes of a device that are kept for the backward pass, and that are calculated again for it."""
+        weights = sum(value.local(mesh) for value in self.state["parameters"])
+        kept, made = (max(0.0, sum(value.local(mesh) for value in each) - weights) for each in (self.kept, self.made))
+        return kept, max(0.0, made - kept)
+
     def memory(self, mesh: Sizes) -> dict[str, int]:
         """Bytes of a device by what they are of."""
         found = {name: sum(value.local(mesh) for value in values) for name, values in self.state.items()}
         weights = sum(value.local(mesh) for value in self.state["parameters"])
-        kept = sum(value.local(mesh) for value in self.kept) - weights
         # Besides its state and what it keeps a step holds the gradients, and one weight and the next, cast, as wholes.
         largest = max(value.bytes for value in self.state["parameters"])
-        found |= {"activations": max(0.0, kept), "gradients": weights, "workspace": largest}
+        found |= {"activations": self.activations(mesh)[0], "gradients": weights, "workspace": largest}
         return {name: round(size) for name, size in found.items()} | {"peak": round(sum(found.values()))}
 
 
@@ -125,6 +151,11 @@ def sketch(experiment: "Experiment") -> Sketch:
             return jax.vjp(lambda model: model.loss(batch, key)[0], model)[1]
 
         kept = jax.eval_shape(pullback, state.model, program.batch(size), program.key)
+        made = kept
+        if experiment.model.remat != "none":
+            plain = chz.replace(experiment, model=chz.replace(experiment.model, remat="none"))
+            other = Program(plain, plain.data, PRESETS["fsdp_tensor"])
+            made = jax.eval_shape(pullback, other.abstract.model, program.batch(size), program.key)
         return Sketch(
             state={
                 "parameters": _values(state.model),
@@ -134,10 +165,11 @@ def sketch(experiment: "Experiment") -> Sketch:
                 "batch": _values(batch),
             },
             kept=_values(kept),
+            made=_values(made),
             talks=list(_talks(traced.jaxpr, 1)),
             parameters=sum(leaf.size for leaf in jax.tree.leaves(state.model)),
             model_flops=program.model_flops,
-            step_flops=needed_flops(traced.jaxpr),
+            flops=divided_flops(traced.jaxpr),
             accumulate=experiment.train.accumulate,
             batch_size=experiment.train.batch_size,
         )
@@ -158,10 +190,12 @@ def estimate(sketch: Sketch, mesh: Sizes, chip: Chip, near: int) -> Estimate:
     The weights' way is taken to be beside computing, up to what that takes, that of activations is not.
     """
     devices = math.prod(mesh.values())
-    compute = sketch.step_flops / devices / (EFFICIENCY * chip.flops)
+    compute = sketch.device_flops(mesh) / (EFFICIENCY * chip.flops)
     memory = sketch.memory(mesh)
     state = sum(memory[name] for name in sketch.state)
-    hbm = (2 * (state + memory["activations"])) / (EFFICIENCY * chip.hbm)
+    kept, again = sketch.activations(mesh)
+    # All is written and read; what is calculated again is so twice.
+    hbm = 2 * (state + kept + 2 * again) / (EFFICIENCY * chip.hbm)
     talk = {"beside": 0.0, "waited": 0.0}
     for each in sketch.talks:
         if all(mesh[axis] == 1 for axis in each.axes):

@@ -3,7 +3,8 @@
 import functools
 import math
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -14,6 +15,10 @@ from jax.sharding import PartitionSpec
 
 from mmjax.profiling.chips import chip_of
 
+# Names of mesh axes.
+Axes = frozenset[str]
+# Of products in automatic mode, whose division among devices their types do not tell.
+UNTOLD: Axes = frozenset({"automatic"})
 MEASURE_SECONDS = 0.25
 
 
@@ -37,45 +42,86 @@ def step_flops(model: Any, batch: Any) -> int:
 
 def needed_flops(jaxpr: Jaxpr) -> int:
     """The FLOPs that `count_flops` counts, of what was traced already."""
+    return divided_flops(jaxpr).total()
+
+
+def divided_flops(jaxpr: Jaxpr) -> Counter[Axes]:
+    """The same FLOPs by the mesh axes among whose devices they are divided; others do the same work again.
+
+    What the compiler is left to divide is `UNTOLD`.
+    """
     needed, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
     return _jaxpr_flops(needed)
 
 
-def _jaxpr_flops(jaxpr: Jaxpr) -> int:
+def _jaxpr_flops(jaxpr: Jaxpr) -> Counter[Axes]:
     """FLOPs of all that was traced, needed or not."""
-    return sum(_equation_flops(equation) for equation in jaxpr.eqns)
+    return _sum(_equation_flops(equation) for equation in jaxpr.eqns)
 
 
-def _equation_flops(equation: JaxprEqn) -> int:
+def _equation_flops(equation: JaxprEqn) -> Counter[Axes]:
     parameters = equation.params
     match equation.primitive.name:
+        case "scan":
+            return _times(parameters["length"], _inner_flops(parameters["jaxpr"]))
+        case "while":
+            return _sum(_inner_flops(parameters[name]) for name in ("cond_jaxpr", "body_jaxpr"))
+        case "cond":
+            return max((_inner_flops(branch) for branch in parameters["branches"]), key=Counter.total)
+        case "shard_map":
+            axes, shards = _shards(parameters)
+            return Counter({axes: shards * _inner_flops(parameters["jaxpr"]).total()})
+        case "pallas_call":
+            return _times(math.prod(parameters["grid_mapping"].grid), _inner_flops(parameters["jaxpr"]))
+    flops = _product_flops(equation)
+    if flops:
+        return Counter({_axes(equation): flops})
+    # jit, custom_jvp_call, custom_vjp_call, checkpoint and whatever else holds the computation it stands for.
+    return _sum(_inner_flops(value) for value in parameters.values() if isinstance(value, Jaxpr | ClosedJaxpr))
+
+
+def _product_flops(equation: JaxprEqn) -> int:
+    """Those of an equation that is a product or a convolution, 0 of others."""
+    match equation.primitive.name:
         case "dot_general":
-            (contracted, _), _ = parameters["dimension_numbers"]
+            (contracted, _), _ = equation.params["dimension_numbers"]
             shape = _shape(equation.invars[0])
             return 2 * math.prod(_shape(equation.outvars[0])) * math.prod(shape[axis] for axis in contracted)
         case "ragged_dot_general":
             return _ragged_flops(equation)
         case "conv_general_dilated":
             return _convolution_flops(equation)
-        case "scan":
-            return parameters["length"] * _inner_flops(parameters["jaxpr"])
-        case "while":
-            return _inner_flops(parameters["cond_jaxpr"]) + _inner_flops(parameters["body_jaxpr"])
-        case "cond":
-            return max(_inner_flops(branch) for branch in parameters["branches"])
-        case "shard_map":
-            return _shards(parameters) * _inner_flops(parameters["jaxpr"])
-        case "pallas_call":
-            return math.prod(parameters["grid_mapping"].grid) * _inner_flops(parameters["jaxpr"])
         case name if name.startswith("dot_product_attention_fwd"):  # cuDNN's
             (examples, rows, heads, head), (_, columns, *_) = (_shape(variable) for variable in equation.invars[:2])
             return 4 * examples * heads * rows * columns * head
-    # jit, custom_jvp_call, custom_vjp_call, checkpoint and whatever else holds the computation it stands for.
-    return sum(_inner_flops(value) for value in parameters.values() if isinstance(value, Jaxpr | ClosedJaxpr))
+    return 0
 
 
-def _inner_flops(jaxpr: Jaxpr | ClosedJaxpr) -> int:
+def _inner_flops(jaxpr: Jaxpr | ClosedJaxpr) -> Counter[Axes]:
     return _jaxpr_flops(jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr)
+
+
+def _sum(counts: Iterable[Counter[Axes]]) -> Counter[Axes]:
+    return sum(counts, start=Counter())
+
+
+def _times(turns: int, flops: Counter[Axes]) -> Counter[Axes]:
+    return Counter({axes: turns * count for axes, count in flops.items()})
+
+
+def _axes(equation: JaxprEqn) -> Axes:
+    """The mesh axes on which an equation's arrays are split."""
+    types: list[Any] = [variable.aval for variable in (*equation.invars, *equation.outvars)]
+    shardings = [each.sharding for each in types]
+    if any(sharding.mesh.axis_names and sharding.mesh.are_all_axes_auto for sharding in shardings):
+        return UNTOLD
+    return frozenset().union(*(_named(sharding.spec) for sharding in shardings))
+
+
+def _named(spec: PartitionSpec) -> Axes:
+    """All axes of a partition."""
+    parts = (part if isinstance(part, tuple) else (part,) for part in spec.partitions)
+    return frozenset(axis for part in parts for axis in part if isinstance(axis, str))
 
 
 def _shape(variable: Any) -> tuple[int, ...]:
@@ -101,12 +147,14 @@ def _convolution_flops(equation: JaxprEqn) -> int:
     return 2 * math.prod(_shape(equation.outvars[0])) * products // math.prod(parameters["lhs_dilation"])
 
 
-def _shards(parameters: dict[str, Any]) -> int:
-    """On how many different shards the body of a shard_map runs. A mesh axis that splits no input repeats the work."""
-    mesh = parameters["mesh"]
+def _shards(parameters: dict[str, Any]) -> tuple[Axes, int]:
+    """The axes whose devices have different shards of what a shard_map is given, and how many shards there are.
+
+    A mesh axis that splits no input repeats the work.
+    """
     specs = jax.tree.leaves(parameters["in_specs"], is_leaf=lambda spec: isinstance(spec, PartitionSpec))
-    axes = {axis for spec in specs for part in spec for axis in (part if isinstance(part, tuple) else (part,))}
-    return math.prod(size for axis, size in mesh.shape.items() if axis in axes)
+    axes = frozenset().union(*map(_named, specs))
+    return axes, math.prod(size for axis, size in parameters["mesh"].shape.items() if axis in axes)
 
 
 @functools.cache

@@ -4,23 +4,21 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, get_args
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-import chz
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from mmjax.layers.stack import Remat
+from mmjax.data.place import check_splits
 from mmjax.profiling.analytic import Sketch, estimate, extent
-from mmjax.profiling.chips import Chip
+from mmjax.profiling.chips import GPUS, Chip
 from mmjax.profiling.devices import Reached, chip_here, chip_of_topology
 from mmjax.profiling.flops import needed_flops
 from mmjax.profiling.hlo import Collective, Module
 from mmjax.profiling.roofline import KINDS, Clock, Roofline
 from mmjax.sharding.mesh import choose_rules
-from mmjax.sharding.rules import PRESETS
 from mmjax.sharding.topology import HERE, Topology
 from mmjax.training.program import Program
 
@@ -29,8 +27,9 @@ if TYPE_CHECKING:
 
 # GPUs that NVLink holds together.
 NODE = 8
-# Of the memory of a TPU the runtime keeps a part for itself: libtpu gives programs 15.75 GiB of a v5e's 16.
-USABLE = 15.75 / 16
+# Of the memory of a TPU the runtime keeps a part for itself: libtpu gives programs 15.75 GiB of a v5e's 16. Of a GPU's
+# JAX takes three quarters, if XLA_PYTHON_CLIENT_MEM_FRACTION says nothing else.
+USABLE, USABLE_GPU = 15.75 / 16, 0.75
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,8 +139,10 @@ def plan(experiment: "Experiment", topology: Topology, reached: Reached | None =
     devices = topology.devices()
     chip = chip_here(experiment, reached) if topology.generation == HERE else chip_of_topology(topology, len(devices))
     mesh = experiment.mesh.build(devices)
+    rules, train = choose_rules(experiment.rules, mesh), experiment.train
+    check_splits(train.batch_size // train.accumulate, math.prod(mesh.shape[axis] for axis in rules.batch))
     with jax.set_mesh(mesh):
-        program = Program(experiment, experiment.data, choose_rules(experiment.rules, mesh))
+        program = Program(experiment, experiment.data, rules)
         key = program.key
         batches = [program.batch()]
         step = program.step()
@@ -154,7 +155,7 @@ def plan(experiment: "Experiment", topology: Topology, reached: Reached | None =
         step_flops = needed_flops(traced.jaxpr.jaxpr)
         lowered = traced.lower(lowering_platforms=(devices[0].platform,))
         compiled, temporaries = _compile(lowered)
-        kept, tokens, model_flops = _residual_bytes(program), _tokens(program), program.model_flops
+        kept, tokens, model_flops = residual_bytes(program), _tokens(program), program.model_flops
     network = Network(mesh, topology, chip)
     module = None if compiled is None else Module(compiled.as_text() or "")
     return Plan(
@@ -212,7 +213,7 @@ def sketched(experiment: "Experiment", drawn: Sketch, sizes: Mapping[str, int], 
         "hbm_limit_bytes": round(usable(chip)),
         "model_flops": drawn.model_flops,
         "step_flops": drawn.step_flops,
-        "hardware_flops": drawn.step_flops,
+        "hardware_flops": round(devices * drawn.device_flops(sizes)),
         "collectives": sorted(collectives, key=lambda each: -each["bytes"]),
         "roofline_seconds": {"compute": found.compute, "memory": found.hbm, **found.talk},
         "source_seconds": {},
@@ -224,56 +225,7 @@ def sketched(experiment: "Experiment", drawn: Sketch, sizes: Mapping[str, int], 
 
 def usable(chip: Chip) -> float:
     """The bytes of a chip's memory that a program may have."""
-    return USABLE * chip.hbm_bytes
-
-
-def mend(experiment: "Experiment", found: Plan) -> str:
-    """Why a plan does not fit, and the smallest change that would make it, by an estimate that compiles nothing.
-
-    The state and what is kept for the backward pass are known; what else a step needs, the gradients above all, is
-    taken to be in proportion to the device's share of the parameters.
-    """
-    rules = PRESETS[experiment.rules]
-    limit, held = round(usable(found.chip)), found.hbm_bytes
-    state = {name: held[name] for name in ("parameters", "optimizer", "average", "critics")}
-    most = max([*state, "activations"], key=lambda name: held[name])
-    told = f"it does not fit: the {most} alone are {held[most] / 2**30:.2f} GiB of {limit / 2**30:.2f} GiB a device"
-    else_ = held["peak"] - held["activations"] - sum(state.values())
-    for words, other in _smaller(experiment, math.prod(found.mesh[axis] for axis in rules.batch)):
-        mesh = other.mesh.build(found.topology.devices())
-        with jax.set_mesh(mesh):
-            program = Program(other, other.data, choose_rules(other.rules, mesh))
-            owned = _owned(program)
-            kept = _residual_bytes(program)
-        fixed = sum(owned[name] for name in state)
-        estimate = fixed + kept + round(else_ * owned["parameters"] / held["parameters"])
-        if estimate <= limit:
-            return f"{told}; {words} would need about {estimate / 2**30:.2f} GiB"
-    return (
-        f"{told}; neither recomputing all, nor splitting the batch or the parameters further, is enough: more chips are"
-    )
-
-
-def _smaller(experiment: "Experiment", shards: int) -> Iterator[tuple[str, "Experiment"]]:
-    """The same with less and less memory, from the change that costs least time on, each besides those before.
-
-    `shards` is in how many parts the batch lies on the mesh, each of which needs an example.
-    """
-    mesh, words = experiment.mesh, ""
-    if mesh.data not in (0, 1) and "fsdp" in experiment.rules and mesh.fsdp != -1:
-        words = "mesh.data=1 mesh.fsdp=-1 "
-        experiment = chz.replace(experiment, mesh=chz.replace(mesh, data=1, fsdp=-1))
-        yield words.strip(), experiment
-    order = get_args(Remat)
-    for policy in order[order.index(experiment.model.remat) + 1 :]:
-        experiment = chz.replace(experiment, model=chz.replace(experiment.model, remat=policy))
-        yield f"{words}model.remat={policy}", experiment
-    train = experiment.train
-    for parts in (2, 4, 8, 16, 32):
-        count = train.accumulate * parts
-        if train.batch_size % (count * shards) == 0:
-            smaller = chz.replace(experiment, train=chz.replace(train, accumulate=count))
-            yield f"{words}model.remat=full train.accumulate={count}", smaller
+    return (USABLE_GPU if chip in GPUS else USABLE) * chip.hbm_bytes
 
 
 def _compile(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled | None, int]:
@@ -291,7 +243,7 @@ def _compile(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled | None, i
 
 def _memory(compiled: jax.stages.Compiled | None, program: Program, temporaries: int) -> dict[str, int]:
     """What a device holds, bytes: by the compiler's account, its arguments by whose they are."""
-    found = _owned(program)
+    found = owned(program)
     found |= {"arguments": sum(found.values()), "outputs": 0, "temporaries": temporaries, "code": 0}
     if compiled is not None:
         memory: Any = compiled.memory_analysis()
@@ -302,7 +254,7 @@ def _memory(compiled: jax.stages.Compiled | None, program: Program, temporaries:
     return found | {"peak": sum(found[name] for name in ("arguments", "outputs", "temporaries", "code"))}
 
 
-def _owned(program: Program) -> dict[str, int]:
+def owned(program: Program) -> dict[str, int]:
     """What a device holds of a step's arguments, bytes."""
     state = program.abstract
     whose = {
@@ -325,7 +277,7 @@ def _shard_bytes(tree: Any) -> int:
     )
 
 
-def _residual_bytes(program: Program) -> int:
+def residual_bytes(program: Program) -> int:
     """What the forward pass of a device keeps for the backward pass, besides parameters and batch."""
 
     def pullback(model: Any, batch: Any, key: Any) -> Any:

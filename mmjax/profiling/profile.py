@@ -8,6 +8,7 @@ import itertools
 import logging
 import math
 import re
+import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 # Steps that are run before the one whose memory is measured, and those that are timed: the first ones find memory that
 # is not there yet.
 WARM = 2
+# A process's memory comes and goes by some megabytes of its own: a smaller step cannot be told from that.
+TOLD = 2**26
 # So many of the largest buffers are told of where memory is fullest.
 SHOWN = 30
 # What holds other instructions, and takes what they take.
@@ -95,7 +98,7 @@ class Profile:
     @property
     def seconds(self) -> float:
         """The median step, without the profiler."""
-        return sorted(self.step_seconds)[len(self.step_seconds) // 2]
+        return statistics.median(self.step_seconds)
 
     @property
     def mfu(self) -> float:
@@ -115,9 +118,10 @@ class Profile:
 
     def json(self) -> dict[str, Any]:
         """As profile.json holds it."""
-        kept = [
-            {"bytes": size, "source": self.module.source(each) or each.opcode} for each, size in self.course.holders
-        ]
+        held: dict[str, int] = collections.defaultdict(int)
+        for each, size in self.course.holders:
+            held[self.module.source(each) or each.opcode] += size
+        kept = [{"bytes": size, "source": source} for source, size in sorted(held.items(), key=lambda item: -item[1])]
         return {
             "experiment": self.name,
             "machine": self.machine,
@@ -173,7 +177,7 @@ def profile(experiment: "Experiment", steps: int, folder: Path, say: Callable[[s
         lowered, compiled = _compile(program, state, key, phases)
         text = compiled.as_text() or ""
         module = Module(text)
-        say(f"running {WARM + 1 + 2 * steps} steps")
+        say(f"running {WARM + 1 + 2 * steps} steps: {WARM} to warm up, 1 for its memory, {steps} timed, {steps} traced")
         run = functools.partial(_run, compiled, feed, key)
         state, _ = run(state, WARM)
         held = sum(shard.data.nbytes for array in jax.tree.leaves(state) for shard in array.addressable_shards)
@@ -221,7 +225,7 @@ def profile(experiment: "Experiment", steps: int, folder: Path, say: Callable[[s
 def _measured(held: int, growth: Growth, devices: int) -> int | None:
     """Bytes of a device at most: by its own count or, where it has none, its share of what the process came to hold."""
     counted = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
-    if counted is not None or growth.bytes is None or jax.default_backend() != "cpu":
+    if counted is not None or growth.bytes is None or growth.bytes < TOLD or jax.default_backend() != "cpu":
         return counted
     return (held + growth.bytes) // devices
 

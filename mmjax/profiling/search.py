@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import chz
 
 from mmjax.compilation import usable_cores
+from mmjax.errors import UserError
 from mmjax.profiling.analytic import Estimate, Sizes, Sketch, estimate, sketch
 from mmjax.profiling.chips import Chip
 from mmjax.sharding.mesh import MeshShape
@@ -81,7 +82,23 @@ def search(
                     found.append(candidate)
         if any(candidate.fits for candidate in found):
             break
-    return sorted(found, key=lambda each: (not each.fits, each.estimate.seconds, each.estimate.memory["peak"]))
+    order = {remat: place for place, remat in enumerate(REMATS)}
+    return sorted(found, key=lambda each: (not each.fits, each.estimate.seconds, order[each.experiment.model.remat]))
+
+
+def promising(
+    candidates: Sequence[Candidate], experiment: "Experiment", devices: int, count: int
+) -> Sequence[Candidate]:
+    """The first so many, and what was asked for as it stands, if it is among the candidates."""
+
+    def way(each: "Experiment") -> tuple[Any, ...]:
+        return each.mesh.resolve(devices), each.model.remat, each.train.accumulate
+
+    try:
+        asked = way(experiment)
+    except UserError:  # its own mesh is of other devices
+        return candidates[:count]
+    return [*candidates[:count], *(each for each in candidates[count:] if way(each.experiment) == asked)]
 
 
 def meshes(devices: int, slices: int) -> Iterator[Sizes]:

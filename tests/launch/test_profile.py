@@ -58,6 +58,14 @@ def test_memory_is_what_the_process_came_to_hold(tmp_path):
     assert memory["peak"] == pytest.approx(memory["measured peak"], rel=0.1)
 
 
+@pytest.mark.parametrize("content", ["{}", "[]", '{"kernels": [{}]}', "{"])
+def test_a_damaged_profile_is_named(content, folder, tmp_path, capsys):
+    (tmp_path / "profile.json").write_text(content)
+    (tmp_path / "program.txt").write_text("HloModule none")
+    assert profile.main(["compare", str(folder), str(tmp_path)]) == 2
+    assert "is missing or damaged" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_the_page_holds_all_it_shows(folder):
     page = (folder / "report.html").read_text()
     assert page.count("<svg") == 3

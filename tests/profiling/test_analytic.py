@@ -12,6 +12,7 @@ from mmjax.profiling.search import REMATS, meshes, search
 from mmjax.sharding.rules import MESH_AXES
 
 SMALL = ["model.unroll=false", "train.batch_size=64", "optimizer=AdamW", "model.width=128"]
+OPTIMIZERS = {"adamw": SMALL, "muon": [*SMALL[:2], "optimizer=Muon", "model.width=128"]}
 BATCH = ("replica", "data", "fsdp", "expert")
 
 
@@ -71,6 +72,28 @@ def test_more_chips_take_less_time_and_never_more_than_their_peak(drawn):
     assert 0 < many.mfu < few.mfu < 0.7
     # Between slices the way is longer.
     assert estimate(drawn, mesh(data=16), chip, 8).seconds > many.seconds
+
+
+def test_work_that_an_axis_does_not_divide_is_done_by_all_its_devices():
+    """Newton-Schulz of Muon is on the parameters, of which each device along data has a copy."""
+    found = {name: sketch(resolve(load_experiment("interactions"), words)) for name, words in OPTIMIZERS.items()}
+    more = found["muon"].step_flops - found["adamw"].step_flops
+    assert more > 0
+    for size in (1, 8):
+        flops = {name: drawn.device_flops(mesh(data=size)) for name, drawn in found.items()}
+        assert flops["muon"] - flops["adamw"] == pytest.approx(more, rel=1e-6)
+    split = {name: drawn.device_flops(mesh(fsdp=8)) for name, drawn in found.items()}
+    assert split["muon"] - split["adamw"] < 0.3 * more
+
+
+def test_what_is_calculated_again_costs_bandwidth():
+    plain, again = (
+        sketch(resolve(load_experiment("interactions"), [*SMALL, f"model.remat={remat}"])) for remat in ("none", "full")
+    )
+    assert plain.activations(mesh())[1] == 0
+    assert again.activations(mesh())[1] == pytest.approx(plain.activations(mesh())[0] - again.activations(mesh())[0])
+    assert again.memory(mesh())["peak"] < plain.memory(mesh())["peak"]
+    assert estimate(again, mesh(), CHIPS["v5e"], 1).hbm > estimate(plain, mesh(), CHIPS["v5e"], 1).hbm
 
 
 def test_no_device_gets_the_activations_of_all():
