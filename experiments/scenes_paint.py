@@ -35,12 +35,12 @@ def scenes_paint() -> Experiment:
             fusion=SingleStream(depth=1),
             outputs={
                 "image": CodeDecoder(
-                    target="image", quantizer=Codebook(size=256), widths=(16, 32, 64), depth=4, heads=4
+                    target="image", quantizer=Codebook(size=512), widths=(24, 48, 96), depth=4, heads=4
                 )
             },
             unroll=True,
         ),
         optimizer=Muon(learning_rate=2e-3, weight_decay=0.05, schedule=Constant(warmup=100)),
-        train=Train(steps=3000, batch_size=32, evaluate_every=1000),
+        train=Train(steps=5000, batch_size=32, evaluate_every=1000),
         checkpoint=Checkpoint(every=1000),
     )
