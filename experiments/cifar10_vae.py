@@ -10,5 +10,5 @@ from mmjax.generators import Vae
 def cifar10_vae() -> Experiment:
     """Real photographs as 64 places of 8 numbers: what quantising to codes is measured by."""
     plain = cifar10_code()
-    vae = Vae(target="image", latent=8, widths=(32, 64), conditional=False, beta=2.0)
+    vae = Vae(target="image", latent=8, widths=(32, 64), conditional=False, beta=4.8)
     return chz.replace(plain, name="cifar10_vae", model=chz.replace(plain.model, outputs={"image": vae}))
