@@ -145,17 +145,10 @@ def sketch(experiment: "Experiment") -> Sketch:
         program = Program(experiment, experiment.data, PRESETS["fsdp_tensor"])
         state, batch = program.abstract, program.batch()
         traced = jax.make_jaxpr(program.step())(state, [batch], program.key)
-        size = experiment.train.batch_size // experiment.train.accumulate
-
-        def pullback(model: Any, batch: Any, key: Any) -> Any:
-            return jax.vjp(lambda model: model.loss(batch, key)[0], model)[1]
-
-        kept = jax.eval_shape(pullback, state.model, program.batch(size), program.key)
-        made = kept
+        made = kept = residuals(program)
         if experiment.model.remat != "none":
             plain = chz.replace(experiment, model=chz.replace(experiment.model, remat="none"))
-            other = Program(plain, plain.data, PRESETS["fsdp_tensor"])
-            made = jax.eval_shape(pullback, other.abstract.model, program.batch(size), program.key)
+            made = residuals(Program(plain, plain.data, PRESETS["fsdp_tensor"]))
         return Sketch(
             state={
                 "parameters": _values(state.model),
@@ -173,6 +166,17 @@ def sketch(experiment: "Experiment") -> Sketch:
             accumulate=experiment.train.accumulate,
             batch_size=experiment.train.batch_size,
         )
+
+
+def residuals(program: Program) -> Any:
+    """Shapes of what a forward pass keeps for the backward pass, the parameters among it."""
+
+    def pullback(model: Any, batch: Any, key: Any) -> Any:
+        return jax.vjp(lambda model: model.loss(batch, key)[0], model)[1]
+
+    train = program.experiment.train
+    batch = program.batch(train.batch_size // train.accumulate)
+    return jax.eval_shape(pullback, program.abstract.model, batch, program.key)
 
 
 def check_mesh(experiment: "Experiment", sizes: Sizes) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mmjax.data.place import check_splits
-from mmjax.profiling.analytic import Sketch, estimate, extent
+from mmjax.profiling.analytic import Sketch, estimate, extent, residuals
 from mmjax.profiling.chips import GPUS, Chip
 from mmjax.profiling.devices import Reached, chip_here, chip_of_topology
 from mmjax.profiling.flops import needed_flops
@@ -279,13 +279,7 @@ def _shard_bytes(tree: Any) -> int:
 
 def residual_bytes(program: Program) -> int:
     """What the forward pass of a device keeps for the backward pass, besides parameters and batch."""
-
-    def pullback(model: Any, batch: Any, key: Any) -> Any:
-        return jax.vjp(lambda model: model.loss(batch, key)[0], model)[1]
-
-    size = program.experiment.train.batch_size // program.experiment.train.accumulate
-    kept = jax.eval_shape(pullback, program.abstract.model, program.batch(size), program.key)
-    return max(0, _shard_bytes(kept) - _shard_bytes(program.abstract.model))
+    return max(0, _shard_bytes(residuals(program)) - _shard_bytes(program.abstract.model))
 
 
 def _described(collective: Collective, network: Network) -> dict[str, Any]:
