@@ -28,19 +28,16 @@ def _train(folder: Path) -> float:
 
 def again(dtype: str) -> Callable[[], dict[str, float]]:
     """A run whose programs were compiled before."""
-    folder = Path(tempfile.mkdtemp(prefix="benchmark-startup-"))
-    return lambda: {"run": _train(folder)}
+    folder = tempfile.TemporaryDirectory(prefix="benchmark-startup-")  # removed when nobody measures any more
+    return lambda: {"run": _train(Path(folder.name))}
 
 
 def afresh(dtype: str) -> Callable[[], dict[str, float]]:
     """A run whose programs have to be compiled."""
 
     def measure() -> dict[str, float]:
-        folder = Path(tempfile.mkdtemp(prefix="benchmark-startup-"))
-        try:
-            return {"run": _train(folder)}
-        finally:
-            shutil.rmtree(folder)
+        with tempfile.TemporaryDirectory(prefix="benchmark-startup-") as folder:
+            return {"run": _train(Path(folder))}
 
     return measure
 
