@@ -5,7 +5,6 @@ files are read right after they were written, by everyone.
 """
 
 import contextlib
-import shutil
 import tempfile
 import time
 from collections.abc import Callable
@@ -24,15 +23,6 @@ def _parameters() -> dict[str, np.ndarray]:
     return {f"layer_{index}/kernel": rng.random(SIZE, np.float32) for index in range(ARRAYS)}
 
 
-@contextlib.contextmanager
-def _folder() -> Any:
-    path = Path(tempfile.mkdtemp(prefix="checkpoint-"))
-    try:
-        yield path
-    finally:
-        shutil.rmtree(path)
-
-
 def ours(dtype: str) -> Callable[[], dict[str, float]]:
     """As training does: the step goes on as soon as its arrays may be given away."""
     import jax
@@ -44,7 +34,10 @@ def ours(dtype: str) -> Callable[[], dict[str, float]]:
     abstract = jax.eval_shape(lambda: state)
 
     def measure() -> dict[str, float]:
-        with _folder() as folder, contextlib.closing(Checkpoints(folder, Checkpoint())) as checkpoints:
+        with (
+            tempfile.TemporaryDirectory(prefix="checkpoint-") as folder,
+            contextlib.closing(Checkpoints(folder, Checkpoint())) as checkpoints,
+        ):
             began = time.perf_counter()
             checkpoints.save(1, state, {}, {})
             blocked = time.perf_counter() - began
@@ -82,12 +75,12 @@ def safetensors(dtype: str) -> Callable[[], dict[str, float]]:
 
 def _files(save: Callable[[Path], Any], read: Callable[[Path], Any]) -> Callable[[], dict[str, float]]:
     def measure() -> dict[str, float]:
-        with _folder() as folder:
+        with tempfile.TemporaryDirectory(prefix="checkpoint-") as folder:
             began = time.perf_counter()
-            save(folder / "state")
+            save(Path(folder, "state"))
             blocked = time.perf_counter() - began
             began = time.perf_counter()
-            found = read(folder / "state")
+            found = read(Path(folder, "state"))
             restored = time.perf_counter() - began
             assert len(found) == ARRAYS
             return {"blocked": blocked, "written": blocked, "restored": restored}
