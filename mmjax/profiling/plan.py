@@ -17,7 +17,7 @@ from mmjax.profiling.chips import GPUS, Chip
 from mmjax.profiling.devices import Reached, chip_here, chip_of_topology
 from mmjax.profiling.flops import needed_flops
 from mmjax.profiling.hlo import Collective, Module
-from mmjax.profiling.roofline import KINDS, Clock, Roofline
+from mmjax.profiling.roofline import KINDS, Clock, Roofline, Way
 from mmjax.sharding.mesh import choose_rules
 from mmjax.sharding.topology import HERE, Topology
 from mmjax.training.program import Program
@@ -54,24 +54,25 @@ class Network:
         """Whether a group is of several slices."""
         return len({getattr(self._devices[place], "slice_index", 0) for place in group}) > 1
 
-    def speed(self, group: Sequence[int]) -> tuple[float, str]:
-        """Bytes that a device sends a second to others of a group, and over which network.
+    def way(self, group: Sequence[int]) -> Way:
+        """That of a collective among a group of devices.
 
         Along each dimension of a slice in which a group lies a device sends both ways if the group is all of it and it
-        is closed to a ring, and one way if not.
+        is closed to a ring, and one way if not. One dimension is gone along after the other, each a ring by itself.
         """
         if self.crosses(group):
-            return self.chip.dcn, "dcn"
+            return Way(self.chip.dcn, len(group) - 1, "dcn")
         if self.topology.generation == HERE:
-            return self.chip.ici, "ici"
+            return Way(self.chip.ici, len(group) - 1, "ici")
         coordinates = np.array([self._devices[place].coords for place in group])
-        link = self.chip.ici / self.chip.links
+        along = [len(set(column.tolist())) for column in coordinates.T]
         ways = [
-            2 if places == size and self.topology.closed(dimension) else 1
+            2 if along[dimension] == size and self.topology.closed(dimension) else 1
             for dimension, size in enumerate(self.topology.shape)
-            if (places := len(set(coordinates[:, dimension].tolist()))) > 1
+            if along[dimension] > 1
         ]
-        return link * max(1, sum(ways)), "ici"
+        link = self.chip.ici / self.chip.links
+        return Way(link * max(1, sum(ways)), max(1, sum(places - 1 for places in along)), "ici")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,7 +171,7 @@ def plan(experiment: "Experiment", topology: Topology, reached: Reached | None =
         step_flops=step_flops,
         hardware_flops=None if module is None else module.flops * mesh.size,
         collectives=[] if module is None else [_described(each, network) for each in module.collectives],
-        roofline=None if module is None else Clock(module, chip, network.speed).run(),
+        roofline=None if module is None else Clock(module, chip, network.way).run(),
         examples=experiment.train.batch_size,
         tokens=experiment.train.batch_size * tokens,
     )

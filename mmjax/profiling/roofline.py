@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from mmjax.profiling.chips import Chip
 from mmjax.profiling.hlo import Module, Product
@@ -14,8 +15,17 @@ from mmjax.profiling.instruction import FREE, Instruction
 TILES = dict.fromkeys(("v4", "v5e", "v5p"), (8, 128, 128)) | dict.fromkeys(("v6e", "tpu7x"), (8, 256, 256))
 # What can hold a program up.
 KINDS = ("compute", "memory", "ici", "dcn")
-# A collective's start, and each hop of a ring, take so long whatever it sends, seconds.
+# A collective's start, and each hop of it, take so long whatever it sends, seconds.
 START, HOP = 2e-6, 1e-6
+
+
+class Way(NamedTuple):
+    """How devices of a group reach each other: what one sends, bytes a second, in how many hops, and over which network
+    ("ici", "dcn")."""
+
+    rate: float
+    hops: int
+    network: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,9 +44,9 @@ class Roofline:
 class Clock:
     """The course of a program on one device; every device does the same."""
 
-    def __init__(self, module: Module, chip: Chip, speed: Callable[[Sequence[int]], tuple[float, str]]):
-        """`speed` is what a device sends a second in a group of devices, and over which network ("ici", "dcn")."""
-        self.module, self.chip, self.speed = module, chip, speed
+    def __init__(self, module: Module, chip: Chip, way: Callable[[Sequence[int]], Way]):
+        """`way` is that of a collective among a group of devices."""
+        self.module, self.chip, self.way = module, chip, way
         self.tile = TILES.get(chip.name, (1, 1, 1))
         self.now = 0.0
         self.free: dict[str, float] = collections.defaultdict(float)
@@ -153,8 +163,8 @@ class Clock:
                 continue
             _, sent = found
             group = self.module.groups(part)[0].tolist()
-            rate, network = self.speed(group)
-            total += START + HOP * (len(group) - 1) + sent / rate
+            rate, hops, network = self.way(group)
+            total += START + HOP * hops + sent / rate
         return (total, network) if network else None
 
     def _link(self, instruction: Instruction) -> tuple[str, str] | None:

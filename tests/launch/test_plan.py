@@ -6,9 +6,14 @@ import re
 import subprocess
 import sys
 
+import jax
+import numpy as np
 import pytest
 
 from launch import plan
+from mmjax.profiling.chips import CHIPS
+from mmjax.profiling.plan import Network
+from mmjax.profiling.roofline import Way
 from mmjax.sharding.mesh import MeshShape
 from mmjax.sharding.topology import parse_topology
 
@@ -102,6 +107,27 @@ def test_an_axis_may_be_part_of_a_dimension_of_the_torus():
     mesh = MeshShape(data=-1, fsdp=2).build(parse_topology("v5p:4x4x4").devices())
     assert (mesh.shape["data"], mesh.shape["fsdp"]) == (32, 2)
     assert len({device.id for device in mesh.devices.flat}) == 64
+
+
+@pytest.mark.parametrize(
+    ("shape", "slices", "group", "ways", "hops"),
+    [
+        ("v5p:4x4x4", 1, slice(64), 6, 9),  # both ways round three rings, one after the other
+        ("v5p:2x2x4", 1, slice(16), 4, 5),  # both ways round one, one way along two
+        ("v5p:4x4x4", 1, slice(2), 1, 1),
+        ("v5e:16x16", 1, slice(256), 4, 30),
+        ("v5e:4x8", 1, slice(32), 2, 10),
+        ("v5e:2x2", 2, slice(0, 8, 4), None, 1),  # the same place of both slices
+    ],
+)
+def test_a_collective_goes_along_one_dimension_of_the_torus_after_the_other(shape, slices, group, ways, hops):
+    topology = parse_topology(shape, slices)
+    devices = topology.devices()
+    chip = CHIPS[topology.generation]
+    network = Network(jax.sharding.Mesh(np.array(devices), ("data",)), topology, chip)
+    far = Way(chip.dcn, hops, "dcn")
+    found = network.way(list(range(len(devices)))[group])
+    assert found == (far if ways is None else Way(pytest.approx(ways * chip.ici / chip.links), hops, "ici"))
 
 
 def test_what_does_not_fit_says_why_and_what_would(tmp_path, capsys):
