@@ -55,7 +55,7 @@ class Network:
         return len({getattr(self._devices[place], "slice_index", 0) for place in group}) > 1
 
     def way(self, group: Sequence[int]) -> Way:
-        """That of a collective among a group of devices.
+        """How a collective goes among a group of devices.
 
         Along each dimension of a slice in which a group lies a device sends both ways if the group is all of it and it
         is closed to a ring, and one way if not. One dimension is gone along after the other, each a ring by itself.

@@ -45,7 +45,7 @@ class Clock:
     """The course of a program on one device; every device does the same."""
 
     def __init__(self, module: Module, chip: Chip, way: Callable[[Sequence[int]], Way]):
-        """`way` is that of a collective among a group of devices."""
+        """`way` says how a collective goes among a group of devices."""
         self.module, self.chip, self.way = module, chip, way
         self.tile = TILES.get(chip.name, (1, 1, 1))
         self.now = 0.0
