@@ -108,16 +108,32 @@ class Module:
     def trips(self, instruction: Instruction) -> int:
         """How often a loop runs; 1 for what is no loop and where only the run can know.
 
-        Where it is not told, the condition tells it: that a number, from 0 on, is less than a constant.
+        Where it is not told, the condition tells it: that a number, one more each time, is less than a constant. It
+        begins at another constant, which is not 0 where the compiler has taken the first turns out of the loop.
         """
         told = instruction.attribute(r'"?known_trip_count"?:\{"n":"(\d+)"')
         if told or instruction.opcode != "while":
             return int(told or 1)
         condition = self.computations.get(instruction.attribute(r"\bcondition=%?([\w.\-]+)") or "", {})
         ends = [part for part in condition.values() if part.opcode == "compare" and "direction=LT" in part.attributes]
-        limits = [condition[name] for end in ends for name in end.operands if name in condition]
-        counts = [int(limit.operands[0]) for limit in limits if limit.opcode == "constant" and limit.operands]
-        return counts[0] if len(counts) == 1 else 1
+        if len(ends) != 1:
+            return 1
+        counter, limit = (condition.get(name) for name in ends[0].operands)
+        if limit is None or limit.opcode != "constant":
+            return 1
+        return max(0, int(limit.operands[0]) - self._begin(instruction, counter))
+
+    def _begin(self, loop: Instruction, counter: Instruction | None) -> int:
+        """What a loop's counter, as its condition reads it, is at first; 0 where that is not written as a constant."""
+        among = self.computations[self.places[loop.name]]
+        place = None if counter is None else counter.attribute(r"\bindex=(\d+)")
+        carried = among.get(loop.operands[0]) if loop.operands else None
+        if place is None or carried is None or carried.opcode != "tuple":
+            return 0
+        first = among.get(carried.operands[int(place)])
+        while first is not None and first.opcode in ("copy", "bitcast", "copy-done", "copy-start"):
+            first = among.get(first.operands[0])
+        return int(first.operands[0]) if first is not None and first.opcode == "constant" else 0
 
     @functools.cached_property
     def runs(self) -> dict[str, int]:

@@ -204,3 +204,18 @@ def test_a_loops_condition_tells_how_often_it_runs():
     module = Module(TEXT.replace(told, "").replace("ROOT %yes = pred[]{:T(512)} constant(true)", condition))
     assert module.runs["body"] == 9
     assert module.flops == 9 * 2 * 128 * 256 * 512
+
+
+def test_a_loop_whose_first_turns_the_compiler_has_taken_out_runs_the_rest():
+    told = ', backend_config={"known_trip_count":{"n":"7"}}'
+    condition = """%n = s32[]{:T(128)} get-tuple-element(%t), index=0
+  %end = s32[]{:T(128)} constant(9)
+  ROOT %yes = pred[]{:T(512)} compare(%n, %end), direction=LT"""
+    begin = "%zero = s32[]{:T(128)} constant(0)\n  %tuple.2"
+    later = """%two = s32[]{:T(128)} constant(2)
+  %zero = s32[]{:T(128)} copy(%two)
+  %tuple.2"""
+    assert told in TEXT
+    assert begin in TEXT
+    text = TEXT.replace(told, "").replace("ROOT %yes = pred[]{:T(512)} constant(true)", condition)
+    assert Module(text.replace(begin, later)).runs["body"] == 7
