@@ -18,7 +18,7 @@ from mmjax.profiling.devices import Reached, chip_here, chip_of_topology
 from mmjax.profiling.flops import needed_flops
 from mmjax.profiling.hlo import Collective, Module
 from mmjax.profiling.roofline import KINDS, Clock, Roofline, Way
-from mmjax.sharding.mesh import choose_rules
+from mmjax.sharding.mesh import choose_rules, count_slices
 from mmjax.sharding.topology import HERE, Topology
 from mmjax.training.program import Program
 
@@ -52,7 +52,7 @@ class Network:
 
     def crosses(self, group: Sequence[int]) -> bool:
         """Whether a group is of several slices."""
-        return len({getattr(self._devices[place], "slice_index", 0) for place in group}) > 1
+        return count_slices(self._devices[place] for place in group) > 1
 
     def way(self, group: Sequence[int]) -> Way:
         """How a collective goes among a group of devices.

@@ -1,7 +1,7 @@
 """Device meshes: what lies on this machine, one slice or several."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import chz
@@ -54,7 +54,7 @@ class MeshShape:
                 f"{self.text} uses {count} of {len(devices)} devices; with several processes set one axis to -1"
             )
         devices = devices[:count]
-        slices = len({getattr(device, "slice_index", 0) for device in devices})
+        slices = count_slices(devices)
         if slices > 1:
             return self._hybrid(sizes, devices, slices)
         from jax.experimental import mesh_utils
@@ -86,6 +86,11 @@ class MeshShape:
         inner = [size // out for size, out in zip(sizes, outer, strict=True)]
         grid = mesh_utils.create_hybrid_device_mesh(inner, outer, devices=devices, allow_split_physical_axes=True)
         return Mesh(np.asarray(grid), MESH_AXES, axis_types=(AxisType.Explicit,) * len(sizes))
+
+
+def count_slices(devices: Iterable[Any]) -> int:
+    """Over how many slices of TPUs devices lie; other devices count as one."""
+    return len({getattr(device, "slice_index", 0) for device in devices})
 
 
 def sized(sizes: Sequence[int]) -> AbstractMesh:

@@ -14,7 +14,7 @@ from mmjax.evaluation.evaluator import Evaluator
 from mmjax.lockstep import over_runs, stack
 from mmjax.profiling.chips import step_options
 from mmjax.profiling.flops import step_flops
-from mmjax.sharding.mesh import current_mesh
+from mmjax.sharding.mesh import count_slices, current_mesh
 from mmjax.sharding.rules import Rules
 from mmjax.training.initialize import initialize
 from mmjax.training.run import Run
@@ -94,7 +94,8 @@ class Program:
         options = None
         if isinstance(mesh, Mesh):
             cores = usable_cores() // jax.local_device_count()
-            options = step_options(mesh.devices.flat[0].device_kind, cores)
+            devices = list(mesh.devices.flat)
+            options = step_options(devices[0].device_kind, cores, count_slices(devices))
         return jax.jit(step_together, donate_argnums=0, compiler_options=options)
 
     def compile(self, state: TrainState, keys: jax.Array, count: int) -> jax.stages.Compiled:

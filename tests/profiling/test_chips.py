@@ -32,6 +32,7 @@ def test_every_kind_is_of_one_chip():
 def test_what_the_compiler_is_told():
     assert step_options("cpu") is step_options("TPU v5 lite") is step_options("NVIDIA H200") is None
     assert step_options("TPU v5 lite", cores=8) is None
+    assert step_options("TPU v5 lite", slices=2) == {"xla_tpu_enable_collective_pipeliner": False}
     told = step_options("TPU v6 lite")
     assert told == step_options("TPU v5p")
     assert set(told.values()) == {True}
