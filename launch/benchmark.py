@@ -18,7 +18,7 @@ import chz
 from launch import command_line
 from launch.benchmarks import contest
 from mmjax.fields import OPERATIONAL
-from mmjax.files import explained, write_atomic
+from mmjax.files import made, write_atomic
 
 RESULT, PAGE = "benchmark.json", "report.html"
 NAMES = ("step", "input", "checkpoint", "attention", "startup")
@@ -56,10 +56,8 @@ def names() -> dict[str, str]:
 
 def benchmark(request: Contest) -> Path:
     """Measure as asked; returns the path of the result."""
-    folder = Path(request.out).expanduser()
-    with explained(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    results = contest.hold(request.name, request.dtype, request.pairs, command_line.say)
+    with made(Path(request.out).expanduser()) as folder:
+        results = contest.hold(request.name, request.dtype, request.pairs, command_line.say)
     for each in results:
         command_line.say(f"{each.name}: {each.ratio:.3f} [{each.low:.3f}, {each.high:.3f}] of {each.pairs} pairs")
     first = dataclasses.asdict(results[0])

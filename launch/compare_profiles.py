@@ -62,9 +62,11 @@ def compare(request: ProfileComparison) -> Path:
     write_atomic(folder / DIFF, "\n".join(diff) + "\n" if diff else "")
     verdict = _verdict(request, before, after, ratio)
     command_line.say(verdict)
-    for name, old, new in times["part"][:SHOWN]:
-        if abs(new - old) > 0.01 * before["step_seconds"]:
-            command_line.say(f"  {1e3 * (new - old):+9.3f} ms  {name}: {1e3 * old:.3f} to {1e3 * new:.3f} ms")
+    parts = [row for row in times["part"][:SHOWN] if abs(row[2] - row[1]) > 0.01 * before["step_seconds"]]
+    if parts:
+        command_line.say("of the traced steps, which take longer than those that are timed:")
+    for name, old, new in parts:
+        command_line.say(f"  {1e3 * (new - old):+9.3f} ms  {name}: {1e3 * old:.3f} to {1e3 * new:.3f} ms")
     sections = [
         Section(f"By {kind}", "", [Table([kind, "before, ms", "after, ms", "change, ms"], _rows(rows))])
         for kind, rows in times.items()

@@ -10,7 +10,7 @@ The last line on standard output is the path of plan.json; report.html beside it
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from launch.compare_profiles import read_profile
 from mmjax.config import Experiment, fingerprint, parts
 from mmjax.errors import UserError
 from mmjax.fields import OPERATIONAL
-from mmjax.files import explained, write_atomic
+from mmjax.files import made, write_atomic
 from mmjax.profiling.chips import CHIPS, GPUS, TPUS, Chip
 from mmjax.sharding.rules import MESH_AXES
 from mmjax.sharding.topology import HERE, Topology, parse_topology
@@ -34,7 +34,7 @@ RESULT, PAGE = "plan.json", "report.html"
 # So many collectives and places in the source are shown.
 SHOWN = 16
 FACTS = {
-    "predicted_step_seconds": "step at best, s",
+    "predicted_step_seconds": "step, s",
     "predicted_mfu": "share of peak FLOP/s",
     "predicted_examples_per_second": "examples a second",
     "predicted_tokens_per_second": "tokens a second",
@@ -55,7 +55,8 @@ MEASURED = (
 )
 ESTIMATED = (
     "An estimate from the step's types: what its products take at 70% of the chip's peak FLOP/s, and the way of "
-    "weights, beside them, or of activations. Nothing was compiled."
+    "weights, beside them, or of activations. Nothing was compiled. Of a GPU's memory JAX takes three quarters, if "
+    "XLA_PYTHON_CLIENT_MEM_FRACTION says nothing else."
 )
 ABOUT = {"peak": COMPILED, "calibrated": CALIBRATED, "measured": MEASURED}
 BY = {"peak": "at best", "calibrated": "by the calibration", "measured": "by rates measured here"}
@@ -131,20 +132,23 @@ def make_plan(request: Planned) -> Path:
     if gpu and request.slices > 1:
         raise UserError(f"slices={request.slices} is of TPUs; of GPUs say how many there are, as in {kind}:64")
     topology = None if gpu else parse_topology(request.topology, request.slices)
-    folder = Path(request.out).expanduser()
-    with explained(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    whole = (
-        _gpus(request, experiment, CHIPS[kind], int(count))
-        if topology is None
-        else _compiled(request, experiment, topology)
-    )
-    whole["fingerprint"] = fingerprint(experiment)
+    with made(Path(request.out).expanduser()) as folder:
+        whole = (
+            _gpus(request, experiment, CHIPS[kind], int(count))
+            if topology is None
+            else _compiled(request, experiment, topology)
+        )
+        whole["fingerprint"] = fingerprint(experiment)
+        return _tell(request, whole, folder)
+
+
+def _tell(request: Planned, whole: dict[str, Any], folder: Path) -> Path:
+    """Say and write what was found; returns the path of the result."""
     if request.price is not None and "predicted_step_seconds" in whole:
         chip_hours = whole["chips"] * whole["predicted_step_seconds"] / 3600
         whole["predicted_cost_per_1000_steps"] = 1000 * chip_hours * request.price
-        whole["predicted_cost"] = experiment.train.steps * chip_hours * request.price
-    whole["steps"] = experiment.train.steps
+        whole["predicted_cost"] = request.train.steps * chip_hours * request.price
+    whole["steps"] = request.train.steps
     for line in _summary(whole):
         command_line.say(line)
     _write_page(folder, whole)
@@ -270,12 +274,13 @@ def _sections(whole: dict[str, Any]) -> "list[Section]":
 
     analytic, sizes = "analytic" in whole, dict(whole["hbm_bytes"])
     if not analytic:
-        sizes["to be kept for the backward pass, as written, among the temporaries"] = sizes.pop("activations")
+        sizes["to be kept for the backward pass, as written"] = sizes.pop("activations")
     memory = [[kind, f"{size / 2**30:.4g}"] for kind, size in sizes.items()]
     held = Section("Memory of a device", whole["advice"] or "", [Table(["what", "GiB"], memory)])
     if "predicted_step_seconds" not in whole:
         return [held, *_candidates(whole)]
     seconds, kinds = whole["predicted_step_seconds"], whole["roofline_seconds"].items()
+    between = ", between nodes" if analytic else ", between slices"
     if analytic:
         times = Table(["what", "s"], [[ESTIMATES[kind], f"{part:.4g}"] for kind, part in kinds])
     else:
@@ -283,7 +288,7 @@ def _sections(whole: dict[str, Any]) -> "list[Section]":
         times = Table(["held up by", "s", "share"], rows)
     talk = [
         [
-            f"{each['kind']} over {each['axis'] or 'nothing'}" + (", between slices" if each["crosses_slices"] else ""),
+            f"{each['kind']} over {each['axis'] or 'nothing'}" + (between if each["crosses_slices"] else ""),
             f"{each['bytes'] / 1e6:,.4g}",
             f"{each['count']:,}",
             "yes" if each["overlaps"] else "no",
@@ -308,11 +313,24 @@ def _sections(whole: dict[str, Any]) -> "list[Section]":
         Section(title, about, [times, Table(["TFLOP", ""], flops)]),
         Section(
             "Communication",
-            "What a device sends in a step.",
+            f"What a device sends in a step{_cut(whole['collectives'])}.",
             [Table(["collective", "MB", "times", "beside work", "asked for by"], talk)],
         ),
-        *([Section("Where the time goes", "", [Table(["source", "s"], places)])] if places else []),
+        *(
+            [
+                Section(
+                    "Where the time goes", f"By line{_cut(whole['source_seconds'])}.", [Table(["source", "s"], places)]
+                )
+            ]
+            if places
+            else []
+        ),
     ]
+
+
+def _cut(rows: Collection[Any]) -> str:
+    """What is said where not all rows are shown."""
+    return f", the first {SHOWN} of {len(rows)}: {RESULT} has all" if len(rows) > SHOWN else ""
 
 
 def _candidates(whole: dict[str, Any]) -> "list[Section]":

@@ -17,6 +17,7 @@ from launch import command_line
 from launch.pages import prefer_huge_pages
 from mmjax import config
 from mmjax.config import Experiment, fingerprint, parts
+from mmjax.errors import UserError
 from mmjax.fields import OPERATIONAL
 from mmjax.files import explained, write_atomic
 
@@ -53,6 +54,8 @@ def load(name: str) -> Profiled:
     place = Path(name).expanduser()
     if (place / config.FILE).is_file() or ("/" in name and place.is_dir()):
         return Profiled(**parts(config.read(name)))
+    if "/" in name:
+        raise UserError(f"there is no run directory {name}; name one that launch.train has written, or an experiment")
     return Profiled(**parts(command_line.load_experiment(name)))
 
 

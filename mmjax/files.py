@@ -31,6 +31,24 @@ def write_atomic(path: str | os.PathLike[str], content: str | bytes) -> Path:
 
 
 @contextlib.contextmanager
+def made(folder: Path) -> Iterator[Path]:
+    """The folder, which is made where it is not there, and removed again if nothing was put there before an error.
+
+    Raises UserError where it cannot be made.
+    """
+    new = not folder.exists()
+    with explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield folder
+    except BaseException:
+        if new:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise
+
+
+@contextlib.contextmanager
 def explained(path: str | os.PathLike[str]) -> Iterator[None]:
     """Turns an operating system's refusal (read-only, disk full, no directory) into a UserError that names `path`."""
     try:

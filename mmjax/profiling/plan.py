@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mmjax.data.place import check_splits
+from mmjax.errors import UserError
 from mmjax.profiling.analytic import Sketch, estimate, extent, residuals
 from mmjax.profiling.chips import GPUS, Chip
 from mmjax.profiling.devices import Reached, chip_here, chip_of_topology
@@ -139,18 +140,24 @@ def plan(experiment: "Experiment", topology: Topology, reached: Reached | None =
     """
     devices = topology.devices()
     chip = chip_here(experiment, reached) if topology.generation == HERE else chip_of_topology(topology, len(devices))
+    used = math.prod(experiment.mesh.resolve(len(devices)))
+    if used < len(devices) and topology.generation != HERE:
+        raise UserError(
+            f"{experiment.mesh.text} uses {used} of the {len(devices)} devices of {topology.name}; choose sizes whose "
+            "product is that, or -1 for one of them"
+        )
     mesh = experiment.mesh.build(devices)
     rules, train = choose_rules(experiment.rules, mesh), experiment.train
     check_splits(train.batch_size // train.accumulate, math.prod(mesh.shape[axis] for axis in rules.batch))
     with jax.set_mesh(mesh):
         program = Program(experiment, experiment.data, rules)
-        key = program.key
         batches = [program.batch()]
         step = program.step()
-        # Numbers lie on all devices, as those of a run do: only then is the program the one that a run compiles.
+        # Numbers and keys lie on all devices, as those of a run do: only then is the program the one that it compiles.
         whole = NamedSharding(mesh, PartitionSpec())
-        state = jax.tree.map(
-            lambda leaf: leaf if leaf.shape else jax.ShapeDtypeStruct((), leaf.dtype, sharding=whole), program.abstract
+        state, key = jax.tree.map(
+            lambda leaf: leaf if leaf.shape else jax.ShapeDtypeStruct((), leaf.dtype, sharding=whole),
+            (program.abstract, program.key),
         )
         traced = step.trace(state, batches, key)
         step_flops = needed_flops(traced.jaxpr.jaxpr)

@@ -72,7 +72,8 @@ def test_what_is_missing_is_named(tmp_path, capsys, monkeypatch):
     """A peer that cannot be imported, as in most places."""
     (tmp_path / "torch.py").write_text("raise ModuleNotFoundError(name='torch')")
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")
-    assert benchmark.main(["checkpoint", f"out={tmp_path}"]) == 2
+    assert benchmark.main(["checkpoint", f"out={tmp_path / 'benchmark'}"]) == 2
+    assert not (tmp_path / "benchmark").exists()
     (line,) = capsys.readouterr().err.splitlines()
     assert line == "error: safetensors needs torch: pip install -e '.[bench]' brings it"
 

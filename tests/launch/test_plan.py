@@ -153,6 +153,10 @@ def test_what_does_not_fit_says_why_and_what_would(tmp_path, capsys):
         ),
         (["topology=v5e:3x3"], "topology=v5e:3x3: no slice of v5e has that shape; there are 2x2, 2x4, .*"),
         (["topology=v5e:2x2", "mesh.fsdp=8"], ".*needs 8 devices and there are 4; lower one of the mesh sizes"),
+        (
+            ["topology=v5e:2x2", "mesh.data=1", "mesh.fsdp=3"],
+            "mesh.fsdp=3 uses 3 of the 4 devices of v5e:2x2; choose sizes whose product is that, .*",
+        ),
         (["topology=here", "slices=2"], "slices=2 is of TPUs; topology=here is the devices there are"),
         (["topology=here", "search=true"], "search=true: must be for a described topology: topology=here plans .*"),
         (["calibration=profiles/a"], "calibration=profiles/a: must be with topology=here, not v5e:16x16"),
@@ -161,8 +165,9 @@ def test_what_does_not_fit_says_why_and_what_would(tmp_path, capsys):
     ],
 )
 def test_a_wrong_plan_is_one_line(words, line, tmp_path, capsys):
-    assert plan.main(["interactions", *SMALL, *words, f"out={tmp_path}"]) == 2
+    assert plan.main(["interactions", *SMALL, *words, f"out={tmp_path / 'plan'}"]) == 2
     assert re.fullmatch(f"error: {line}", capsys.readouterr().err.splitlines()[-1])
+    assert not (tmp_path / "plan").exists()
 
 
 def test_gpus_that_are_too_small_say_what_would_do(tmp_path):
@@ -242,7 +247,9 @@ def test_a_search_compiles_the_most_promising(tmp_path, capsys, monkeypatch):
 
 def test_here_is_planned_by_what_a_profile_reached_and_trained_without_compiling(tmp_path):
     """In processes compiled as users compile."""
-    small = ("interactions", *SMALL, "model.width=32", "train.steps=2", f"data_dir={tmp_path / 'data'}")
+    # With something drawn in the step.
+    drawn = ("model.width=32", "model.modality_dropout=0.1", "train.steps=2")
+    small = ("interactions", *SMALL, *drawn, f"data_dir={tmp_path / 'data'}")
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
 
     def launch(command, *words):

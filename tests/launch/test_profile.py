@@ -102,6 +102,7 @@ def test_what_changed_is_told(folder, whole, capsys):
     [
         (["interaction"], "the nearest is interactions"),
         (["interactions", "steps=0"], "steps=0: must be at least 1"),
+        (["runs/nothing"], "there is no run directory runs/nothing; name one that launch.train has written, or an"),
         (["compare", "here"], "two profiles are compared, not 1"),
         (["compare", "here", "there"], "here holds no profile"),
     ],
