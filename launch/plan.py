@@ -138,17 +138,12 @@ def make_plan(request: Planned) -> Path:
             if topology is None
             else _compiled(request, experiment, topology)
         )
-        whole["fingerprint"] = fingerprint(experiment)
-        return _tell(request, whole, folder)
-
-
-def _tell(request: Planned, whole: dict[str, Any], folder: Path) -> Path:
-    """Say and write what was found; returns the path of the result."""
+    whole["fingerprint"] = fingerprint(experiment)
     if request.price is not None and "predicted_step_seconds" in whole:
         chip_hours = whole["chips"] * whole["predicted_step_seconds"] / 3600
         whole["predicted_cost_per_1000_steps"] = 1000 * chip_hours * request.price
-        whole["predicted_cost"] = request.train.steps * chip_hours * request.price
-    whole["steps"] = request.train.steps
+        whole["predicted_cost"] = experiment.train.steps * chip_hours * request.price
+    whole["steps"] = experiment.train.steps
     for line in _summary(whole):
         command_line.say(line)
     _write_page(folder, whole)
@@ -296,7 +291,9 @@ def _sections(whole: dict[str, Any]) -> "list[Section]":
         ]
         for each in whole["collectives"][:SHOWN]
     ]
-    places = [[name, f"{part:.4g}"] for name, part in list(whole["source_seconds"].items())[:SHOWN]]
+    sources = whole["source_seconds"]
+    places = [[name, f"{part:.4g}"] for name, part in list(sources.items())[:SHOWN]]
+    where = Section("Where the time goes", f"By line{_cut(sources)}.", [Table(["source", "s"], places)])
     flops = [
         ["the model's, three forward passes", f"{whole['model_flops'] / 1e12:,.4g}"],
         ["the step's as written, with what is calculated again", f"{whole['step_flops'] / 1e12:,.4g}"],
@@ -316,15 +313,7 @@ def _sections(whole: dict[str, Any]) -> "list[Section]":
             f"What a device sends in a step{_cut(whole['collectives'])}.",
             [Table(["collective", "MB", "times", "beside work", "asked for by"], talk)],
         ),
-        *(
-            [
-                Section(
-                    "Where the time goes", f"By line{_cut(whole['source_seconds'])}.", [Table(["source", "s"], places)]
-                )
-            ]
-            if places
-            else []
-        ),
+        *([where] if places else []),
     ]
 
 
