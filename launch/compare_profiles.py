@@ -16,6 +16,8 @@ from mmjax.errors import UserError
 from mmjax.files import explained, write_atomic
 
 RESULT, PAGE, DIFF = "comparison.json", "report.html", "program.diff"
+# The folder of a run directory that its profile lies in.
+OF_RUN = "profile"
 # What a profile must tell, and each of its kernels.
 KEYS = (
     *("step_seconds", "parts", "layers", "kernels", "peak_flops", "peak_bandwidth", "hardware_flops", "peak_bytes"),
@@ -36,10 +38,16 @@ class ProfileComparison:
         default=None,
         x_type=str | None,
         converter=chz.mungers.if_none(
-            lambda request: f"profiles/{Path(request.before).name}-{Path(request.after).name}"
+            lambda request: f"profiles/{'-'.join(map(_name, (request.before, request.after)))}"
         ),
         doc="where everything goes",
     )
+
+
+def _name(folder: str) -> str:
+    """What is profiled there: a run, whose profile lies in its directory, or what the folder is called."""
+    place = Path(folder)
+    return place.parent.name if place.name == OF_RUN else place.name
 
 
 def compare(request: ProfileComparison) -> Path:

@@ -79,7 +79,7 @@ class Planned(Experiment):
     )
     calibration: str | None = chz.field(
         default=None,
-        doc="a folder that launch.profile wrote on this machine, of whatever experiment, for topology=here",
+        doc="a folder that launch.profile wrote on this machine, of this experiment or one like it, for topology=here",
     )
     slices: int = chz.field(default=1, doc="how many of them, joined by the data centre's network")
     search: bool = chz.field(default=False, doc="whether to look for the best mesh, rules and rematerialisation")
@@ -333,10 +333,11 @@ def _candidates(whole: dict[str, Any]) -> "list[Section]":
             " ".join(row["overrides"]),
             *(shown(row, name, 1) for name in ("estimated_step_seconds", "predicted_step_seconds", "predicted_mfu")),
             *(shown(row, name, 2**30) for name in ("estimated_peak_bytes", "peak_bytes")),
+            "yes" if row.get("fits", row["estimated_to_fit"]) else "no",
         ]
         for row in whole.get("candidates", [])
     ]
-    columns = ["overrides", "estimated, s", "compiled, s", "MFU", "estimated, GiB", "compiled, GiB"]
+    columns = ["overrides", "estimated, s", "compiled, s", "MFU", "estimated, GiB", "compiled, GiB", "fits"]
     return [Section("The search", "The quickest that fits first.", [Table(columns, rows)])] if rows else []
 
 

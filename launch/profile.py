@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import chz
 
 from launch import command_line
+from launch.compare_profiles import OF_RUN
 from launch.pages import prefer_huge_pages
 from mmjax import config
 from mmjax.config import Experiment, fingerprint, parts
@@ -53,7 +54,7 @@ def load(name: str) -> Profiled:
     """The profile of the experiment of that name, or of the one whose run directory that is."""
     place = Path(name).expanduser()
     if (place / config.FILE).is_file() or ("/" in name and place.is_dir()):
-        return Profiled(**parts(config.read(name)))
+        return Profiled(**parts(config.read(name)), out=str(place / OF_RUN))
     if "/" in name:
         raise UserError(f"there is no run directory {name}; name one that launch.train has written, or an experiment")
     return Profiled(**parts(command_line.load_experiment(name)))
@@ -192,7 +193,8 @@ def _sections(whole: dict[str, Any], found: "Profile") -> "list[Section]":
         Section(
             "Memory",
             "Temporaries in the course of the step, and whose they are where they are most; by the estimate that every "
-            "buffer lives from its first write to its last read.",
+            "buffer lives from its first write to its last read. On a CPU what the process came to hold is measured "
+            "where a step adds 64 MiB or more.",
             [
                 Table(["what", "MiB"], [[name, f"{size / 2**20:,.2f}"] for name, size in found.memory.items()]),
                 Table(["held at the peak, by", "MiB"], holders),

@@ -87,5 +87,10 @@ def parse_topology(text: str, slices: int = 1) -> Topology:
         raise UserError(f"topology={text}: there is no TPU {generation}; there are {', '.join(SHAPES)}, and {HERE}")
     if shape not in SHAPES[generation]:
         known = ", ".join(SHAPES[generation])
-        raise UserError(f"topology={text}: no slice of {generation} has that shape; there are {known}")
+        wrong = (
+            f"no slice of {generation} has that shape"
+            if shape
+            else f"say its chips, as in {generation}:{known.partition(',')[0]}"
+        )
+        raise UserError(f"topology={text}: {wrong}; there are {known}")
     return Topology(generation, tuple(map(int, shape.split("x"))), slices)

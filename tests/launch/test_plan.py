@@ -152,6 +152,7 @@ def test_what_does_not_fit_says_why_and_what_would(tmp_path, capsys):
             "a batch of 64 cannot be split evenly over 128 parts of the mesh: use a multiple of 128",
         ),
         (["topology=v5e:3x3"], "topology=v5e:3x3: no slice of v5e has that shape; there are 2x2, 2x4, .*"),
+        (["topology=v5e"], "topology=v5e: say its chips, as in v5e:2x2; there are 2x2, 2x4, .*"),
         (["topology=v5e:2x2", "mesh.fsdp=8"], ".*needs 8 devices and there are 4; lower one of the mesh sizes"),
         (
             ["topology=v5e:2x2", "mesh.data=1", "mesh.fsdp=3"],
