@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import Int
 
+from mmjax.profiling import onednn
 from mmjax.profiling.frames import PACKAGE, Frame, Frames
 from mmjax.profiling.groups import device_groups
 from mmjax.profiling.instruction import Instruction, axes, convolution, parse
@@ -182,13 +183,15 @@ class Module:
 
     def _product(self, computation: str, instruction: Instruction) -> Product | None:
         among = self.computations[computation]
-        if instruction.opcode == "custom-call":
+        if instruction.opcode == "custom-call" and not onednn.has(instruction):
             return self._attention(among, instruction)
-        if instruction.opcode not in ("dot", "convolution"):
+        if instruction.opcode not in ("dot", "convolution", "custom-call"):
             return None
         factors = [among[name].shapes[0] for name in instruction.operands[:2]]
         left, right = (shape.sizes for shape in factors)
         out, kind = instruction.shapes[0].sizes, factors[0].kind
+        if instruction.opcode == "custom-call":
+            return Product(*onednn.product(instruction, left, right, out), kind)
         if instruction.opcode == "convolution":
             return Product(*convolution(instruction, left, right, out), kind)
         summed, shared = (axes(instruction, f"rhs_{role}_dims") for role in ("contracting", "batch"))

@@ -139,9 +139,20 @@ def convolution(
     strides, pads = settings("stride", "1"), settings("pad", "0_0")
     spread, apart = settings("lhs_dilate", "1"), settings("rhs_dilate", "1")
     for place, label in enumerate(spatial):
-        entries = np.arange(kernel[right.index(label)])[:, None] * int(apart[place])
-        positions = np.arange(outputs[out.index(label)]) * int(strides[place])
-        at = positions + entries - int(pads[place].split("_")[0])
-        reach = (inputs[left.index(label)] - 1) * int(spread[place])
-        rows *= int(((at >= 0) & (at <= reach) & (at % int(spread[place]) == 0)).sum())
+        rows *= meetings(
+            inputs[left.index(label)],
+            kernel[right.index(label)],
+            outputs[out.index(label)],
+            stride=int(strides[place]),
+            pad=int(pads[place].split("_")[0]),
+            spread=int(spread[place]),
+            apart=int(apart[place]),
+        )
     return rows, outputs[out.index("f")], kernel[right.index("i")]
+
+
+def meetings(inputs: int, kernel: int, outputs: int, *, stride: int, pad: int, spread: int = 1, apart: int = 1) -> int:
+    """Pairs of an input and a kernel entry that meet along a dimension of so many; between inputs lie `spread` - 1
+    zeros, between kernel entries `apart` - 1."""
+    at = np.arange(outputs) * stride + np.arange(kernel)[:, None] * apart - pad
+    return int(((at >= 0) & (at <= (inputs - 1) * spread) & (at % spread == 0)).sum())

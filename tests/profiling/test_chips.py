@@ -30,7 +30,7 @@ def test_every_kind_is_of_one_chip():
 
 
 def test_what_the_compiler_is_told():
-    assert step_options("cpu") is step_options("TPU v5 lite") is step_options("NVIDIA H200") is None
+    assert step_options("cpu", cores=0) is step_options("TPU v5 lite") is step_options("NVIDIA H200") is None
     assert step_options("TPU v5 lite", cores=8) is None
     assert step_options("TPU v5 lite", slices=2) == {"xla_tpu_enable_collective_pipeliner": False}
     told = step_options("TPU v6 lite")
@@ -45,9 +45,10 @@ def test_convolutions_use_all_cores_of_a_cpu():
         return convolved, a @ a
 
     x, kernel, a = jnp.ones((64, 32, 32, 64)), jnp.ones((3, 3, 64, 64)), jnp.ones((1024, 1024))
-    calls = []
-    for cores in (1, 2):
-        text = jax.jit(convolve, compiler_options=step_options("cpu", cores)).lower(x, kernel, a).compile().as_text()
-        calls.append(text.count("kind=kCustom"))
-    # The product is YNNPACK's in both.
-    assert calls == [2, 1]
+    texts = [
+        jax.jit(convolve, compiler_options=step_options("cpu", cores)).lower(x, kernel, a).compile().as_text()
+        for cores in (1, 2)
+    ]
+    # The product is YNNPACK's in both, the convolution, where there is no oneDNN, on one core.
+    others = "__onednn$convolution" in texts[0]
+    assert [text.count("kind=kCustom") for text in texts] == [1 if others else 2, 1]

@@ -9,6 +9,7 @@ import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
+from mmjax.profiling.chips import step_options
 from mmjax.profiling.flops import count_flops
 from mmjax.profiling.groups import device_groups
 from mmjax.profiling.hlo import Module
@@ -20,8 +21,8 @@ def stack(x, kernels, unroll=1):
     return jax.lax.scan(lambda x, kernel: (jax.nn.relu(x @ kernel), None), x, kernels, unroll=unroll)[0].sum()
 
 
-def compiled(function, *arguments):
-    return Module(jax.jit(function).lower(*arguments).compile().as_text())
+def compiled(function, *arguments, options=None):
+    return Module(jax.jit(function, compiler_options=options).lower(*arguments).compile().as_text())
 
 
 @pytest.mark.parametrize("unroll", [1, DEPTH])
@@ -45,6 +46,30 @@ def test_a_convolution_counts_what_it_multiplies():
     assert compiled(convolve, x, kernel).flops == 2 * 2 * taps * 3 * 16
 
 
+def test_what_a_step_leaves_to_libraries_counts_as_if_it_did_not():
+    """oneDNN, where JAX is built with it, takes products and convolutions that are gradients, and others."""
+
+    def loss(picture, kernel, matrix):
+        convolved = jax.lax.conv_general_dilated(
+            picture, kernel, (2, 2), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        return jnp.square(convolved.reshape(64, -1) @ matrix).sum()
+
+    arguments = jnp.ones((64, 16, 16, 32)), jnp.ones((4, 4, 32, 32)), jnp.ones((8 * 8 * 32, 64))
+    gradients = jax.grad(loss, argnums=(0, 1, 2))
+    told = compiled(gradients, *arguments, options=step_options("cpu", cores=2))
+    assert told.flops == compiled(gradients, *arguments).flops > 2 * count_flops(loss, *arguments)
+
+
+def test_calls_of_onednn_as_the_compiler_writes_them():
+    module = Module(ONEDNN)
+    named = module.computations["main"]
+    taps = (4 * 8 - 2) ** 2
+    assert module.inside("main", named["custom-call.3"]) == 2 * 64 * taps * 32 * 32
+    assert module.inside("main", named["custom-call.4"]) == 2 * 384 * 1536 * 4096
+    assert module.flops == 2 * 64 * taps * 32 * 32 + 2 * 384 * 1536 * 4096
+
+
 def test_written_in_full():
     """Loops, fusions, branches and layouts as a TPU's compiler writes them."""
     module = Module(TEXT)
@@ -65,6 +90,22 @@ def test_written_in_full():
     assert scatter.bytes == 1024 * 4 * 1 // 2
     assert scatter.groups.tolist() == [[0, 4], [1, 5], [2, 6], [3, 7]]
     assert (shift.kind, shift.bytes) == ("collective-permute", 64 * 2)
+
+
+# By JAX 0.12, shortened.
+ONEDNN = """HloModule calls
+
+ENTRY %main (x: f32[64,16,16,32], kernel: f32[4,4,32,32], bias: f32[32], a: bf16[4096,384], b: bf16[4096,1536]) -> f32[] {
+  %x = f32[64,16,16,32]{3,2,1,0} parameter(0)
+  %kernel = f32[4,4,32,32]{3,2,1,0} parameter(1)
+  %bias = f32[32]{0} parameter(2)
+  %a = bf16[4096,384]{1,0} parameter(3)
+  %b = bf16[4096,1536]{1,0} parameter(4)
+  %custom-call.3 = (f32[64,8,8,32]{3,2,1,0}, u8[12336]{0}) custom-call(%x, %kernel, %bias), custom_call_target="__onednn$convolution", metadata={op_name="jit(step)/add" stack_frame_id=75}, backend_config={"onednn_conv_config":{"dims":"4","feature_groups":"1","fusions":{"alpha":[],"ops":["BIAS"]},"input":{"data":{"batch_dim":"0","feature_dim":"3","spatial_dims":["1","2"]},"dims":"0"},"kernel":{"dims":"0","filter":{"input_feature_dim":"2","output_feature_dim":"3","shape":["4","4","32","32"],"spatial_dims":["0","1"]}},"output":{"data":{"batch_dim":"0","feature_dim":"3","spatial_dims":["1","2"]},"dims":"0"},"window":{"pad_left":["1","1"],"pad_right":["1","1"],"size":[],"strides":["2","2"],"window_dilations":["1","1"]}},"outer_dimension_partitions":[]}
+  %custom-call.4 = (bf16[384,1536]{1,0}, u8[99840]{0}) custom-call(%a, %b), custom_call_target="__onednn$matmul", metadata={op_name="jit(step)/transpose" stack_frame_id=393}, backend_config={"onednn_matmul_config":{"optimization_config":{"bias_broadcast":false,"user_scratchpad":true},"transpose_a":true,"transpose_b":false},"outer_dimension_partitions":[]}
+  ROOT %end = f32[] constant(0)
+}
+"""  # noqa: E501
 
 
 TEXT = """HloModule jit_step, is_scheduled=true, entry_computation_layout={(bf16[128,512]{1,0})->bf16[]}, \
