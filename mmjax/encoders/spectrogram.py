@@ -8,7 +8,6 @@ from jaxtyping import Array, Bool, Float
 
 from mmjax.encoders.base import Encoder, Intermediates, expect
 from mmjax.layers.attention import Block, check_heads
-from mmjax.layers.gelu import gelu
 from mmjax.layers.linear import Linear
 from mmjax.layers.norm import Norm
 from mmjax.layers.patches import cut_sequence, fill_up, windows
@@ -72,7 +71,7 @@ class SpectrogramEncoder(nnx.Module):
     ) -> tuple[Tokens, Intermediates]:
         x, mask = fill_up(values.astype(self.dtype), mask, self.stride)
         for convolution in self.convolutions:
-            x = gelu(convolution(windows(jnp.where(mask[..., None], x, 0), SPAN, 2)))
+            x = jax.nn.gelu(convolution(windows(jnp.where(mask[..., None], x, 0), SPAN, 2)))
             mask = cut_sequence(mask, 2, rules=self.rules).any(2)
         x = x + self.position[...].astype(self.dtype)
         x, layers = self.stack(x, mask, key=key)

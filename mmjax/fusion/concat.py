@@ -7,7 +7,6 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from mmjax.fusion.base import Fusion, Intermediates, PooledFusion
-from mmjax.layers.gelu import gelu
 from mmjax.layers.linear import Linear, make_parameter
 from mmjax.layers.norm import Norm, dropout
 from mmjax.layers.settings import Settings
@@ -42,5 +41,5 @@ class ConcatFusion(PooledFusion):
         self, means: Float[Array, "B M D"], there: Bool[Array, "B M"], key: jax.Array | None
     ) -> tuple[Float[Array, "B D"], Intermediates]:
         summaries = jnp.where(there[..., None], means, self.missing[...].astype(means.dtype))
-        hidden = dropout(gelu(self.up(summaries)), self.rate, key)
+        hidden = dropout(jax.nn.gelu(self.up(summaries)), self.rate, key)
         return self.norm(self.down(hidden)), {}

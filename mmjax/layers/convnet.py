@@ -7,7 +7,6 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from mmjax.layers.conv import Conv, DepthwiseConv, Sizes
-from mmjax.layers.gelu import gelu
 from mmjax.layers.linear import Linear, make_parameter
 from mmjax.layers.norm import Norm, dropout
 from mmjax.layers.settings import Settings
@@ -54,7 +53,7 @@ class ConvBlock(nnx.Module):
         self, x: Float[Array, "B *S C"], mask: Bool[Array, "B *S"] | None, key: jax.Array | None
     ) -> Float[Array, "B *S C"]:
         seen = x if mask is None else jnp.where(mask[..., None], x, 0)
-        y = self.down(gelu(self.up(self.norm(self.spatial(seen)))))
+        y = self.down(jax.nn.gelu(self.up(self.norm(self.spatial(seen)))))
         return x + dropout(y * self.gain[...].astype(x.dtype), self.rate, key)
 
 

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from mmjax.layers.gelu import gelu
 from mmjax.layers.linear import make_parameter, use
 from mmjax.sharding.rules import Rules
 
@@ -32,7 +31,7 @@ class Experts(nnx.Module):
         slots = _slots(gates, capacity)
         dealt = jnp.einsum("bnec,bnd->becd", slots.astype(x.dtype), x)
         sent = jax.sharding.reshard(dealt, self.rules.spec("group", "expert", None, None))
-        hidden = gelu(self._multiply(sent, self.up, self.axes[0], "mlp"))
+        hidden = jax.nn.gelu(self._multiply(sent, self.up, self.axes[0], "mlp"))
         answers = self._multiply(hidden, self.down, self.axes[1], None)
         answers = jax.sharding.reshard(answers, self.rules.spec("batch", None, None, None))
         return jnp.einsum("bnec,becd->bnd", (slots * gates[..., None]).astype(x.dtype), answers)

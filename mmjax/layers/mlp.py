@@ -1,9 +1,9 @@
 """The feed-forward half of a transformer block."""
 
+import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from mmjax.layers.gelu import gelu
 from mmjax.layers.linear import Linear
 from mmjax.sharding.rules import Rules
 
@@ -16,4 +16,4 @@ class MLP(nnx.Module):
         self.down = Linear((hidden, width), ("mlp", "embed"), rules=rules, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
-        return self.down(gelu(self.up(x)))
+        return self.down(jax.nn.gelu(self.up(x)))

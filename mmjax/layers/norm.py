@@ -16,15 +16,9 @@ class Norm(nnx.Module):
         self.gain = make_parameter(jax.nn.initializers.ones, (width,), (None,), rules=rules, rngs=rngs)
 
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
-        return _normalise(x, self.gain[...])
-
-
-@jax.checkpoint
-def _normalise(x: Float[Array, "... D"], gain: Float[Array, "D"]) -> Float[Array, "... D"]:
-    """Of x only itself is kept for the backward pass, not what it is in float32."""
-    wide = x.astype(jnp.float32)
-    scale = jax.lax.rsqrt(jnp.mean(jnp.square(wide), -1, keepdims=True) + 1e-6)
-    return (wide * scale * gain).astype(x.dtype)
+        wide = x.astype(jnp.float32)
+        scale = jax.lax.rsqrt(jnp.mean(jnp.square(wide), -1, keepdims=True) + 1e-6)
+        return (wide * scale * self.gain[...]).astype(x.dtype)
 
 
 def dropout(x: Float[Array, "..."], rate: float, key: jax.Array | None) -> Float[Array, "..."]:

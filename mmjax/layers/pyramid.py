@@ -2,12 +2,12 @@
 
 import functools
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
 from mmjax.layers.conv import Conv
-from mmjax.layers.gelu import gelu
 from mmjax.layers.linear import Linear
 from mmjax.layers.norm import Norm
 from mmjax.layers.patches import reshape
@@ -29,11 +29,11 @@ class ResidualBlock(nnx.Module):
         self.film = None if condition is None else film((condition, 2, width))
 
     def __call__(self, x: Float[Array, "B H W C"], condition: Float[Array, "B D"] | None) -> Float[Array, "B H W C"]:
-        y = self.second_norm(self.first(gelu(self.first_norm(x))))
+        y = self.second_norm(self.first(jax.nn.gelu(self.first_norm(x))))
         if self.film is not None and condition is not None:
             scale, shift = jnp.unstack(self.film(condition).astype(y.dtype)[:, :, None, None], axis=1)
             y = y * (1 + scale) + shift
-        return x + self.second(gelu(y))
+        return x + self.second(jax.nn.gelu(y))
 
 
 class Shrink(nnx.Module):
@@ -55,7 +55,7 @@ class Shrink(nnx.Module):
         x = self.stem(x)
         for halve, block in zip(self.halve, self.blocks, strict=True):
             x = block(halve(x), None)
-        return self.out(gelu(self.norm(x)))
+        return self.out(jax.nn.gelu(self.norm(x)))
 
 
 class Grow(nnx.Module):
@@ -85,7 +85,7 @@ class Grow(nnx.Module):
         x = self.stem(x)
         for block, widen in zip(self.blocks, self.widen, strict=True):
             x = widen(double(block(x, condition), self.rules))
-        return self.out(gelu(self.norm(x)))
+        return self.out(jax.nn.gelu(self.norm(x)))
 
 
 def double(x: Float[Array, "B H W C"], rules: Rules) -> Float[Array, "B 2*H 2*W C"]:

@@ -11,7 +11,6 @@ from jax.sharding import PartitionSpec
 from mmjax.errors import UserError
 from mmjax.layers.attention import Attention, AttentionPool, Block, masked_mean
 from mmjax.layers.conv import Conv, DepthwiseConv
-from mmjax.layers.gelu import gelu
 from mmjax.layers.linear import Embedding, Linear, make_parameter
 from mmjax.layers.norm import Norm, dropout
 from mmjax.layers.patches import cut_picture, cut_sequence, windows
@@ -79,27 +78,6 @@ def test_norm(x):
     layer = draw(lambda rngs: Norm(WIDTH, rules=RULES, rngs=rngs))
     close(layer(jnp.asarray(x)), reference.norm(layer, x.astype(np.float64)))
     assert np.asarray(Norm(4, rules=RULES, rngs=nnx.Rngs(0)).gain[...]).tolist() == [1, 1, 1, 1]
-
-
-def test_gelu_and_its_slope(x):
-    """In bfloat16 as exact as that is, computed in float32."""
-
-    def exact(x):
-        return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
-
-    wide, step = x.astype(np.float64), 1e-5
-    slope = (exact(wide + step) - exact(wide - step)) / (2 * step)
-    close(gelu(x), exact(wide))
-    close(jax.grad(lambda x: gelu(x).sum())(x), slope)
-    rough = jnp.asarray(x, jnp.bfloat16)
-    assert (gelu(rough) == exact(np.asarray(rough, np.float64)).astype(jnp.bfloat16)).mean() > 0.99
-
-
-def test_of_gelu_and_norm_nothing_is_kept_but_what_they_are_given(x):
-    norm = Norm(WIDTH, rules=RULES, rngs=nnx.Rngs(0))
-    for layer in (gelu, norm):
-        kept = jax.tree.leaves(jax.vjp(layer, jnp.asarray(x, jnp.bfloat16))[1])
-        assert [leaf.dtype for leaf in kept if leaf.shape == x.shape] == [jnp.bfloat16]
 
 
 def test_attention(x, mask, rng):
