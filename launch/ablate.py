@@ -146,9 +146,8 @@ def _claim(folder: Path, request: Ablation, cells: Sequence[Cell]) -> None:
             raise UserError(f"{folder} holds another grid ({', '.join(differing)}); set another run_dir")
     elif folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} holds something else than a grid; set another run_dir")
-    with files.explained(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    files.write_atomic(path, json.dumps({**asked, "cells": old | fingerprints}, indent=2) + "\n")
+    with files.make_folder(folder):
+        files.write_atomic(path, json.dumps({**asked, "cells": old | fingerprints}, indent=2) + "\n")
 
 
 def _change(cell: Cell) -> str:

@@ -16,7 +16,7 @@ from launch import command_line
 from launch.generate import runs
 from launch.session import Session
 from mmjax.errors import UserError
-from mmjax.files import explained, write_atomic
+from mmjax.files import make_folder, write_atomic
 
 RESULT, PAGE = "comparison.json", "report.html"
 
@@ -47,39 +47,39 @@ def compare(request: Comparison) -> Path:
     from mmjax.evaluation.findings import Section
     from mmjax.evaluation.page import render
 
-    folder = Path(request.out).expanduser()
-    with explained(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    sessions: dict[str, tuple[Session, int | None]] = {}
-    for said in request.runs:
-        run_dir, at, step = said.partition("@")
-        if at and not step.isdigit():
-            raise UserError(f"{said}: after @ must come a checkpoint's number")
-        session = Session(Evaluation(run_dir=run_dir, split=request.split, given=request.given, step=step or "latest"))
-        if said in sessions:
-            raise UserError(f"{said} is named twice; name another run, or another step of it as RUN@STEP")
-        sessions[said] = session, int(step) if step else None
-        data, _ = sessions[request.runs[0]]
-        if session.records.fingerprint != data.records.fingerprint:
-            raise UserError(
-                f"{said} and {request.runs[0]} have other {request.split} data, and cannot be compared on it"
+    with make_folder(Path(request.out).expanduser()) as folder:
+        sessions: dict[str, tuple[Session, int | None]] = {}
+        for said in request.runs:
+            run_dir, at, step = said.partition("@")
+            if at and not step.isdigit():
+                raise UserError(f"{said}: after @ must come a checkpoint's number")
+            session = Session(
+                Evaluation(run_dir=run_dir, split=request.split, given=request.given, step=step or "latest")
             )
-    contenders: list[Contender] = []
-    steps, fingerprints = {}, {}
-    seen: set[tuple[Path, int]] = set()
-    for said, (session, step) in sessions.items():
-        command_line.say(f"evaluating {said}")
-        subject = session.open(step)
-        place = session.run_dir.resolve(), subject.step
-        if place in seen:
-            raise UserError(f"{said} is named twice, at step {subject.step}; say which steps as RUN@STEP")
-        seen.add(place)
-        name = f"{session.run_dir.name}@{subject.step}"
-        if name in steps:  # a run of the same name in another folder
-            name = f"{session.run_dir}@{subject.step}"
-        with jax.set_mesh(session.mesh):
-            contenders.append(Contender(name, subject.outcome, subject.standard))
-        steps[name], fingerprints[name] = subject.step, session.fingerprint
+            if said in sessions:
+                raise UserError(f"{said} is named twice; name another run, or another step of it as RUN@STEP")
+            sessions[said] = session, int(step) if step else None
+            data, _ = sessions[request.runs[0]]
+            if session.records.fingerprint != data.records.fingerprint:
+                raise UserError(
+                    f"{said} and {request.runs[0]} have other {request.split} data, and cannot be compared on it"
+                )
+        contenders: list[Contender] = []
+        steps, fingerprints = {}, {}
+        seen: set[tuple[Path, int]] = set()
+        for said, (session, step) in sessions.items():
+            command_line.say(f"evaluating {said}")
+            subject = session.open(step)
+            place = session.run_dir.resolve(), subject.step
+            if place in seen:
+                raise UserError(f"{said} is named twice, at step {subject.step}; say which steps as RUN@STEP")
+            seen.add(place)
+            name = f"{session.run_dir.name}@{subject.step}"
+            if name in steps:  # a run of the same name in another folder
+                name = f"{session.run_dir}@{subject.step}"
+            with jax.set_mesh(session.mesh):
+                contenders.append(Contender(name, subject.outcome, subject.standard))
+            steps[name], fingerprints[name] = subject.step, session.fingerprint
     data, _ = sessions[request.runs[0]]
     first, *others = contenders
     comparisons, sections = {}, []

@@ -13,7 +13,7 @@ import chz
 
 from launch import command_line
 from mmjax.errors import UserError
-from mmjax.files import explained, write_atomic
+from mmjax.files import make_folder, write_atomic
 
 RESULT, PAGE, DIFF = "comparison.json", "report.html", "program.diff"
 # The folder of a run directory that its profile lies in.
@@ -57,9 +57,6 @@ def compare(request: ProfileComparison) -> Path:
     from mmjax.profiling.difference import by_source, changes, program_difference
 
     before, after = (read_profile(folder) for folder in (request.before, request.after))
-    folder = Path(request.out).expanduser()
-    with explained(folder):
-        folder.mkdir(parents=True, exist_ok=True)
     ratio = after["step_seconds"] / before["step_seconds"]
     times = {
         "part": changes(before["parts"], after["parts"]),
@@ -67,7 +64,8 @@ def compare(request: ProfileComparison) -> Path:
         "source": changes(by_source(before["kernels"]), by_source(after["kernels"])),
     }
     diff = program_difference(before["program"], after["program"], (request.before, request.after))
-    write_atomic(folder / DIFF, "\n".join(diff) + "\n" if diff else "")
+    with make_folder(Path(request.out).expanduser()) as folder:
+        write_atomic(folder / DIFF, "\n".join(diff) + "\n" if diff else "")
     verdict = _verdict(request, before, after, ratio)
     command_line.say(verdict)
     parts = [row for row in times["part"][:SHOWN] if abs(row[2] - row[1]) > 0.01 * before["step_seconds"]]

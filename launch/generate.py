@@ -19,7 +19,7 @@ from launch.pages import prefer_huge_pages
 from mmjax import config
 from mmjax.data.inputs import Input, Speech
 from mmjax.errors import UserError
-from mmjax.files import explained, write_atomic
+from mmjax.files import explained, make_folder, write_atomic
 from mmjax.generators import CodeDecoder, Decoding, TextDecoder, Vocoder
 from mmjax.layers.output import Output
 from mmjax.model import Model
@@ -127,9 +127,8 @@ def made_earlier(folder: Path) -> list[str]:
 
 
 def _write_list(folder: Path, whole: dict[str, Any]) -> Path:
-    with explained(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    return write_atomic(folder / RESULT, json.dumps(whole, indent=2, ensure_ascii=False) + "\n")
+    with make_folder(folder):
+        return write_atomic(folder / RESULT, json.dumps(whole, indent=2, ensure_ascii=False) + "\n")
 
 
 def sources(said: str | None, model: Model) -> dict[str, str]:

@@ -20,7 +20,7 @@ from mmjax import config
 from mmjax.config import Experiment, fingerprint, parts
 from mmjax.errors import UserError
 from mmjax.fields import OPERATIONAL
-from mmjax.files import explained, write_atomic
+from mmjax.files import make_folder, write_atomic
 
 if TYPE_CHECKING:
     from mmjax.evaluation.findings import Section
@@ -62,13 +62,11 @@ def load(name: str) -> Profiled:
 
 def make_profile(request: Profiled) -> Path:
     """Profile as asked; returns the path of the result."""
-    folder = Path(request.out).expanduser()
-    with explained(folder):
-        (folder / "trace").mkdir(parents=True, exist_ok=True)
     from mmjax.profiling.profile import profile
 
-    experiment = Experiment(**parts(request))
-    found = profile(experiment, request.steps, folder / "trace", command_line.say)
+    folder, experiment = Path(request.out).expanduser(), Experiment(**parts(request))
+    with make_folder(folder), make_folder(folder / "trace") as trace:
+        found = profile(experiment, request.steps, trace, command_line.say)
     whole = found.json() | {"fingerprint": fingerprint(experiment)}
     for line in _summary(found):
         command_line.say(line)
@@ -129,6 +127,7 @@ def _write_page(folder: Path, whole: dict[str, Any], found: "Profile") -> None:
 def _sections(whole: dict[str, Any], found: "Profile") -> "list[Section]":
     from mmjax.evaluation.findings import Section, Table
     from mmjax.evaluation.profile_figures import flame, flame_svg, memory_svg, roofline_svg
+    from mmjax.profiling.profile import TOLD
 
     kernels = [
         [
@@ -194,7 +193,7 @@ def _sections(whole: dict[str, Any], found: "Profile") -> "list[Section]":
             "Memory",
             "Temporaries in the course of the step, and whose they are where they are most; by the estimate that every "
             "buffer lives from its first write to its last read. On a CPU what the process came to hold is measured "
-            "where a step adds 64 MiB or more.",
+            f"where a step adds {TOLD // 2**20} MiB or more.",
             [
                 Table(["what", "MiB"], [[name, f"{size / 2**20:,.2f}"] for name, size in found.memory.items()]),
                 Table(["held at the peak, by", "MiB"], holders),

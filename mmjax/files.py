@@ -31,7 +31,7 @@ def write_atomic(path: str | os.PathLike[str], content: str | bytes) -> Path:
 
 
 @contextlib.contextmanager
-def made(folder: Path) -> Iterator[Path]:
+def make_folder(folder: Path) -> Iterator[Path]:
     """The folder, which is made where it is not there, and removed again if nothing was put there before an error.
 
     Raises UserError where it cannot be made.

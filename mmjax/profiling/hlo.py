@@ -183,14 +183,15 @@ class Module:
 
     def _product(self, computation: str, instruction: Instruction) -> Product | None:
         among = self.computations[computation]
-        if instruction.opcode == "custom-call" and not onednn.has(instruction):
+        by_onednn = onednn.has(instruction)
+        if instruction.opcode == "custom-call" and not by_onednn:
             return self._attention(among, instruction)
-        if instruction.opcode not in ("dot", "convolution", "custom-call"):
+        if instruction.opcode not in ("dot", "convolution") and not by_onednn:
             return None
         factors = [among[name].shapes[0] for name in instruction.operands[:2]]
         left, right = (shape.sizes for shape in factors)
         out, kind = instruction.shapes[0].sizes, factors[0].kind
-        if instruction.opcode == "custom-call":
+        if by_onednn:
             return Product(*onednn.product(instruction, left, right, out), kind)
         if instruction.opcode == "convolution":
             return Product(*convolution(instruction, left, right, out), kind)

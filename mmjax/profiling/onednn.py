@@ -1,4 +1,4 @@
-"""What a call of oneDNN multiplies: the CPU backend writes products and convolutions as such calls."""
+"""What a call of oneDNN multiplies: XLA's CPU backend, where it is told to, writes products and convolutions so."""
 
 import json
 import math
@@ -11,7 +11,8 @@ PRODUCT, CONVOLUTION = "__onednn$matmul", "__onednn$convolution"
 
 def has(instruction: Instruction) -> bool:
     """Whether an instruction is such a call."""
-    return instruction.attribute(r'custom_call_target="([^"]*)"') in (PRODUCT, CONVOLUTION)
+    target = r'custom_call_target="([^"]*)"'
+    return instruction.opcode == "custom-call" and instruction.attribute(target) in (PRODUCT, CONVOLUTION)
 
 
 def product(

@@ -90,7 +90,7 @@ def parse_topology(text: str, slices: int = 1) -> Topology:
         wrong = (
             f"no slice of {generation} has that shape"
             if shape
-            else f"say its chips, as in {generation}:{known.partition(',')[0]}"
+            else f"say its chips, as in {generation}:{SHAPES[generation][0]}"
         )
         raise UserError(f"topology={text}: {wrong}; there are {known}")
     return Topology(generation, tuple(map(int, shape.split("x"))), slices)
