@@ -125,9 +125,10 @@ def judged_output(experiment: Experiment) -> tuple[str, Classify] | None:
 def probe_together(experiments: Sequence[Experiment]) -> None:
     """Asks trained models that differ in seed only, and writes answers.json into the run directory of each.
 
-    It holds `correct`, a string of 0 and 1 over all answers of the test split; and on evenly spread examples of it the
-    accuracy with every set of modalities (`subsets`, the names joined by +), with noise in each (`noise`), and the
-    estimated information of every pair of modalities about the label (`information`, bits).
+    It holds `correct`, a string of 0 and 1 over all answers of the test split, and `clusters`, which of these depend on
+    each other: those of an example, or of a cluster of examples where the source has some. And on evenly spread
+    examples the accuracy with every set of modalities (`subsets`, the names joined by +), with noise in each (`noise`),
+    and the estimated information of every pair of modalities about the label (`information`, bits).
     """
     first = experiments[0]
     found, mesh = judged_output(first), first.mesh.build()
@@ -144,12 +145,15 @@ def probe_together(experiments: Sequence[Experiment]) -> None:
         models = stack([_restore(experiment, features, rules) for experiment in experiments])
         name, output = found
 
+        split = runs[0].data.source.splits[-1]
+
         def prober(examples: int | None) -> Prober:
-            split = runs[0].data.source.splits[-1]
             place = (runs[0].data, first.data_dir, split, first.train.batch_size, name, output.target)
             return Prober(*place, sharding=sharding, rules=rules, count=len(runs), examples=examples)
 
-        everything = prober(None).ask(models).right
+        everything = prober(None).ask(models)
+        clusters = runs[0].data.clusters(first.data_dir, split)
+        dependent = everything.examples if clusters is None else clusters[everything.examples]
         some = prober(PROBED)
         modalities = tuple(models.encoders)
         asked: dict[str, Answers] = {}
@@ -161,7 +165,8 @@ def probe_together(experiments: Sequence[Experiment]) -> None:
         noised = {modality: some.ask(models, noise={modality: NOISE}).right for modality in modalities}
     for index, experiment in enumerate(experiments):
         answers = {
-            "correct": "".join("01"[int(right)] for right in everything[index]),
+            "correct": "".join("01"[int(right)] for right in everything.right[index]),
+            "clusters": dependent.tolist(),
             "subsets": {subset: float(answers.right[index].mean()) for subset, answers in asked.items()},
             "noise": {modality: float(right[index].mean()) for modality, right in noised.items()},
             "information": [_information(asked, pair, index) for pair in itertools.combinations(modalities, 2)],
@@ -181,12 +186,13 @@ def _information(asked: dict[str, Answers], pair: tuple[str, str], index: int) -
 
 
 def read_answers(run_dir: str | Path) -> dict[str, Any]:
-    """What `probe_together` wrote; `correct` as Float[E]."""
+    """What `probe_together` wrote; `correct` as Int[A], `clusters` as Int[A]."""
     path = Path(run_dir) / ANSWERS
     try:
         answers = json.loads(path.read_text())
-    except ValueError as error:
+        if "correct" in answers:
+            answers["correct"] = np.frombuffer(answers["correct"].encode(), np.uint8) - ord("0")
+            answers["clusters"] = np.array(answers["clusters"], np.int64)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is damaged; delete it, and the same command asks the model again") from error
-    if "correct" in answers:
-        answers["correct"] = np.frombuffer(answers["correct"].encode(), np.uint8) - ord("0")
     return answers

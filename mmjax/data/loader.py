@@ -95,6 +95,16 @@ class Data:
                     f"{', '.join(sorted(there))}); set data.inputs.{name}=None or data.inputs.{name}.field"
                 )
 
+    def clusters(self, data_dir: str, split: str) -> Int[np.ndarray, "E"] | None:
+        """The number of the cluster that each example of a split is in (see `Source.cluster`); None: there are none."""
+        field = self.source.cluster
+        if field is None:
+            return None
+        records = self.open(data_dir, split)
+        # An example whose field could not be read is a cluster of its own.
+        names = [str(records[index].get(field, records.id(index))) for index in range(len(records))]
+        return np.unique(names, return_inverse=True)[1]
+
     def bind(self, data_dir: str, run_dir: str | Path | None = None) -> "Data":
         """This data with its tokenizers ready: those that `save` left in a run directory, else trained.
 

@@ -21,13 +21,17 @@ from mmjax.types import Batch, Feature, Spectrum, Text
 
 
 class Answers(NamedTuple):
-    """Class probabilities of S models for E answers (an example with several slots has several), and the truths."""
+    """Class probabilities of S models for A answers, the truths, and the place of the example that each is about.
 
-    probabilities: Float[np.ndarray, "S E K"]
-    truth: Int[np.ndarray, "E"]
+    An example with several slots has several answers.
+    """
+
+    probabilities: Float[np.ndarray, "S A K"]
+    truth: Int[np.ndarray, "A"]
+    examples: Int[np.ndarray, "A"]
 
     @property
-    def right(self) -> Float[np.ndarray, "S E"]:
+    def right(self) -> Float[np.ndarray, "S A"]:
         """1 where the most probable class is the true one."""
         return (self.probabilities.argmax(-1) == self.truth).astype(np.float64)
 
@@ -53,7 +57,7 @@ class Prober:
         count: int,
         examples: int | None = None,
     ):
-        self._output, self._target, self._count = output, target, count
+        self._output, self._target, self._count, self._batch_size = output, target, count, batch_size
         rows = rows_of(sharding, batch_size)
         data = chz.replace(data, workers=0)
         loader = Loader(data, data_dir, split, batch_size, rows=rows, examples=examples)
@@ -67,7 +71,7 @@ class Prober:
         self, models: Multimodal, *, hidden: Collection[str] = (), noise: Mapping[str, float] | None = None
     ) -> Answers:
         """What the models answer without the modalities `hidden`, and with `noise` (see `corrupt`) in others."""
-        probabilities, truths = [], []
+        probabilities, truths, examples = [], [], []
         noise = noise or {}
         for number, batch in enumerate(self._batches):
             keep = {name: np.bool_(name not in hidden) for name in models.encoders}
@@ -77,7 +81,8 @@ class Prober:
             said = said if self._count > 1 else said[None]
             probabilities.append(said[:, real])
             truths.append(truth[real])
-        return Answers(np.concatenate(probabilities, 1), np.concatenate(truths))
+            examples.append(number * self._batch_size + np.nonzero(real)[0])
+        return Answers(np.concatenate(probabilities, 1), np.concatenate(truths), np.concatenate(examples))
 
 
 def _probe(

@@ -58,7 +58,7 @@ class ExpertBlock(nnx.Module):
         self.expert_norm = Norm(width, rules=rules, rngs=rngs)
         self.experts = experts.Experts(config.experts, width, 4 * width, rules=rules, rngs=rngs)
         init, shape = jax.nn.initializers.normal(width**-0.5), (len(modalities), width, config.experts)
-        self.routers = make_parameter(init, shape, (None, "embed", None), rules=rules, rngs=rngs)
+        self.routers = make_parameter(init, shape, (None, "embed", None), matrix=(1, 1), rules=rules, rngs=rngs)
         self.config, self.modalities, self.rate, self.rules = config, modalities, settings.dropout, rules
 
     def __call__(

@@ -40,10 +40,11 @@ class Conv(nnx.Module):
         init = jax.nn.initializers.variance_scaling(scale, "fan_in", "truncated_normal", fan_in, count + 1)
         whole = (None,) * count
         self.axes = (*whole, "embed", None) if few_outputs else (*whole, None, "embed")
-        self.kernel = make_parameter(init, (*sides, inputs, outputs), self.axes, rules=rules, rngs=rngs)
+        shape, matrix = (*sides, inputs, outputs), (count + 1, 1)
+        self.kernel = make_parameter(init, shape, self.axes, matrix=matrix, rules=rules, rngs=rngs)
         self.bias = make_parameter(jax.nn.initializers.zeros, (outputs,), (None,), rules=rules, rngs=rngs)
         self.stride = (stride,) * count if isinstance(stride, int) else stride
-        self.dilation, self.inputs, self.rules = (dilation,) * count, count + 1, rules
+        self.dilation, self.rules = (dilation,) * count, rules
 
     def __call__(self, x: Float[Array, "B *S C"]) -> Float[Array, "B *s D"]:
         kernel = use(self.kernel, self.axes, x.dtype, self.rules)
@@ -70,7 +71,7 @@ class DepthwiseConv(nnx.Module):
         sides = _square(kernel)
         self.axes = (*[None] * len(sides), "embed")
         init = jax.nn.initializers.normal(math.prod(sides) ** -0.5)
-        self.kernel = make_parameter(init, (*sides, channels), self.axes, rules=rules, rngs=rngs)
+        self.kernel = make_parameter(init, (*sides, channels), self.axes, decay=True, rules=rules, rngs=rngs)
         self.bias = make_parameter(jax.nn.initializers.zeros, (channels,), (None,), rules=rules, rngs=rngs)
         self.rules = rules
 

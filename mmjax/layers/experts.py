@@ -1,5 +1,6 @@
 """A sparse mixture of perceptrons, of which each token is read by a few."""
 
+import functools
 import math
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from mmjax.layers.linear import make_parameter, use
+from mmjax.layers.linear import Contract, contract, make_parameter, use
 from mmjax.sharding.rules import Rules
 
 
@@ -23,23 +24,26 @@ class Experts(nnx.Module):
     def __init__(self, experts: int, width: int, hidden: int, *, rules: Rules, rngs: nnx.Rngs):
         init = jax.nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal", 1, 2, batch_axis=0)
         self.axes = ("expert", "embed", "mlp"), ("expert", "mlp", "embed")
-        self.up = make_parameter(init, (experts, width, hidden), self.axes[0], rules=rules, rngs=rngs)
-        self.down = make_parameter(init, (experts, hidden, width), self.axes[1], rules=rules, rngs=rngs)
+        make = functools.partial(make_parameter, init, matrix=(1, 1), rules=rules, rngs=rngs)
+        self.up = make((experts, width, hidden), self.axes[0])
+        self.down = make((experts, hidden, width), self.axes[1])
         self.rules = rules
+        self.contract: Contract = contract
 
     def __call__(self, x: Float[Array, "B N D"], gates: Float[Array, "B N E"], capacity: int) -> Float[Array, "B N D"]:
         slots = _slots(gates, capacity)
-        dealt = jnp.einsum("bnec,bnd->becd", slots.astype(x.dtype), x)
-        sent = jax.sharding.reshard(dealt, self.rules.spec("group", "expert", None, None))
+        dealt = jnp.einsum("bnec,bnd->ebcd", slots.astype(x.dtype), x)
+        sent = jax.sharding.reshard(dealt, self.rules.spec("expert", "group", None, None))
         hidden = jax.nn.gelu(self._multiply(sent, self.up, self.axes[0], "mlp"))
         answers = self._multiply(hidden, self.down, self.axes[1], None)
-        answers = jax.sharding.reshard(answers, self.rules.spec("batch", None, None, None))
-        return jnp.einsum("bnec,becd->bnd", (slots * gates[..., None]).astype(x.dtype), answers)
+        answers = jax.sharding.reshard(answers, self.rules.spec(None, "batch", None, None))
+        return jnp.einsum("bnec,ebcd->bnd", (slots * gates[..., None]).astype(x.dtype), answers)
 
     def _multiply(self, x: Array, parameter: nnx.Param, axes: tuple[str, ...], output: str | None) -> Array:
+        """Every expert's product: [E B C D] with [E D F] as [E B C F]."""
         kernel = use(parameter, axes, x.dtype, self.rules)
-        spec = self.rules.spec("group", "expert", None, output)
-        return jnp.einsum("becd,edf->becf", x, kernel, out_sharding=spec)
+        spec = self.rules.spec("expert", "group", None, output)
+        return self.contract(x, kernel, (((3,), (1,)), ((0,), (0,))), spec)
 
 
 def _slots(gates: Float[Array, "B N E"], capacity: int) -> Float[Array, "B N E C"]:

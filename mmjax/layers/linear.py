@@ -15,13 +15,27 @@ from mmjax.sharding.rules import Rules
 Axes = tuple[str | None, ...]
 # Which dimensions of two arrays are summed over, and which they share, as `jax.lax.dot_general` takes it.
 Contraction = tuple[tuple[tuple[int, ...], tuple[int, ...]], tuple[tuple[int, ...], tuple[int, ...]]]
+Contract = Callable[[Array, Array, Contraction, PartitionSpec], Array]
 
 # A parameter of fewer bytes is kept whole where a mesh does not divide it.
 SMALL = 2**22
 
 
-def make_parameter(init: Callable, shape: tuple[int, ...], axes: Axes, *, rules: Rules, rngs: nnx.Rngs) -> nnx.Param:
+def make_parameter(
+    init: Callable,
+    shape: tuple[int, ...],
+    axes: Axes,
+    *,
+    matrix: tuple[int, int] | None = None,
+    decay: bool = False,
+    rules: Rules,
+    rngs: nnx.Rngs,
+) -> nnx.Param:
     """A float32 parameter drawn by `init(key, shape, dtype)` straight into the sharding its axes have in the rules.
+
+    Its metadata tell optimizers what it is: `matrix`, of a linear map, how many of its last dimensions are inputs and
+    how many outputs (further leading ones are maps beside each other); `decay` whether it is decayed by default, as
+    matrices are.
 
     Where the mesh does not divide the dimension along which it is only stored, a small one is kept whole instead.
     Raises UserError for a large one, and where the mesh does not divide any other dimension.
@@ -34,7 +48,8 @@ def make_parameter(init: Callable, shape: tuple[int, ...], axes: Axes, *, rules:
         if 4 * math.prod(shape) >= SMALL:
             raise
         _check_divides(shape, axes, spec)
-    return nnx.Param(init(rngs.params(), shape, jnp.float32, out_sharding=spec))
+    value = init(rngs.params(), shape, jnp.float32, out_sharding=spec)
+    return nnx.Param(value, matrix=matrix, decay=decay or matrix is not None)
 
 
 def _check_divides(shape: tuple[int, ...], axes: Axes, spec: PartitionSpec) -> None:
@@ -96,13 +111,14 @@ class Linear(nnx.Module):
         )
         if scale == 0:
             init = jax.nn.initializers.zeros
-        self.kernel = make_parameter(init, shape, axes, rules=rules, rngs=rngs)
+        matrix = (inputs, len(shape) - inputs)
+        self.kernel = make_parameter(init, shape, axes, matrix=matrix, rules=rules, rngs=rngs)
         zeros = jax.nn.initializers.zeros
         # Biases are small: storing them split is not worth a gather.
         whole = (None,) * (len(shape) - inputs)
         self.bias = make_parameter(zeros, shape[inputs:], whole, rules=rules, rngs=rngs) if bias else None
         self.axes, self.inputs, self.rules = axes, inputs, rules
-        self.contract: Callable[[Array, Array, Contraction, PartitionSpec], Array] = contract
+        self.contract: Contract = contract
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         leading, read = x.shape[: x.ndim - self.inputs], self.axes[: self.inputs]

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from mmjax.errors import UserError
 from mmjax.layers.attention import Attention
+from mmjax.layers.experts import Experts
 from mmjax.layers.linear import Contraction, Linear
 from mmjax.layers.mlp import MLP
 
@@ -23,7 +24,7 @@ KINDS = {"int8": (jnp.int8, jnp.int8), "float8": (jnp.float8_e4m3fn, jnp.float8_
 
 
 def lower_precision(model: nnx.Module, products: Products) -> None:
-    """Let what attention and perceptrons multiply with their parameters be 8-bit numbers, in place.
+    """Let what attention, perceptrons and experts multiply with their parameters be 8-bit numbers, in place.
 
     In the forward pass and in the slopes of activations; slopes of parameters stay in the dtype of the computation, as
     theirs are the long sums (Wortsman et al. 2023, "Stable and low-precision training for large-scale vision-language
@@ -38,30 +39,30 @@ def lower_precision(model: nnx.Module, products: Products) -> None:
             for each in vars(part).values():
                 if isinstance(each, Linear):
                     each.contract = Rounded(products)
+        elif isinstance(part, Experts):
+            part.contract = Rounded(products)
 
 
 @dataclasses.dataclass(frozen=True)
 class Rounded:
-    """The product of a `Linear`, of rounded factors; see `lower_precision`."""
+    """The product of a `Linear` or of `Experts`, of rounded factors; see `lower_precision`.
+
+    Dimensions lie as [shared, rows, contracted] in x and as [shared, contracted, columns] in the kernel.
+    """
 
     products: Products
 
     def __call__(
-        self, x: Float[Array, "R ..."], kernel: Float[Array, "..."], contraction: Contraction, spec: PartitionSpec
-    ) -> Float[Array, "R ..."]:
+        self, x: Float[Array, "..."], kernel: Float[Array, "..."], contraction: Contraction, spec: PartitionSpec
+    ) -> Float[Array, "..."]:
         return _product(self.products, contraction, spec, x, kernel)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _product(products: Products, contraction: Contraction, spec: PartitionSpec, x: Array, kernel: Array) -> Array:
     """x @ kernel, each row and each column by its own scale."""
-    inputs = len(contraction[0][0])
-    kernel = _whole(kernel)
     kind, _ = KINDS[products]
-    left, right = _round(x, kind, range(1)), _round(kernel, kind, range(inputs, kernel.ndim))
-    made = _multiply(left.qvalue, right.qvalue, contraction, spec)
-    rows = left.scale.reshape(x.shape[0], *[1] * (made.ndim - 1))
-    return (made * rows * right.scale.reshape(1, *made.shape[1:])).astype(x.dtype)
+    return _rounded_product(x, _whole(kernel), (kind, kind), contraction, spec).astype(x.dtype)
 
 
 def _forward(
@@ -76,18 +77,17 @@ def _backward(
     x, kernel = kept
 
     def exact(kernel: Array) -> Array:
-        return jax.lax.dot_general(x, kernel, (contraction[0], ((), ())), out_sharding=spec)
+        return jax.lax.dot_general(x, kernel, contraction, out_sharding=spec)
 
     # The sharding of a parameter's slope is that which the exact product has, whose value nobody asks for.
     (of_kernel,) = jax.vjp(exact, kernel)[1](slope)
-    inputs = len(contraction[0][0])
     factor, of_slope = KINDS[products]
-    weights = _whole(kernel)
-    left, right = _round(slope, of_slope, range(1)), _round(weights, factor, range(inputs))
-    back = (tuple(range(1, slope.ndim)), tuple(range(inputs, weights.ndim)))
-    made = _multiply(left.qvalue, right.qvalue, (back, ((), ())), jax.typeof(x).sharding.spec)
-    rows = left.scale.reshape(x.shape[0], *[1] * (made.ndim - 1))
-    return (made * rows * right.scale.reshape(1, *made.shape[1:])).astype(x.dtype), of_kernel
+    (contracted, _), (shared, _) = contraction
+    columns = kernel.ndim - len(shared) - len(contracted)
+    last = tuple(range(slope.ndim - columns, slope.ndim)), tuple(range(kernel.ndim - columns, kernel.ndim))
+    back = (last, (shared, shared))
+    of_x = _rounded_product(slope, _whole(kernel), (of_slope, factor), back, jax.typeof(x).sharding.spec)
+    return of_x.astype(x.dtype), of_kernel
 
 
 _product.defvjp(_forward, _backward)
@@ -98,17 +98,32 @@ def _whole(kernel: Array) -> Array:
     return jax.sharding.reshard(kernel, PartitionSpec(*jax.typeof(kernel).sharding.spec.partitions))
 
 
-def _round(array: Array, kind: Any, own: range) -> Any:
-    """8-bit numbers and their scales in float32, one for each entry of the dimensions `own`."""
+def _rounded_product(
+    left: Array, right: Array, kinds: tuple[Any, Any], contraction: Contraction, spec: PartitionSpec
+) -> Array:
+    """The product, in float32, of what the factors are rounded to: 8-bit numbers of two kinds.
+
+    Every entry of the dimensions that are not contracted has a scale of its own.
+    """
     import qwix
 
-    return qwix.quantize(array.astype(jnp.float32), kind, channelwise_axes=tuple(own))
-
-
-def _multiply(left: Array, right: Array, contraction: Contraction, spec: PartitionSpec) -> Array:
-    kind = jnp.int32 if left.dtype == jnp.int8 else jnp.float32
-    made = jax.lax.dot_general(left, right, contraction, preferred_element_type=kind, out_sharding=spec)
-    return made.astype(jnp.float32)
+    (of_left, of_right), (shared, _) = contraction
+    rows, columns = left.ndim - len(of_left) - len(shared), right.ndim - len(of_right) - len(shared)
+    rounded = [
+        qwix.quantize(
+            array.astype(jnp.float32), kind, channelwise_axes=tuple(i for i in range(array.ndim) if i not in contracted)
+        )
+        for array, kind, contracted in ((left, kinds[0], of_left), (right, kinds[1], of_right))
+    ]
+    exact = jnp.int32 if rounded[0].qvalue.dtype == jnp.int8 else jnp.float32
+    numbers = [each.qvalue for each in rounded]
+    made = jax.lax.dot_general(*numbers, contraction, preferred_element_type=exact, out_sharding=spec)
+    of_rows, of_columns = (
+        jax.lax.squeeze(each.scale, contracted) for each, contracted in zip(rounded, contraction[0], strict=True)
+    )
+    of_rows = jnp.expand_dims(of_rows, tuple(range(made.ndim - columns, made.ndim)))
+    of_columns = jnp.expand_dims(of_columns, tuple(range(len(shared), len(shared) + rows)))
+    return made.astype(jnp.float32) * of_rows * of_columns
 
 
 def _parts(module: nnx.Module) -> Iterator[nnx.Module]:

@@ -17,17 +17,12 @@ import chz
 import jax
 import optax
 from jax.sharding import PartitionSpec
-from jax.tree_util import GetAttrKey, tree_map_with_path
+from flax import nnx
+from jax.tree_util import tree_map_with_path
 
 from mmjax.errors import UserError
-from mmjax.layers.conv import Conv
-from mmjax.layers.linear import Linear
 from mmjax.layers.tree import named_leaves, path_name
 from mmjax.training.schedule import Cosine, Schedule
-
-# What is multiplied with is decayed; what is added (biases, positions), scales (gains, temperatures) or is looked up
-# (tables) is not.
-DECAYED = "kernel"
 
 # a, b, c of X <- aX + b(XX')X + c(XX')^2 X (Jordan 2024): singular values end up between about 0.7 and 1.2.
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
@@ -39,7 +34,7 @@ class Rule:
 
     pattern: str = chz.field(doc="regular expression searched for in path names; ^ and $ tie it to their ends")
     learning_rate: float = chz.field(default=1.0, doc="multiplier of the learning rate")
-    weight_decay: float | None = chz.field(default=None, doc="multiplier of the decay; None: 1 for kernels, else 0")
+    weight_decay: float | None = chz.field(default=None, doc="multiplier of the decay; None: 1 for matrices and kernels, else 0")
     freeze: bool = chz.field(default=False, doc="never change these parameters and keep no moments for them")
 
     @chz.validate
@@ -65,7 +60,7 @@ class Optimizer(abc.ABC):
 
     learning_rate: float = chz.field(default=1e-3, doc="highest learning rate of the run")
     schedule: Schedule = chz.field(default=Cosine(), doc="the learning rate's course: Cosine, Linear, Rsqrt, Constant")
-    weight_decay: float = chz.field(default=0.0, doc="times the learning rate; of kernels only unless a rule says so")
+    weight_decay: float = chz.field(default=0.0, doc="times the learning rate; of matrices and kernels unless a rule says more")
     clip: float | None = chz.field(default=1.0, doc="largest global norm of the gradients; None: no clipping")
     rules: tuple[Rule, ...] = chz.field(default=(), doc="exceptions by parameter path; the first that matches counts")
 
@@ -152,10 +147,10 @@ class Adafactor(Optimizer):
 
 @chz.chz
 class Muon(Optimizer):
-    """Momentum orthogonalised by Newton-Schulz for the kernels of `Linear` and `Conv` (Jordan 2024), AdamW for others.
+    """Momentum orthogonalised by Newton-Schulz for matrices (Jordan 2024), AdamW for other parameters.
 
-    A kernel of several input or output dimensions is taken as the matrix [inputs, outputs], every layer of a stack by
-    itself. The orthogonal matrix is scaled by 0.2 sqrt(max(inputs, outputs)), the RMS of an AdamW direction, so that
+    Matrices are the kernels of dense layers and convolutions, experts and routers. One of several input or output dimensions is taken as the matrix [inputs, outputs], every layer of a stack and every expert
+    by itself. The orthogonal matrix is scaled by 0.2 sqrt(max(inputs, outputs)), the RMS of an AdamW direction, so that
     both share a learning rate (Liu et al. 2025, section 2.2).
     """
 
@@ -192,7 +187,8 @@ def treat(rules: tuple[Rule, ...], model: Any) -> dict[str, Treatment]:
 
     Raises UserError where a rule's pattern is found in no name.
     """
-    names = [name for name, _ in named_leaves(model)]
+    parameters = _parameters(model)
+    names = list(parameters)
     for rule in rules:
         if not any(re.search(rule.pattern, name) for name in names):
             shown = ", ".join(names[:: math.ceil(len(names) / 5)])
@@ -200,27 +196,32 @@ def treat(rules: tuple[Rule, ...], model: Any) -> dict[str, Treatment]:
     treatments = {}
     for name in names:
         rule = next((rule for rule in rules if re.search(rule.pattern, name)), Rule(pattern=""))
-        usual = float(name.rpartition("/")[2] == DECAYED)
-        decay = usual if rule.weight_decay is None else rule.weight_decay
+        # What is multiplied with is decayed; what is added (biases, positions), scales (gains, temperatures) or is
+        # looked up (tables) is not.
+        decay = float(parameters[name][1]["decay"]) if rule.weight_decay is None else rule.weight_decay
         treatments[name] = Treatment(rule.learning_rate, decay, rule.freeze)
     return treatments
 
 
 def matrix_dimensions(model: Any) -> dict[str, optax.contrib.MuonDimensionNumbers]:
-    """For every kernel that is a linear map of what it is given: which of its dimensions are inputs and which outputs.
+    """For every parameter that is a linear map of what it is given: which dimensions are inputs and which outputs.
 
-    Further leading dimensions are those of stacks: as many maps beside each other.
+    Further leading dimensions are those of stacks and experts: as many maps beside each other.
     """
-    found = jax.tree_util.tree_flatten_with_path(model, is_leaf=lambda node: isinstance(node, Linear | Conv))[0]
     dimensions = {}
-    for path, owner in found:
-        if not isinstance(owner, Linear | Conv):
-            continue
-        rank, inputs = len(owner.axes), owner.inputs
-        first, end = owner.kernel.ndim - rank, owner.kernel.ndim
-        axes = tuple(range(first, first + inputs)), tuple(range(first + inputs, end))
-        dimensions[path_name((*path, GetAttrKey("kernel")))] = optax.contrib.MuonDimensionNumbers(*axes)
+    for name, (rank, metadata) in _parameters(model).items():
+        if metadata["matrix"]:
+            inputs, outputs = metadata["matrix"]
+            middle = rank - outputs
+            axes = tuple(range(middle - inputs, middle)), tuple(range(middle, rank))
+            dimensions[name] = optax.contrib.MuonDimensionNumbers(*axes)
     return dimensions
+
+
+def _parameters(model: Any) -> dict[str, tuple[int, Mapping[str, Any]]]:
+    """Every parameter's number of dimensions and metadata (see `mmjax.layers.linear.make_parameter`), by path name."""
+    found = jax.tree_util.tree_flatten_with_path(model, is_leaf=lambda node: isinstance(node, nnx.Variable))[0]
+    return {path_name(path): (leaf.ndim, leaf.get_metadata()) for path, leaf in found}
 
 
 def _size(shape: tuple[int, ...], axes: Any) -> int:

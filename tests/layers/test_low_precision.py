@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 
 from mmjax.errors import UserError
+from mmjax.layers.experts import Experts
 from mmjax.layers.linear import Linear
 from mmjax.layers.low_precision import Rounded, lower_precision
 from mmjax.layers.mlp import MLP
@@ -103,6 +104,49 @@ def test_several_devices_round_as_one_does(products):
     one, several = compute(MeshShape(data=1)), compute(MeshShape(data=2, fsdp=2, tensor=2))
     # A number just between two may go the other way, where a scale differs in its last bit: far less than rounding.
     for here, there in zip(one, several, strict=True):
+        assert apart(there, here) < 0.005
+
+
+@pytest.mark.parametrize("products", ["int8", "float8"])
+def test_experts_round_as_one_perceptron_each_does(products):
+    """What an expert makes of its rows, and the gradients, are those of a `Linear` with the expert's matrix."""
+    x, slope = numbers(3, 4, 5, 24), numbers(3, 4, 5, 40)
+    layer = Experts(3, 24, 40, rules=Rules(), rngs=nnx.Rngs(0))
+    lower_precision(layer, products)
+    assert layer.contract == Rounded(products)
+    spec = Rules().spec("expert", "group", None, None)
+    sent, back = (jax.sharding.reshard(jnp.asarray(array), spec) for array in (x, slope))
+    made, pull = jax.vjp(lambda up, x: layer._multiply(x, up, layer.axes[0], "mlp"), layer.up, sent)
+    of_up, of_x = pull(back)
+    one = Linear((24, 40), ("embed", "mlp"), rules=Rules(), rngs=nnx.Rngs(0))
+    one.contract = Rounded(products)
+    for expert in range(3):
+        one.kernel[...] = jnp.asarray(np.asarray(layer.up[...])[expert])
+        rows, pull = jax.vjp(lambda linear, x: linear(x), one, given(x[expert].reshape(20, 24)))
+        of_kernel, of_rows = pull(given(slope[expert].reshape(20, 40)))
+        np.testing.assert_allclose(np.asarray(made)[expert].reshape(20, 40), rows, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(np.asarray(of_x)[expert].reshape(20, 24), of_rows, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(np.asarray(of_up[...])[expert], of_kernel.kernel[...], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("products", ["int8", "float8"])
+def test_several_devices_round_experts_as_one_does(products):
+    x, gates = numbers(8, 6, 24), np.abs(numbers(8, 6, 4))
+
+    def compute(shape: MeshShape) -> tuple[jax.Array, ...]:
+        rules = PRESETS["fsdp_tensor"]
+        mesh = shape.build()
+        with jax.set_mesh(mesh):
+            make = jax.jit(lambda key: Experts(4, 24, 32, rules=rules, rngs=nnx.Rngs(key)))
+            layer = make(jax.random.key(0))
+            lower_precision(layer, products)
+            split = jax.NamedSharding(mesh, rules.spec("batch", None, None))
+            given = [jax.device_put(array, split) for array in (x, gates)]
+            loss = jax.jit(jax.grad(lambda layer, x, gates: jnp.square(layer(x, gates, 3)).sum(), argnums=(0, 1)))
+            slopes, of_x = loss(layer, *given)
+            return jax.tree.map(np.asarray, (slopes.up[...], slopes.down[...], of_x))
+
+    for here, there in zip(compute(MeshShape(data=1)), compute(MeshShape(fsdp=2, expert=2, tensor=2)), strict=True):
         assert apart(there, here) < 0.005
 
 

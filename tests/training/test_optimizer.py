@@ -2,6 +2,7 @@
 
 import functools
 
+import chz
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,17 +10,21 @@ import optax
 import pytest
 from flax import nnx
 
+from mmjax import fusion
 from mmjax.errors import UserError
 from mmjax.layers.attention import Block
 from mmjax.layers.conv import Conv, DepthwiseConv
+from mmjax.layers.experts import Experts
 from mmjax.layers.linear import Embedding, Linear
 from mmjax.layers.stack import Stack
 from mmjax.layers.tree import named_leaves
 from mmjax.sharding.mesh import MeshShape
 from mmjax.sharding.rules import PRESETS
-from mmjax.training.optimizer import NEWTON_SCHULZ, Adafactor, AdamW, Lion, Muon, Rule
+from mmjax.training.optimizer import NEWTON_SCHULZ, Adafactor, AdamW, Lion, Muon, Rule, matrix_dimensions, treat
 from mmjax.training.schedule import Constant
 from mmjax.training.schedule import Linear as Line
+from tests.small import FEATURES
+from tests.test_model import ATTENTIVE
 
 STEPS, RATE, DECAY = 4, 0.01, 0.1
 CONSTANT = Constant(warmup=0, cooldown=0.0)
@@ -35,7 +40,19 @@ class Net(nnx.Module):
         self.conv = Conv(2, 8, 3, **make)
         self.depthwise = DepthwiseConv(8, 3, **make)
         self.parts = nnx.Dict({"image": Stack(lambda rngs: Block(8, 2, rules=make["rules"], rngs=rngs), 3, rngs=rngs)})
+        self.experts = Experts(2, 8, 12, **make)
         self.head = Linear((8, 6), ("embed", None), bias=True, **make)
+
+
+MATRICES = {
+    "conv/kernel",
+    "head/kernel",
+    "experts/up",
+    "experts/down",
+    "parts/image/blocks/mlp/up/kernel",
+    "parts/image/blocks/mlp/down/kernel",
+    *(f"parts/image/blocks/attention/{part}/kernel" for part in ("query", "key", "value", "out")),
+}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -80,7 +97,8 @@ def plain(tree):
 
 
 def kernels(params):
-    return {name: name.endswith("/kernel") for name in params}
+    """What is decayed."""
+    return {name: name in MATRICES | {"depthwise/kernel"} for name in params}
 
 
 def assert_same(got, want, rtol=2e-5):
@@ -147,10 +165,13 @@ def test_muon_equals_numpy_on_the_right_matrices(net, gradients):
     matrices = {
         "conv/kernel": (1, 18, 8),
         "head/kernel": (1, 8, 6),
+        "experts/up": (2, 8, 12),
+        "experts/down": (2, 12, 8),
         f"{block}/mlp/up/kernel": (3, 8, 32),
         f"{block}/mlp/down/kernel": (3, 32, 8),
         **{f"{block}/attention/{part}/kernel": (3, 8, 8) for part in ("query", "key", "value", "out")},
     }
+    assert matrices.keys() == MATRICES
     for name, (layers, inputs, outputs) in matrices.items():
         x, momentum = start[name].reshape(layers, inputs, outputs), np.zeros((layers, inputs, outputs))
         for t, tree in enumerate(grads, 1):
@@ -175,6 +196,22 @@ def test_newton_schulz_comes_near_the_polar_factor():
     np.testing.assert_allclose(inner, np.diag(np.diag(inner)), atol=1e-9)
     assert np.diag(inner).min() > 0.6
     assert np.diag(inner).max() < 1.3
+
+
+def test_matrices_are_said_where_they_are_made():
+    """Those of a whole model with experts: its routers and experts, and no embedding, gain or latent."""
+    config = chz.replace(ATTENTIVE, fusion=fusion.Experts(depth=2, heads=2))
+    model = jax.eval_shape(lambda: config.build(FEATURES, rules=PRESETS["data"], rngs=nnx.Rngs(0)))
+    found = matrix_dimensions(model)
+    shapes = {name: leaf.shape for name, leaf in named_leaves(model)}
+    blocks = "fusion/stack/blocks"
+    experts = {f"{blocks}/experts/up", f"{blocks}/experts/down", f"{blocks}/routers"}
+    assert experts <= found.keys()
+    assert found.keys() - experts == {name for name in shapes if name.endswith("/kernel")}
+    for name in experts:  # [layers, experts or modalities, inputs, outputs]
+        assert (found[name].reduction_axis, found[name].output_axis) == ((2,), (3,))
+    decayed = {name for name, treatment in treat((), model).items() if treatment.weight_decay}
+    assert decayed == found.keys()
 
 
 @pytest.mark.parametrize("kind", [AdamW, Lion, functools.partial(Adafactor, min_dim_size_to_factor=4), Muon])

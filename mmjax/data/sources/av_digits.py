@@ -37,6 +37,10 @@ class AvDigits(Source):
     def splits(self) -> tuple[str, ...]:
         return ("train", "validation", "test")
 
+    @property
+    def cluster(self) -> str:
+        return "fsdd_file"
+
     def _folder(self, data_dir: str) -> Path:
         return Path(data_dir).expanduser() / "av_digits" / self.config / VERSION
 

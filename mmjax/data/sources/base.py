@@ -57,6 +57,14 @@ class Source(abc.ABC):
         """What modalities `a` and `b` tell about the label, where that is known exactly."""
         return None
 
+    @property
+    def cluster(self) -> str | None:
+        """The raw field whose equal values make examples depend on each other, as a recording that several share does.
+
+        Intervals then resample clusters of examples. None: every example is independent of the others.
+        """
+        return None
+
     @abc.abstractmethod
     def open(self, data_dir: str, split: str) -> Records:
         """The examples of a split; UserError, naming the command to run, where they are not there."""
