@@ -163,7 +163,7 @@ def _evaluate(session: Session, suites: Mapping[str, str], step: int | None) -> 
         path = results.add(
             subject.step,
             session.label,
-            {} if findings is None else {suite: findings},
+            {} if findings is None else {suite: findings.clustered(session.clusters)},
             name=session.experiment.name,
             fingerprint=session.fingerprint,
             data={session.request.split: session.records.fingerprint},

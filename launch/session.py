@@ -14,6 +14,8 @@ from mmjax import config
 from mmjax.errors import UserError
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from launch.evaluate import Evaluation
     from mmjax.evaluation.findings import Findings
     from mmjax.evaluation.outcome import Outcome
@@ -118,7 +120,13 @@ class Session:
         """The standard figures of what the model did."""
         from mmjax.evaluation.standard import judge_standard
 
-        return judge_standard(model, outcome, self.data.features, self.experiment.train.batch_size, self.rules)
+        found = judge_standard(model, outcome, self.data.features, self.experiment.train.batch_size, self.rules)
+        return found.clustered(self.clusters)
+
+    @functools.cached_property
+    def clusters(self) -> "np.ndarray | None":
+        """Which examples of the split depend on each other."""
+        return self.data.clusters(self.experiment.data_dir, self.request.split)
 
 
 def choose(given: str | None, encoders: Sequence[str]) -> list[str]:

@@ -1,6 +1,7 @@
 """The result of an ablation: what every choice reached, at what cost, with how much certainty, and why."""
 
 import dataclasses
+import functools
 import json
 import math
 from collections.abc import Sequence
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from mmjax.ablation.cell import Cell, judged_output, read_answers
 from mmjax.config import fingerprint
@@ -148,20 +149,29 @@ class Table:
 
     def _values(self, choice: str) -> Float[np.ndarray, "S *E"]:
         """The metric of every seed, of every answer where it is the accuracy of those that were probed."""
-        cell = self._cell(choice)
-        runs = self._ended(cell)
-        if self.metric == _default_metric(cell) and judged_output(cell.experiment):
+        runs = self._ended(self._cell(choice))
+        if self._by_answer:
             return np.stack([read_answers(run.run_dir)["correct"] for run in runs]).astype(np.float64)
         return np.array(
             [json.loads((Path(run.run_dir) / "summary.json").read_text())["metrics"][self.metric] for run in runs]
         )
+
+    @property
+    def _by_answer(self) -> bool:
+        return self.metric == _default_metric(self.cells[0]) and judged_output(self.cells[0].experiment) is not None
+
+    @functools.cached_property
+    def _clusters(self) -> Int[np.ndarray, "A"] | None:
+        """Which answers depend on each other; the same for every choice."""
+        run = next(run for cell in self.cells for run in self._ended(cell))
+        return read_answers(run.run_dir)["clusters"] if self._by_answer else None
 
     def _cell(self, choice: str) -> Cell:
         return next(cell for cell in self.cells if cell.choice == choice)
 
     def _summary(self, choice: str, rows: dict[str, list], values: dict[str, Any]) -> dict[str, Any]:
         """Figures of one choice, all but what takes others to say."""
-        mine, interval = rows[choice], bootstrap_interval(values[choice])
+        mine, interval = rows[choice], bootstrap_interval(values[choice], self._clusters)
         answers = [read_answers(run.run_dir) for run in self._ended(self._cell(choice))]
         reached = {"mean": interval.value, "low": interval.low, "high": interval.high, "seeds": len(mine)}
         cost = {key: mine[0][key] for key in ("parameters", "flops", "width")}
@@ -221,7 +231,7 @@ class Table:
         """Adds the differences from the baseline, corrected for their number, and who is on the Pareto front."""
         others = [choice for choice in summary if choice != self.baseline]
         if self.baseline in summary and others:
-            found = [paired_difference(values[choice], values[self.baseline]) for choice in others]
+            found = [paired_difference(values[choice], values[self.baseline], self._clusters) for choice in others]
             corrected = holm(np.array([difference.p_value for difference in found]))
             for choice, difference, p_holm in zip(others, found, corrected, strict=True):
                 interval = {"mean": difference.value, "low": difference.low, "high": difference.high}
@@ -238,8 +248,12 @@ class Table:
         It was chosen by the same figures, so each comparison is corrected as one of those of all pairs (Bonferroni).
         """
         pairs = len(summary) * (len(summary) - 1) / 2
-        others = [choice for choice in summary if choice != best]
-        beaten = [choice for choice in others if pairs * paired_difference(values[best], values[choice]).p_value < 0.05]
+        found = {
+            choice: paired_difference(values[best], values[choice], self._clusters)
+            for choice in summary
+            if choice != best
+        }
+        beaten = [choice for choice, difference in found.items() if pairs * difference.p_value < 0.05]
         return {"choice": best, **{key: summary[best][key] for key in ("mean", "low", "high")}, "better_than": beaten}
 
     def _growth(self) -> dict[str, Any]:

@@ -3,6 +3,9 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+from jaxtyping import Int
+
 from mmjax.evaluation.statistic import Statistic
 
 
@@ -59,3 +62,14 @@ class Findings:
     statistics: Mapping[str, Statistic] = dataclasses.field(default_factory=dict)
     figures: Mapping[str, Figure] = dataclasses.field(default_factory=dict)
     sections: Sequence[Section] = ()
+
+    def clustered(self, clusters: Int[np.ndarray, "N"] | None) -> "Findings":
+        """The same with intervals over clusters of a split's N examples, all or evenly spread ones of which count."""
+        if clusters is None:
+            return self
+
+        def clustered(statistic: Statistic) -> Statistic:
+            count = len(statistic.columns)
+            return dataclasses.replace(statistic, clusters=clusters[np.arange(count) * len(clusters) // count])
+
+        return dataclasses.replace(self, statistics={name: clustered(each) for name, each in self.statistics.items()})

@@ -121,7 +121,8 @@ def evaluate_generation(
             found |= read
             count = len(raws[name][TRUE])
             figures |= {f"{name}/{figure}": Figure(value, None, None, count) for figure, value in distributions.items()}
-        statistics |= {f"{name}/{figure}": statistic for figure, statistic in found.items()}
+        there = whole.present[output.target][: loader.examples]
+        statistics |= {f"{name}/{figure}": statistic.spread(there) for figure, statistic in found.items()}
     names = {target: reader.name for target, reader in readers.items()}
     return Generated(Findings(statistics, figures), names, raws)
 

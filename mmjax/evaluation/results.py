@@ -25,7 +25,7 @@ def figures_of(findings: Findings) -> dict[str, Figure]:
     alike: dict[int, dict[str, Statistic]] = {}
     for name, statistic in findings.statistics.items():
         if statistic.examples:
-            alike.setdefault(len(statistic.columns), {})[name] = statistic
+            alike.setdefault(len(statistic.units), {})[name] = statistic
     return dict(findings.figures) | {
         name: Figure(interval.value, interval.low, interval.high, group[name].examples)
         for group in alike.values()

@@ -63,8 +63,8 @@ def judge_robustness(
 
 
 ABOUT = (
-    "In brackets the change and its 95% interval, by bootstrap over examples. If nothing changes where a modality is "
-    "swapped for another example's, it is not used."
+    "In brackets the change and its 95% interval, by bootstrap over examples or clusters of them. If nothing changes "
+    "where a modality is swapped for another example's, it is not used."
 )
 
 

@@ -1,5 +1,6 @@
 """Whether figures are as good for all kinds of examples: by speaker, digit, skin tone, or whatever else is known."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -49,8 +50,8 @@ def judge_slices(figures: Mapping[str, Statistic], kinds: Mapping[str, Sequence[
             } | {GAP: f"{gap.value:.4f} (p = {p_value:.2g})"}
         rows = [[name, *(column.get(name, "") for column in columns.values())] for name in [*names, GAP]]
         about = (
-            "Figures of each kind of examples, with 95% intervals by bootstrap over examples. A gap there always is: "
-            f"p is how often it is as large where kinds are dealt out at random, of {DEALS} times."
+            "Figures of each kind of examples, with 95% intervals by bootstrap over examples or clusters of them. There "
+            f"always is a gap: p is how often it is as large where kinds are dealt out at random, of {DEALS} times."
         )
         sections.append(Section(f"By {field}", about, [Table([field, *columns], rows)]))
     return Findings(statistics, plain, sections)
@@ -67,14 +68,24 @@ def _gap(parts: Sequence[Statistic]) -> Statistic:
     def gap(sums: Sums) -> Float[np.ndarray, "R"]:
         return formula(sums[:, :width]) - formula(sums[:, width:])
 
-    return Statistic(np.concatenate([largest.columns, smallest.columns], 1), gap)
+    columns = np.concatenate([largest.columns, smallest.columns], 1)
+    return dataclasses.replace(largest, columns=columns, formula=gap)
 
 
 def _chance(figure: Statistic, kinds: Shaped[np.ndarray, "E"], names: Sequence[str]) -> float:
-    """How often the gap is as large as it is where the kinds are permuted (a permutation test)."""
+    """How often the gap is as large as it is where the kinds are permuted (a permutation test).
+
+    Where all examples of a cluster are of one kind, kinds of clusters are permuted.
+    """
     rng = np.random.default_rng(0)
     known = np.isin(kinds, names)
-    columns, own = figure.columns[known], kinds[known, None] == np.array(names)
+    columns, kinds = figure.columns[known], kinds[known]
+    if figure.clusters is not None:
+        _, first, place = np.unique(figure.clusters[known], return_index=True, return_inverse=True)
+        if (kinds == kinds[first][place]).all():
+            figure = dataclasses.replace(figure, columns=columns, clusters=place)
+            columns, kinds = figure.units, kinds[first]
+    own = kinds[:, None] == np.array(names)
 
     def gap(own: Bool[np.ndarray, "K N"]) -> float:
         return float(np.ptp(figure.formula(own.T.astype(np.float64) @ columns)))

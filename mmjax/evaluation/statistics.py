@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 RESAMPLES = 2000
 # Examples drawn at a time: as many as a processor's cache holds.
@@ -30,14 +30,16 @@ class Difference(Interval):
     p_value: float
 
 
-def bootstrap_interval(values: Float[np.ndarray, "S *E"]) -> Interval:
+def bootstrap_interval(values: Float[np.ndarray, "S *E"], clusters: Int[np.ndarray, "E"] | None = None) -> Interval:
     """The mean with its 95% bootstrap interval over both new seeds and new examples.
 
-    `values` are figures of S seeds on the same E examples, or one figure a seed. Seeds and examples are resampled
-    independently of one another (the pigeonhole bootstrap: Owen 2007, "The pigeonhole bootstrap"), always with the
-    same random numbers. As it stands that bootstrap counts the interaction of seeds and examples three times, and of
-    few seeds it knows too little: 3 of them contain their mean in 3 of 4 cases. So the percentiles' distances from the
-    mean are scaled to the unbiased standard error and to the tails of Student's t:
+    `values` are figures of S seeds on the same E examples, or one figure a seed. Those with the same number in
+    `clusters`, such as several answers about one example, depend on each other and are resampled together: below, a
+    cluster counts as one example (see `_table`). Seeds and examples are resampled independently of one another (the
+    pigeonhole bootstrap: Owen 2007, "The pigeonhole bootstrap"), always with the same random numbers. By itself that
+    bootstrap counts the interaction of seeds and examples three times, and of few seeds it knows too little: 3 of them
+    contain their mean in 3 of 4 cases. So the percentiles' distances from the mean are scaled to the unbiased standard
+    error and to the tails of Student's t:
 
         mean + (percentile - mean) * (t(97.5%, df) * error) / (1.96 * deviation of the resampled means)
 
@@ -47,26 +49,28 @@ def bootstrap_interval(values: Float[np.ndarray, "S *E"]) -> Interval:
     With a single seed only the examples speak; a single figure has no interval (NaN). Means of per-example values stay
     within the extremes of these.
     """
-    table = _table(values)
+    table = _table(values, clusters)
     interval = _interval([table])
     if table.shape[1] == 1:
         return interval
-    low, high = np.clip((interval.low, interval.high), table.min(), table.max())
+    low, high = np.clip((interval.low, interval.high), values.min(), values.max())
     return Interval(interval.value, float(low), float(high))
 
 
-def paired_difference(a: Float[np.ndarray, "S *E"], b: Float[np.ndarray, "Z *E"]) -> Difference:
+def paired_difference(
+    a: Float[np.ndarray, "S *E"], b: Float[np.ndarray, "Z *E"], clusters: Int[np.ndarray, "E"] | None = None
+) -> Difference:
     """mean(a) - mean(b) with its 95% interval (see `bootstrap_interval`) and a two-sided p-value.
 
-    Examples are the same for both and resampled together. Seeds are taken as pairs where there are as many of each,
-    else as independent. A permutation of examples would take the seeds as given, one of seeds has 2^S outcomes; so the
-    p-value is that of the ratio of the difference to its standard error, which has both variances, under Student's t
-    with Satterthwaite's degrees of freedom. For one figure a seed this is the paired t test, or Welch's for unequal
-    numbers of seeds.
+    Examples and clusters are the same for both and resampled together. Seeds are taken as pairs where there are as many
+    of each, else as independent. A permutation of examples would take the seeds as given, one of seeds has 2^S
+    outcomes; so the p-value is that of the ratio of the difference to its standard error, which has both variances,
+    under Student's t with Satterthwaite's degrees of freedom. For one figure a seed this is the paired t test, or
+    Welch's for unequal numbers of seeds.
     """
     from scipy.special import stdtr
 
-    first, second = _table(a), _table(b)
+    first, second = _table(a, clusters), _table(b, clusters)
     tables = [first - second] if len(first) == len(second) else [first, -second]
     interval = _interval(tables)
     error, freedom = _error(tables)
@@ -95,8 +99,20 @@ def pareto_front(cost: Float[np.ndarray, "N"], value: Float[np.ndarray, "N"]) ->
     return ~(no_worse & better).any(1) & ~np.isnan(cost) & ~np.isnan(value)
 
 
-def _table(values: Float[np.ndarray, "S *E"]) -> Float[np.ndarray, "S E"]:
-    return values.reshape(len(values), -1).astype(np.float64)
+def _table(values: Float[np.ndarray, "S *E"], clusters: Int[np.ndarray, "E"] | None) -> Float[np.ndarray, "S U"]:
+    """The values by independent unit: of every cluster the mean plus what it adds to a seed's mean, times the clusters.
+
+    That is mean + (sum - count * mean) / (mean count), whose mean over clusters is the mean of all values and whose
+    variance is that of the linearised ratio (Cochran 1977, section 6.3); of clusters of one size it is their mean.
+    """
+    table = values.reshape(len(values), -1).astype(np.float64)
+    if clusters is None:
+        return table
+    place = np.unique(clusters, return_inverse=True)[1]
+    counts = np.bincount(place)
+    sums = np.stack([np.bincount(place, row) for row in table])
+    mean = table.mean(1, keepdims=True)
+    return mean + (sums - counts * mean) / counts.mean()
 
 
 def _interval(tables: Sequence[Float[np.ndarray, "_ E"]]) -> Interval:

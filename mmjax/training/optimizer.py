@@ -16,8 +16,8 @@ from typing import Any
 import chz
 import jax
 import optax
-from jax.sharding import PartitionSpec
 from flax import nnx
+from jax.sharding import PartitionSpec
 from jax.tree_util import tree_map_with_path
 
 from mmjax.errors import UserError
@@ -34,7 +34,9 @@ class Rule:
 
     pattern: str = chz.field(doc="regular expression searched for in path names; ^ and $ tie it to their ends")
     learning_rate: float = chz.field(default=1.0, doc="multiplier of the learning rate")
-    weight_decay: float | None = chz.field(default=None, doc="multiplier of the decay; None: 1 for matrices and kernels, else 0")
+    weight_decay: float | None = chz.field(
+        default=None, doc="multiplier of the decay; None: 1 for matrices and kernels, else 0"
+    )
     freeze: bool = chz.field(default=False, doc="never change these parameters and keep no moments for them")
 
     @chz.validate
@@ -60,7 +62,9 @@ class Optimizer(abc.ABC):
 
     learning_rate: float = chz.field(default=1e-3, doc="highest learning rate of the run")
     schedule: Schedule = chz.field(default=Cosine(), doc="the learning rate's course: Cosine, Linear, Rsqrt, Constant")
-    weight_decay: float = chz.field(default=0.0, doc="times the learning rate; of matrices and kernels unless a rule says more")
+    weight_decay: float = chz.field(
+        default=0.0, doc="times the learning rate; of matrices and kernels unless a rule says more"
+    )
     clip: float | None = chz.field(default=1.0, doc="largest global norm of the gradients; None: no clipping")
     rules: tuple[Rule, ...] = chz.field(default=(), doc="exceptions by parameter path; the first that matches counts")
 
@@ -149,9 +153,10 @@ class Adafactor(Optimizer):
 class Muon(Optimizer):
     """Momentum orthogonalised by Newton-Schulz for matrices (Jordan 2024), AdamW for other parameters.
 
-    Matrices are the kernels of dense layers and convolutions, experts and routers. One of several input or output dimensions is taken as the matrix [inputs, outputs], every layer of a stack and every expert
-    by itself. The orthogonal matrix is scaled by 0.2 sqrt(max(inputs, outputs)), the RMS of an AdamW direction, so that
-    both share a learning rate (Liu et al. 2025, section 2.2).
+    Matrices are the kernels of dense layers and convolutions, experts and routers. One of several input or output
+    dimensions is taken as [inputs, outputs], each layer of a stack and each expert by itself. The orthogonal matrix is
+    scaled by 0.2 sqrt(max(inputs, outputs)), the RMS of an AdamW direction, so that both share a learning rate (Liu et
+    al. 2025, section 2.2).
     """
 
     momentum: float = chz.field(default=0.95, doc="decay of the momentum (Nesterov's)")

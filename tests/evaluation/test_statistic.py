@@ -1,5 +1,7 @@
 """Figures that are formulas of sums: intervals and comparisons against SciPy's, and against what is known."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -74,6 +76,58 @@ def test_comparing_is_the_paired_test_of_scipy():
     width = resampled.confidence_interval.high - resampled.confidence_interval.low
     assert found.low == pytest.approx(resampled.confidence_interval.low, abs=0.06 * width)
     assert found.high == pytest.approx(resampled.confidence_interval.high, abs=0.06 * width)
+
+
+def test_clusters_are_resampled_as_wholes():
+    """Like SciPy's bootstrap and permutation test of the clusters' sums."""
+    rng = np.random.default_rng(7)
+    clusters = np.repeat(rng.permutation(60), rng.integers(1, 9, 60))
+    shared = rng.normal(size=60)[clusters]
+    a, b = (shared + 0.3 * rng.normal(size=len(clusters)) for _ in range(2))
+    b = b + 0.3 * rng.normal(size=60)[clusters]
+    ones = np.ones(len(clusters))
+    first, second = (dataclasses.replace(Statistic.ratio(values, ones), clusters=clusters) for values in (a, b))
+    assert first.value == pytest.approx(a.mean(), rel=1e-12)
+    assert first.examples == len(clusters)
+    sums = [np.bincount(clusters, values) for values in (a, b, ones)]
+
+    def mean(totals, counts, axis):
+        return totals.sum(axis) / counts.sum(axis)
+
+    rng = np.random.default_rng(1)
+    theirs = stats.bootstrap((sums[0], sums[2]), mean, paired=True, method="percentile", n_resamples=20_000, rng=rng)
+    width = theirs.confidence_interval.high - theirs.confidence_interval.low
+    found = intervals({"mean": first})["mean"]
+    assert found.low == pytest.approx(theirs.confidence_interval.low, abs=0.06 * width)
+    assert found.high == pytest.approx(theirs.confidence_interval.high, abs=0.06 * width)
+    naive = intervals({"mean": dataclasses.replace(first, clusters=None)})["mean"]
+    assert naive.high - naive.low < 0.7 * width
+
+    test = stats.permutation_test(
+        (sums[0], sums[1]),
+        lambda x, y, axis: (x - y).sum(axis),
+        permutation_type="samples",
+        n_resamples=20_000,
+        rng=rng,
+    )
+    assert compare(first, second).p_value == pytest.approx(test.pvalue, abs=0.02)
+    some = clusters < 20
+    assert first.among(some).units.any(1).sum() == 20
+
+
+def test_intervals_over_clusters_hold_what_is_true_as_often_as_they_say():
+    held = naive = 0
+    for trial in range(200):
+        rng = np.random.default_rng(trial)
+        clusters = np.repeat(np.arange(60), 5)
+        values = rng.normal(size=60)[clusters] + rng.normal(size=300)
+        alone = Statistic.ratio(values, np.ones(300))
+        for statistic in (alone, dataclasses.replace(alone, clusters=clusters)):
+            interval = intervals({"mean": statistic})["mean"]
+            inside = interval.low <= 0 <= interval.high
+            held, naive = (held + inside, naive) if statistic is not alone else (held, naive + inside)
+    assert 0.90 <= held / 200 <= 0.98
+    assert naive / 200 < 0.8
 
 
 def test_comparing_what_is_alike():

@@ -1,5 +1,6 @@
 """Intervals hold what they promise, p-values are SciPy's where SciPy has them, fronts are those of a loop."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -125,6 +126,42 @@ def test_a_difference_is_found_and_how_large_it_is(others):
     # Examples in common: the interval is narrower than if each choice had its own.
     single = [bootstrap_interval(values) for values in (a, b)]
     assert found.high - found.low < math.hypot(*(interval.high - interval.low for interval in single))
+
+
+def test_answers_about_one_example_are_resampled_together(fewer):
+    """Three equal slots an example: as if each counted once; answer by answer, intervals are far too narrow."""
+    rng = np.random.default_rng(3)
+    examples = np.repeat(np.arange(100), 3)
+    held = found = naive = 0
+    for _ in range(200):
+        a, b = (np.repeat(correct(rng, 3, rng.normal(size=100), 0.1, 0.8), 3, axis=1) for _ in range(2))
+        once = bootstrap_interval(a[:, ::3])
+        assert dataclasses.astuple(bootstrap_interval(a, examples)) == pytest.approx(dataclasses.astuple(once))
+        whole, parts = bootstrap_interval(a[:1], examples), bootstrap_interval(a[:1])
+        naive += parts.high - parts.low < 0.7 * (whole.high - whole.low)
+        difference = paired_difference(a, b, examples)
+        held += difference.low <= 0 <= difference.high
+        found += difference.p_value < 0.05
+    assert held >= 200 * 0.91
+    assert found <= 200 * 0.09
+    assert naive > 190
+
+
+def test_intervals_over_clusters_hold_the_mean(fewer):
+    """Examples that share recordings, of which some are in many: the mean of all examples is held as promised."""
+    rng = np.random.default_rng(4)
+    held = naive = 0
+    for _ in range(200):
+        sizes = rng.integers(1, 20, 80)
+        clusters = np.repeat(rng.permutation(80), sizes)
+        hardness = np.repeat(1.5 * rng.normal(size=80), sizes)
+        values = (hardness + rng.logistic(size=(3, len(clusters))) > 0).astype(np.float64)  # right in half of all cases
+        interval, alone = bootstrap_interval(values, clusters), bootstrap_interval(values)
+        assert interval.value == pytest.approx(values.mean())
+        held += interval.low <= 0.5 <= interval.high
+        naive += alone.low <= 0.5 <= alone.high
+    assert 200 * 0.9 <= held <= 200 * 0.99
+    assert naive < 200 * 0.75
 
 
 def test_what_never_differs_and_what_always_does():
