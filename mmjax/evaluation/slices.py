@@ -50,7 +50,7 @@ def judge_slices(figures: Mapping[str, Statistic], kinds: Mapping[str, Sequence[
             } | {GAP: f"{gap.value:.4f} (p = {p_value:.2g})"}
         rows = [[name, *(column.get(name, "") for column in columns.values())] for name in [*names, GAP]]
         about = (
-            "Figures of each kind of examples, with 95% intervals by bootstrap over examples or clusters of them. There "
+            "Figures of each kind of examples, with 95% intervals by bootstrap over examples or their clusters. There "
             f"always is a gap: p is how often it is as large where kinds are dealt out at random, of {DEALS} times."
         )
         sections.append(Section(f"By {field}", about, [Table([field, *columns], rows)]))

@@ -1,5 +1,6 @@
 """Whole ablations, made small."""
 
+import dataclasses
 import json
 import shutil
 import signal
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from mmjax.ablation.cell import Cell
+from mmjax.evaluation.statistics import bootstrap_interval, paired_difference
 from mmjax.sharding import distributed
 from tests.ablation.small import run, table_of
 
@@ -45,6 +47,28 @@ def test_the_table_holds_what_was_reached(done):
     assert table["winner"]["choice"] in table["summary"]
     assert table["baseline"] == "Sum"
     assert table["truth"] == {"unique_a": 0, "unique_b": 0, "redundant": 0, "synergy": 1, "total": 1}
+
+
+def test_intervals_are_over_clusters_of_answers(done, data_dir, tmp_path):
+    """Every answer is its own cluster where nothing else is said; answers in clusters are resampled together."""
+    folder = tmp_path / "clustered"
+    shutil.copytree(done, folder)
+    values = {}
+    for path in folder.glob("cells/*/*/answers.json"):
+        answers = json.loads(path.read_text())
+        assert answers["clusters"] == list(range(40))
+        path.write_text(json.dumps(answers | {"clusters": [place // 10 for place in range(40)]}))
+        values.setdefault(path.parts[-3], []).append([float(right) for right in answers["correct"]])
+    run(folder, data_dir, CHOICES)
+    clusters = np.arange(40) // 10
+    table = table_of(folder)
+    for choice, rows in values.items():
+        interval = bootstrap_interval(np.array(sorted(rows)), clusters)
+        row = table["summary"][choice]
+        assert (row["mean"], row["low"], row["high"]) == pytest.approx(dataclasses.astuple(interval), abs=0.05)
+    difference = paired_difference(np.array(values["Concat"]), np.array(values["Sum"]), clusters)
+    assert table["summary"]["Concat"]["difference"]["p"] == pytest.approx(difference.p_value)
+    assert table["summary"] != table_of(done)["summary"]
 
 
 def test_contributions_add_up(done):
