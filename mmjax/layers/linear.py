@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,11 +21,20 @@ Contraction = tuple[tuple[tuple[int, ...], tuple[int, ...]], tuple[tuple[int, ..
 SMALL = 2**22
 
 
-def make_parameter(init: Callable, shape: tuple[int, ...], axes: Axes, *, rules: Rules, rngs: nnx.Rngs) -> nnx.Param:
+def make_parameter(
+    init: Callable,
+    shape: tuple[int, ...],
+    axes: Axes,
+    *,
+    maximum: float | None = None,
+    rules: Rules,
+    rngs: nnx.Rngs,
+) -> nnx.Param:
     """A float32 parameter drawn by `init(key, shape, dtype)` straight into the sharding its axes have in the rules.
 
-    Where the mesh does not divide the dimension along which it is only stored, a small one is kept whole instead.
-    Raises UserError for a large one, and where the mesh does not divide any other dimension.
+    One with a `maximum` is clipped to it after every update, see `clip_parameters`. Where the mesh does not divide the
+    dimension along which it is only stored, a small one is kept whole instead. Raises UserError for a large one, and
+    where the mesh does not divide any other dimension.
     """
     spec = rules.spec(*axes)
     try:
@@ -34,7 +44,18 @@ def make_parameter(init: Callable, shape: tuple[int, ...], axes: Axes, *, rules:
         if 4 * math.prod(shape) >= SMALL:
             raise
         _check_divides(shape, axes, spec)
-    return nnx.Param(init(rngs.params(), shape, jnp.float32, out_sharding=spec))
+    metadata = {} if maximum is None else {"maximum": maximum}
+    return nnx.Param(init(rngs.params(), shape, jnp.float32, out_sharding=spec), **metadata)
+
+
+def clip_parameters(model: Any) -> Any:
+    """The model with its parameters clipped to the maximum that they were made with, where they have one."""
+
+    def clip(leaf: Any) -> Any:
+        maximum = leaf.get_metadata().get("maximum") if isinstance(leaf, nnx.Param) else None
+        return leaf if maximum is None else leaf.replace(jnp.minimum(leaf[...], maximum))
+
+    return jax.tree.map(clip, model, is_leaf=lambda node: isinstance(node, nnx.Param))
 
 
 def _check_divides(shape: tuple[int, ...], axes: Axes, spec: PartitionSpec) -> None:
