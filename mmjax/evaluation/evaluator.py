@@ -6,12 +6,14 @@ from typing import Any
 
 import chz
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
 from mmjax.data.loader import Data, HostBatch, Loader
 from mmjax.data.place import Feed, rows_of
 from mmjax.evaluation.outcome import JUDGED, Evaluated, Judge, Outcome, targets_of
+from mmjax.heads.contrast import ContrastHead
 from mmjax.lockstep import over_runs, unstack
 from mmjax.model import Multimodal
 from mmjax.sharding.rules import Rules
@@ -36,7 +38,9 @@ def evaluate_step(
         name: (batch.values[target], batch.mask[target] & batch.present[target][:, None])
         for name, target in targets_of(model).items()
     }
-    return Evaluated(*rules.gather((metrics, predictions, truth, batch.present)))
+    heads = [output for output in model.outputs.values() if isinstance(output, ContrastHead)]
+    tokens = {name: jnp.where(batch.mask[name], batch.values[name], 0) for head in heads for name in head.texts}
+    return Evaluated(*rules.gather((metrics, predictions, truth, batch.present, tokens)))
 
 
 class Evaluator:

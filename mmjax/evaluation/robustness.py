@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from typing import Literal, get_args
 
 import jax
-import numpy as np
 
 from mmjax.data.clean import BadInput
 from mmjax.data.loader import Loader, put

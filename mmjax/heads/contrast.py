@@ -42,13 +42,17 @@ class Contrast(Output):
         for key, name in (("Contrast.first", self.first), ("Contrast.second", self.second)):
             find_feature(key, name, features, Image, Text, Spectrum)
         check_heads("Contrast", self.heads, settings.width)
-        return ContrastHead(self, settings, rngs)
+        texts = tuple(name for name in (self.first, self.second) if isinstance(features[name], Text))
+        return ContrastHead(self, texts, settings, rngs)
 
 
 class ContrastHead(nnx.Module):
-    """Each modality's own tokens -> attention pooling -> unit embeddings Float[B E]; similarities in float32."""
+    """Each modality's own tokens -> attention pooling -> unit embeddings Float[B E]; similarities in float32.
 
-    def __init__(self, config: Contrast, settings: Settings, rngs: nnx.Rngs):
+    `texts` are those of the two modalities that are texts.
+    """
+
+    def __init__(self, config: Contrast, texts: tuple[str, ...], settings: Settings, rngs: nnx.Rngs):
         rules, width = settings.rules, settings.width
         self.pools = nnx.List([AttentionPool(width, config.heads, rules=rules, rngs=rngs) for _ in range(2)])
         shape = (width, config.size)
@@ -57,7 +61,7 @@ class ContrastHead(nnx.Module):
         constant = jax.nn.initializers.constant
         self.temperature = make_parameter(constant(start), (), (), maximum=MAX_TEMPERATURE, rules=rules, rngs=rngs)
         self.bias = make_parameter(constant(bias), (), (), rules=rules, rngs=rngs) if config.kind == "siglip" else None
-        self.names, self.kind, self.rules = (config.first, config.second), config.kind, rules
+        self.names, self.texts, self.kind, self.rules = (config.first, config.second), texts, config.kind, rules
 
     def embed(self, side: int, tokens: Tokens) -> Float[Array, "B E"]:
         """Unit embeddings of the first (0) or second (1) modality; zero where it is absent."""
