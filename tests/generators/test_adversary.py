@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import re
+from types import SimpleNamespace
 
 import chz
 import jax
@@ -23,8 +24,10 @@ from mmjax.generators.perceptual import Perceptual
 from mmjax.layers.settings import Settings
 from mmjax.layers.tree import named_leaves
 from mmjax.model import Model
+from mmjax.profiling.flops import count_flops, step_flops
 from mmjax.sharding.mesh import MeshShape
 from mmjax.sharding.rules import PRESETS
+from mmjax.training.program import Program
 from mmjax.training.state import build_critics, build_model, init_state
 from mmjax.training.step import compute_gradients, train_step
 from tests.golden import check_collectives
@@ -407,6 +410,24 @@ def test_a_critics_condition_does_not_hold_what_it_judges(kind):
     ]
     np.testing.assert_array_equal(seen[1], seen[0])
     assert np.abs(np.asarray(seen[2]) - seen[0]).max() > 0
+
+
+@pytest.mark.parametrize(("penalty", "passes"), [(0.0, 2), (1.0, 6)])
+def test_a_steps_flops_count_the_critics(penalty, passes):
+    """Three times its passes over true and made examples, and over both and back again where slopes are penalised."""
+    output = chz.replace(MODEL.outputs["image"], adversary=chz.replace(PLAIN, penalty=penalty))
+    config = chz.replace(MODEL, outputs={"image": output})
+    key, batch = jax.random.key(0), put(make_batch(), RULES)
+    model, critics = (
+        jax.eval_shape(functools.partial(make, model=config, features=FEATURES, rules=RULES), key)
+        for make in (build_model, build_critics)
+    )
+    program = SimpleNamespace(abstract=SimpleNamespace(model=model, critics=critics), batch=lambda: batch)
+    x, condition = batch.values["image"], jnp.zeros((8, 16))
+    once = count_flops(lambda critic, x: critic(x, condition), critics["image"].critic, x)
+    assert once > 0
+    added = Program.model_flops.func(program) - step_flops(model, batch)
+    assert added == pytest.approx(3 * passes * once, rel=0.05)
 
 
 def test_an_evaluation_needs_no_critic():
