@@ -10,7 +10,7 @@ from mmjax.evaluation.ablation_figures import Line, Point
 from mmjax.evaluation.drawings import confusion_svg
 from mmjax.evaluation.profile_figures import flame, flame_svg
 
-NAMES = ("$\\frac$", "$x^2$", "5 $ and 6 $", "\\$", "_{^}$$")
+NAMES = ("$\\frac$", "5 $ and 6 $", "\\$")
 
 
 def paths(svg):
