@@ -44,7 +44,7 @@ def make_parameter(
         if 4 * math.prod(shape) >= SMALL:
             raise
         _check_divides(shape, axes, spec)
-    metadata = {} if maximum is None else {"maximum": maximum}
+    metadata: dict[str, Any] = {} if maximum is None else {"maximum": maximum}
     return nnx.Param(init(rngs.params(), shape, jnp.float32, out_sharding=spec), **metadata)
 
 
