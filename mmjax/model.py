@@ -124,6 +124,7 @@ class Multimodal(nnx.Module):
         self.outputs = nnx.Dict(heads)
         self.weights = {name: output.weight for name, output in outputs.items()}
         self.blind = {name: tuple(sorted(set(output.blind) & set(encoders))) for name, output in outputs.items()}
+        self.critic_blind = {name: frozenset(output.critic_blind) & set(encoders) for name, output in outputs.items()}
         self.reads = {name: frozenset(output.unimodal) for name, output in outputs.items()}
         self.modality_dropout = config.modality_dropout
         if config.products != "exact":
@@ -184,13 +185,18 @@ class Multimodal(nnx.Module):
         fused, intermediates["fusion"] = self.fuse(streams, (), fuse_key)
         return fused, intermediates
 
+    def critic_view(self, output: str) -> tuple[str, ...]:
+        """What an output's critic must not see."""
+        return tuple(sorted(self.critic_blind[output].union(self.blind[output])))
+
     def views(
-        self, batch: Batch, key: jax.Array | None
+        self, batch: Batch, key: jax.Array | None, critics: Collection[str] = ()
     ) -> tuple[dict[tuple[str, ...], Fused], dict[str, Float[Array, ""]]]:
-        """Fused features by what the outputs must not see, and the fusion's own losses, averaged over these."""
+        """Fused features by what the outputs and the critics of some must not see, and the fusion's own losses,
+        averaged over these."""
         encode_key, fuse_key = _split(key, 2)
         streams, _ = self.encode(batch, encode_key)
-        kinds = sorted(set(self.blind.values()))
+        kinds = sorted({*self.blind.values(), *map(self.critic_view, critics)})
         views: dict[tuple[str, ...], Fused] = {}
         losses: dict[str, Float[Array, ""]] = {}
         for hidden, view_key in zip(kinds, _split(fuse_key, len(kinds)), strict=True):
@@ -233,7 +239,7 @@ class Multimodal(nnx.Module):
         critics only the second, and one forward pass serves both.
         """
         forward_key, output_key = _split(key, 2)
-        views, losses = self.views(batch, forward_key)
+        views, losses = self.views(batch, forward_key, critics)
         total, critic_total = jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32)
         metrics: Metrics = {}
         for name, own in losses.items():
@@ -247,7 +253,8 @@ class Multimodal(nnx.Module):
                     assert isinstance(output, ContestedModule)
                     make_key, judge_key = _split(loss_key, 2)
                     attempt = output.attempt(fused, batch, make_key, step)
-                    loss, critic_loss, details = critics[name].judge(attempt, fused.pooled, judge_key, step)
+                    condition = views[self.critic_view(name)].pooled
+                    loss, critic_loss, details = critics[name].judge(attempt, condition, judge_key, step)
                     critic_total = critic_total + _value(critic_loss, name, weights)
                 else:
                     loss, details = output.loss(fused, batch, loss_key, step)

@@ -82,7 +82,7 @@ def curves_svg(lines: Sequence[Line], prefix: str, *, ylabel: str, limits: tuple
             drawn[0].set_dashes(line.dash)
     axes.set_ylim(*limits)
     axes.set_xlabel("step", color=INK, fontsize=8)
-    axes.set_ylabel(ylabel, color=INK, fontsize=8)
+    axes.set_ylabel(ylabel, color=INK, fontsize=8, parse_math=False)
     ticks = 3 if width == SMALL else 6
     axes.xaxis.set_major_locator(MaxNLocator(ticks, integer=True, steps=[1, 2, 2.5, 5, 10]))
     axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
@@ -104,7 +104,7 @@ def growth_svg(lines: Sequence[Line], prefix: str, *, ylabel: str, unit: str) ->
     axes.yaxis.set_major_formatter(EngFormatter(unit))
     axes.minorticks_off()
     axes.set_xlabel("tokens per modality", color=INK, fontsize=8)
-    axes.set_ylabel(ylabel, color=INK, fontsize=8)
+    axes.set_ylabel(ylabel, color=INK, fontsize=8, parse_math=False)
     return _svg(figure, prefix)
 
 
@@ -142,8 +142,8 @@ def scatter_svg(
     axes.xaxis.set_major_formatter(EngFormatter(unit))
     axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
     axes.margins(x=0.12, y=0.08)
-    axes.set_xlabel(xlabel, color=INK, fontsize=8)
-    axes.set_ylabel(ylabel, color=INK, fontsize=8)
+    axes.set_xlabel(xlabel, color=INK, fontsize=8, parse_math=False)
+    axes.set_ylabel(ylabel, color=INK, fontsize=8, parse_math=False)
     _name_points(axes, points, best)
     return _svg(figure, prefix)
 
@@ -252,7 +252,7 @@ def bars_svg(
     axes.axvline(0, color=INK, lw=0.8)
     axes.grid(visible=False, axis="y")
     axes.spines["left"].set_visible(False)
-    axes.set_xlabel(xlabel, color=INK, fontsize=8)
+    axes.set_xlabel(xlabel, color=INK, fontsize=8, parse_math=False)
     return _svg(figure, prefix)
 
 

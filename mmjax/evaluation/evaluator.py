@@ -6,11 +6,14 @@ from typing import Any
 
 import chz
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.sharding import NamedSharding
 
 from mmjax.data.loader import Data, HostBatch, Loader
 from mmjax.data.place import Feed, rows_of
 from mmjax.evaluation.outcome import JUDGED, Evaluated, Judge, Outcome, targets_of
+from mmjax.heads.contrast import ContrastHead
 from mmjax.lockstep import over_runs, unstack
 from mmjax.model import Multimodal
 from mmjax.sharding.rules import Rules
@@ -35,7 +38,9 @@ def evaluate_step(
         name: (batch.values[target], batch.mask[target] & batch.present[target][:, None])
         for name, target in targets_of(model).items()
     }
-    return Evaluated(*rules.gather((metrics, predictions, truth, batch.present)))
+    heads = [output for output in model.outputs.values() if isinstance(output, ContrastHead)]
+    tokens = {name: jnp.where(batch.mask[name], batch.values[name], 0) for head in heads for name in head.texts}
+    return Evaluated(*rules.gather((metrics, predictions, truth, batch.present, tokens)))
 
 
 class Evaluator:
@@ -77,15 +82,17 @@ class Evaluator:
         *,
         seed: int | None = None,
         loader: Loader | None = None,
+        change: Callable[[Batch, Any], Batch] | None = None,
     ) -> list[Outcome]:
         """What every model did on a whole split, or on what another loader of it gives.
 
+        `change(batch, number)` is what is asked about in place of a batch on the devices, the one of that number.
         `on_batch` is told of every batch: what could not be read of it, for one. With a `seed` outputs answer with
         chance, as texts are written at a temperature; without, each gives what is most probable.
         """
         judges = [Judge(model, self.data.inputs) for _ in range(self._count)]
         loader = loader or self.loader(split)
-        for host, results in self._predict(model, loader, loader.steps, False, seed):
+        for host, results in self._predict(model, loader, loader.steps, False, seed, change):
             if on_batch is not None:
                 on_batch(host)
             for judge, answers in zip(judges, results, strict=True):
@@ -107,11 +114,18 @@ class Evaluator:
         return self._loaders[split]
 
     def _predict(
-        self, model: Multimodal, loader: Loader, steps: int, everything: bool, seed: int | None
+        self,
+        model: Multimodal,
+        loader: Loader,
+        steps: int,
+        everything: bool,
+        seed: int | None,
+        change: Callable[[Batch, Any], Batch] | None = None,
     ) -> Iterator[tuple[HostBatch, list[Evaluated]]]:
         """Batch by batch: what the host knows, and every model's answers, on the host."""
         step = self._steps[everything]
         with Feed(loader, self.sharding, 0, steps) as feed:
             for number, placed in enumerate(feed):
                 key = None if seed is None else jax.random.fold_in(jax.random.key(seed), number)
-                yield placed.host, unstack(jax.device_get(step(model, placed.batch, key)), self._count)
+                batch = placed.batch if change is None else change(placed.batch, np.int32(number))
+                yield placed.host, unstack(jax.device_get(step(model, batch, key)), self._count)

@@ -18,6 +18,7 @@ INK, GRID = "#010203", "#040506"
 HUES = tuple(f"#0708{index:02x}" for index in range(8))
 DASHES: dict[str, tuple[float, ...] | None] = {"train": None, "validation": (5.0, 2.0), "test": (1.0, 1.5)}
 POINTS = 300
+LARGEST_VALUE = 1e300  # beyond it Matplotlib finds no ticks
 LARGEST_SIDE = 256
 FIRST_PANELS = ("loss", "accuracy", "recall@1", "recall@5", "recall@10", "median_rank")
 LAST_PANELS = ("learning_rate", "grad_norm", "steps_per_second", "examples_per_second", "utilisation")
@@ -99,7 +100,7 @@ def _split_hue(split: str) -> int:
 def _series(history: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray, float | None]:
     """Steps and values of a metric, averaged over neighbours where there are more than can be seen; its last value."""
     pairs = np.array([(line["step"], line[key]) for line in history if line.get(key) is not None], np.float64)
-    pairs = pairs.reshape(-1, 2)[np.isfinite(pairs.reshape(-1, 2)).all(1)]
+    pairs = pairs.reshape(-1, 2)[(np.abs(pairs.reshape(-1, 2)) < LARGEST_VALUE).all(1)]
     parts = np.array_split(pairs, min(POINTS, max(len(pairs), 1)))
     means = np.array([part.mean(0) for part in parts if len(part)]).reshape(-1, 2)
     return means[:, 0], means[:, 1], float(pairs[-1, 1]) if len(pairs) else None

@@ -1,15 +1,15 @@
 """What a model did on a split, example by example, and its usual figures."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 
 from mmjax.data.inputs import Input, Sentence
-from mmjax.evaluation.retrieval import retrieval_metrics
+from mmjax.evaluation.retrieval import rank_metrics, ranks
 from mmjax.evaluation.texts import text_metrics
 from mmjax.generators.text import TextWriter
 from mmjax.heads.classify import ClassifyHead
@@ -34,12 +34,14 @@ class Evaluated:
     """What a model makes of a batch: averages, predictions by output, and of the batch what these are compared with.
 
     `truth` are values and, of what has places, which are real, by output; `present` says who has each feature.
+    `tokens` are the ids of texts that outputs align.
     """
 
     metrics: Metrics
     predictions: dict[str, dict[str, Any]]
     truth: dict[str, tuple[Any, Any]]
     present: dict[str, Any]
+    tokens: dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +51,7 @@ class Outcome:
     `metrics` keep what each example adds, where examples can be told apart. `predictions`, `truth` and `present` are as
     those of `Evaluated`, of judged outputs but those that write: `texts` are what these said and what is true, of the
     examples that have a text. `targets` are what outputs say, `pairs` what they align, `weights` what their losses
-    count, by output.
+    count, by output. `same` tells equal texts among those aligned by equal numbers.
     """
 
     ids: tuple[str, ...]
@@ -61,16 +63,28 @@ class Outcome:
     targets: dict[str, str]
     pairs: dict[str, tuple[str, str]]
     weights: dict[str, float]
+    same: dict[str, Int[np.ndarray, "E"]]
+
+    def ways(self, output: str) -> Iterator[tuple[str, tuple[Any, ...]]]:
+        """Both ways of retrieval between what an output aligns, each by its name and what `ranks` is given.
+
+        Where texts are looked for, all that read like the right one are right; where others are looked for by a text,
+        all whose text reads like it.
+        """
+        for query, gallery in (self.pairs[output], self.pairs[output][::-1]):
+            embeddings, present = (
+                [each[side] for side in (query, gallery)] for each in (self.predictions[output], self.present)
+            )
+            yield f"{query}_to_{gallery}", (*embeddings, *present, self.same.get(gallery, self.same.get(query)))
 
     def figures(self) -> dict[str, float]:
         """The usual ones, as "output/metric"."""
         result: dict[str, float] = {}
         for name, metric in self.metrics.items():
             result |= metric.figures(name)
-        for name, names in self.pairs.items():
-            sides = [self.predictions[name][side] for side in names]
-            found = retrieval_metrics(*sides, *(self.present[side] for side in names), names=names)
-            result |= {f"{name}/{metric}": value for metric, value in found.items()}
+        for name in self.pairs:
+            for way, given in self.ways(name):
+                result |= rank_metrics(ranks(*given), f"{name}/{way}")
             # In-batch figures say nothing where the whole gallery was searched.
             result.pop(f"{name}/batch_accuracy")
         for name, (said, truth) in self.texts.items():
@@ -89,7 +103,7 @@ class Judge:
         self._writers = {name: part for name, part in self._outputs.items() if isinstance(part, TextWriter)}
         self._texts: dict[str, tuple[list[str], list[str]]] = {name: ([], []) for name in self._writers}
         self._ids: list[str] = []
-        self._parts: list[tuple[Metrics, Any, Any, Any]] = []
+        self._parts: list[tuple[Metrics, Any, Any, Any, Any]] = []
 
     def add(self, ids: tuple[str, ...], answers: Evaluated) -> None:
         """A batch's answers, on the host; the places of padding have no name."""
@@ -104,7 +118,9 @@ class Judge:
             name: Average(real(metric.totals), real(metric.weights)) if isinstance(metric, Average) else metric
             for name, metric in answers.metrics.items()
         }
-        present, truth = jax.tree.map(lambda array: array[rows], (answers.present, answers.truth))
+        present, truth, tokens = jax.tree.map(
+            lambda array: array[rows], (answers.present, answers.truth, answers.tokens)
+        )
         for name, writer in self._writers.items():
             input = self._inputs[writer.target]
             assert isinstance(input, Sentence)
@@ -116,17 +132,25 @@ class Judge:
             for name, said in answers.predictions.items()
             if isinstance(self._outputs[name], JUDGED) and name not in self._writers
         }
-        self._parts.append((metrics, jax.tree.map(lambda array: array[rows], judged), truth, present))
+        self._parts.append((metrics, jax.tree.map(lambda array: array[rows], judged), truth, present, tokens))
 
     def result(self) -> Outcome:
         """All of it."""
         parts, *rest = zip(*self._parts, strict=True)
-        predictions, truth, present = (jax.tree.map(lambda *arrays: np.concatenate(arrays), *part) for part in rest)
+        predictions, truth, present, tokens = (
+            jax.tree.map(lambda *arrays: np.concatenate(arrays), *part) for part in rest
+        )
+        same = {name: _number(texts, present[name]) for name, texts in tokens.items()}
         pairs = {name: part.names for name, part in self._outputs.items() if isinstance(part, ContrastHead)}
         metrics = {name: _whole([part[name] for part in parts]) for name in parts[0]}
-        return Outcome(
-            tuple(self._ids), metrics, predictions, truth, present, self._texts, self._targets, pairs, self._weights
-        )
+        about = (self._texts, self._targets, pairs, self._weights)
+        return Outcome(tuple(self._ids), metrics, predictions, truth, present, *about, same)
+
+
+def _number(texts: Int[np.ndarray, "E N"], present: Bool[np.ndarray, "E"]) -> Int[np.ndarray, "E"]:
+    """Equal numbers for equal texts, and a number of its own for each text that is absent."""
+    numbers = np.unique(texts, axis=0, return_inverse=True)[1].reshape(-1)
+    return np.where(present, numbers, len(texts) + np.arange(len(texts)))
 
 
 def _whole(parts: list[Average | Counts]) -> Average | Counts:

@@ -1,8 +1,10 @@
 """One page that holds all it shows, from a template of this folder."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
+from mmjax.evaluation.figures import data_uri
 from mmjax.units import number
 
 FOLDER = Path(__file__).parent
@@ -22,4 +24,11 @@ def render(template: str, **values: Any) -> str:
     environment.filters |= {"number": number}
     report = (FOLDER / "report.html").read_text(encoding="utf-8")
     style = report.partition("<style>")[2].partition("</style>")[0]
+    colours, _, _ = style.partition("* {")
+    environment.filters["svg_uri"] = functools.partial(_svg_uri, style=f"{colours} :root {{ color: var(--ink); }}")
     return environment.get_template(template).render(style=style, **values)
+
+
+def _svg_uri(svg: str, style: str) -> str:
+    """A drawing in the page's colours as an image: whatever it holds, nothing in it runs or is loaded."""
+    return data_uri("image/svg+xml", svg.replace(">", f"><style>{style}</style>", 1).encode())

@@ -1,23 +1,22 @@
 """What models answer when modalities are hidden or noised."""
 
 import functools
-import zlib
 from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 import chz
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Float, Int
 
 from mmjax.data.loader import Data, Loader
 from mmjax.data.place import Feed, rows_of
+from mmjax.evaluation.noise import corrupt
 from mmjax.lockstep import over_runs
 from mmjax.model import Multimodal
 from mmjax.sharding.rules import Rules
-from mmjax.types import Batch, Feature, Spectrum, Text
+from mmjax.types import Batch, Feature
 
 
 class Answers(NamedTuple):
@@ -76,8 +75,7 @@ class Prober:
         for number, batch in enumerate(self._batches):
             keep = {name: np.bool_(name not in hidden) for name in models.encoders}
             amounts = {name: np.float32(noise.get(name, 0.0)) for name in models.encoders}
-            key = jax.random.fold_in(jax.random.key(0), number)
-            said, truth, real = jax.device_get(self._step(models, batch, keep, amounts, key))
+            said, truth, real = jax.device_get(self._step(models, batch, keep, amounts, np.int32(number)))
             said = said if self._count > 1 else said[None]
             probabilities.append(said[:, real])
             truths.append(truth[real])
@@ -90,7 +88,7 @@ def _probe(
     batch: Batch,
     keep: Mapping[str, Array],
     amounts: Mapping[str, Array],
-    key: jax.Array,
+    number: Int[Array, ""],
     *,
     features: Mapping[str, Feature],
     output: str,
@@ -100,7 +98,7 @@ def _probe(
 ) -> tuple[Float[Array, "..."], Int[Array, "B S"], Array]:
     """Probabilities [B S K], of several models [M B S K], true classes and which of them count; whole everywhere."""
     present = {name: there & keep[name] if name in keep else there for name, there in batch.present.items()}
-    changed = corrupt(Batch(batch.values, batch.mask, present), features, amounts, key)
+    changed = corrupt(Batch(batch.values, batch.mask, present), number, features=features, amounts=amounts)
 
     def answer(model: Multimodal) -> Array:
         said = model.predict(changed)[output]["probabilities"]
@@ -108,30 +106,3 @@ def _probe(
 
     real = batch.mask[target] & batch.present[target][:, None]
     return over_runs(answer, count)(models), *rules.gather((batch.values[target], real))
-
-
-def corrupt(batch: Batch, features: Mapping[str, Feature], amounts: Mapping[str, Array], key: jax.Array) -> Batch:
-    """The batch with noise in the modalities that `amounts` names: as many times as strong as the signal.
-
-    Pictures and spectra get white Gaussian noise with `amount` times the standard deviation that the batch's values
-    have; of a text's tokens a share amount / (1 + amount) is replaced by random ones.
-    """
-    values = dict(batch.values)
-    for name, amount in amounts.items():
-        x, own = batch.values[name], jax.random.fold_in(key, zlib.crc32(name.encode()))
-        sharding = jax.typeof(x).sharding
-        feature = features[name]
-        if isinstance(feature, Text):
-            chance, other = jax.random.split(own)
-            drawn = jax.random.randint(other, x.shape, 1, feature.vocabulary, x.dtype, out_sharding=sharding)
-            replaced = jax.random.uniform(chance, x.shape, out_sharding=sharding) < amount / (1 + amount)
-            values[name] = jnp.where(replaced & batch.mask[name], drawn, x)
-            continue
-        real = batch.mask[name][..., None] if isinstance(feature, Spectrum) else jnp.ones_like(x, bool)
-        real = real & batch.present[name].reshape(-1, *[1] * (x.ndim - 1)) & jnp.ones_like(x, bool)
-        count = jnp.maximum(real.sum(), 1)
-        mean = jnp.where(real, x, 0).sum() / count
-        deviation = jnp.sqrt(jnp.where(real, (x - mean) ** 2, 0).sum() / count)
-        noise = jax.random.normal(own, x.shape, x.dtype, out_sharding=sharding)
-        values[name] = jnp.where(real, x + amount * deviation * noise, x)
-    return Batch(values, batch.mask, batch.present)

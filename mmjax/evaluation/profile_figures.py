@@ -65,7 +65,8 @@ def flame_svg(root: Flame, prefix: str) -> str:
         label = node.name if len(node.name) <= letters else name
         if letters >= 4:
             label = f" {label[:letters]}"
-            axes.text(1e3 * begin, -level, label, va="center", fontsize=6.5, color=INK, clip_on=True)
+            place = 1e3 * begin, -level
+            axes.text(*place, label, va="center", fontsize=6.5, color=INK, clip_on=True, parse_math=False)
     axes.set_yticks([])
     axes.set_xlim(0, 1e3 * root.seconds)
     axes.grid(visible=False)

@@ -5,6 +5,8 @@ import dataclasses
 import fcntl
 import json
 import math
+import re
+import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,8 @@ from mmjax.files import explained, write_atomic
 
 FOLDER, PAGE, SECTIONS = "evaluations", "report.html", "sections.json"
 MOST_PANELS = 24
+# What reading a file raises that is not what was written.
+DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 
 
 def figures_of(findings: Findings) -> dict[str, Figure]:
@@ -54,16 +58,17 @@ class Results:
         if not path.exists():
             return {}
         try:
-            known = json.loads(path.read_text())
-            return known | {"metrics": {**known["metrics"]}, "done": {**known["done"]}}
-        except (ValueError, KeyError, TypeError) as error:
+            return _checked(_load(path), step)
+        except DAMAGE as error:
             raise UserError(
                 f"{path} is no evaluation in valid JSON, perhaps cut short; move it away, and ask again"
             ) from error
 
     def steps(self) -> list[int]:
         """The steps of which something is known."""
-        return sorted(int(path.stem) for path in self.folder.glob("*.json") if path.stem.isdigit())
+        return sorted(
+            int(path.stem) for path in self.folder.glob("*.json") if re.fullmatch("0|[1-9][0-9]{,17}", path.stem)
+        )
 
     def has(self, step: int, label: str, suites: Collection[str]) -> bool:
         """Whether a step's suites, as they are asked for, were evaluated under a label."""
@@ -102,12 +107,12 @@ class Results:
                 | {f"{label}/{path}": _plain(figure) for path, figure in figures.items()},
             }
             sections = self._sections(step)
-            shown = {suite: [dataclasses.asdict(part) for part in each.sections] for suite, each in found.items()}
-            sections[label] = sections.get(label, {}) | shown
-            write_atomic(self.folder / str(step) / SECTIONS, json.dumps(sections))
+            sections[label] = sections.get(label, {}) | {suite: list(each.sections) for suite, each in found.items()}
+            content = json.dumps(sections, default=dataclasses.asdict)
+            write_atomic(self.folder / str(step) / SECTIONS, content)
             written = write_atomic(self.path(step), json.dumps(whole, indent=2, allow_nan=False) + "\n")
-            self._write_page(name)
             self._curves(step, {f"{label}/{path}": figure.value for path, figure in figures.items()})
+            self._write_page(name)
         return written
 
     def check_writable(self) -> None:
@@ -124,10 +129,18 @@ class Results:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
-    def _sections(self, step: int) -> dict[str, dict[str, list[Any]]]:
+    def _sections(self, step: int) -> dict[str, dict[str, list[Section]]]:
+        """What suites show of a step, by label and suite. A damaged file is written again, and a line says so."""
+        path = self.folder / str(step) / SECTIONS
+        if not path.exists():
+            return {}
         try:
-            return json.loads((self.folder / str(step) / SECTIONS).read_text())
-        except (OSError, ValueError):
+            return {
+                label: {suite: [_section(fields) for fields in parts] for suite, parts in suites.items()}
+                for label, suites in _load(path).items()
+            }
+        except DAMAGE:
+            print(f"{path} is damaged; the page leaves out what it held", file=sys.stderr, flush=True)
             return {}
 
     def _curves(self, step: int, values: Mapping[str, float]) -> None:
@@ -167,7 +180,7 @@ class Results:
                 (f"{label}: {part.title}", part)
                 for label, suites in self._sections(steps[-1]).items()
                 for parts in suites.values()
-                for part in map(_section, parts)
+                for part in parts
             ],
         )
         write_atomic(self.folder / PAGE, page)
@@ -190,17 +203,49 @@ def _grouped(metrics: Mapping[str, Any]) -> dict[str, list[tuple[str, Mapping[st
     return groups
 
 
+def _load(path: Path) -> Any:
+    """The JSON of a regular file, in which all numbers are finite and all texts can be written again."""
+    if not path.is_file():
+        raise ValueError(f"{path} is not a regular file")
+    content = json.loads(path.read_bytes())
+    json.dumps(content, allow_nan=False, ensure_ascii=False).encode()
+    return content
+
+
+def _checked(known: Any, step: int) -> dict[str, Any]:
+    """What is known of a step, if it is what `Results.add` writes. Raises one of DAMAGE otherwise."""
+    figures = known["metrics"].values()
+    texts = [known["fingerprint"], *known["data"].values(), *known["readers"].values()]
+    texts += [suite for suites in known["done"].values() for suite in suites]
+    numbers = [figure[name] for figure in figures for name in ("value", "low", "high")]
+    finite = all(number is None or math.isfinite(number) for number in numbers)
+    counts = [known["step"], *(figure["examples"] for figure in figures)]
+    if known["step"] != step or not finite or {str} != set(map(type, texts)) or {int} != set(map(type, counts)):
+        raise ValueError("not what was written")
+    return known
+
+
 def _section(fields: Mapping[str, Any]) -> Section:
-    """A section as it was before it became JSON."""
-    tables = [Table(**table) for table in fields["tables"]]
+    """A section as it was before it became JSON. Raises one of DAMAGE where it is something else."""
+    tables = [Table(_texts(table["columns"]), [_texts(row) for row in table["rows"]]) for table in fields["tables"]]
     cards = [
         Card(
-            card["title"],
-            [(uri, caption) for uri, caption in card["pictures"]],
-            [(name, [(word, weight) for word, weight in words]) for name, words in card["words"]],
-            card["lines"],
+            str(card["title"]),
+            [(str(uri), str(caption)) for uri, caption in card["pictures"]],
+            [(str(name), [(str(word), _finite(weight)) for word, weight in words]) for name, words in card["words"]],
+            _texts(card["lines"]),
         )
         for card in fields["cards"]
     ]
-    drawings: Sequence[str] = fields["drawings"]
-    return Section(fields["title"], fields["about"], tables, drawings, cards)
+    about, text, wide = str(fields["about"]), str(fields["text"]), bool(fields["wide"])
+    return Section(str(fields["title"]), about, tables, _texts(fields["drawings"]), cards, text, wide)
+
+
+def _texts(values: Sequence[Any]) -> list[str]:
+    return [str(value) for value in values]
+
+
+def _finite(value: float) -> float:
+    if not math.isfinite(value):
+        raise ValueError("not a finite number")
+    return float(value)

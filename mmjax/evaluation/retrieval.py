@@ -36,7 +36,7 @@ def ranks(
     """
     present = np.ones(len(queries), bool)
     rows = np.flatnonzero(present if gallery_present is None else gallery_present)
-    names = np.arange(len(queries)) if ids is None else np.unique(np.asarray(ids), return_inverse=True)[1]
+    names = _numbers(ids, len(queries))
     # The rows of one name lie together in `order`.
     order = np.argsort(names[rows], kind="stable")
     starts, ends = (np.searchsorted(names[rows], names, side=side, sorter=order) for side in ("left", "right"))
@@ -71,10 +71,11 @@ def sharded_ranks(
     gallery: Float[np.ndarray, "N D"],
     query_present: Bool[np.ndarray, "N"],
     gallery_present: Bool[np.ndarray, "N"],
+    ids: Any = None,
     *,
     rules: Rules,
 ) -> Int[np.ndarray, "Q"]:
-    """The same as `ranks` where row i alone is a match of row i, computed on the current mesh.
+    """The same as `ranks`, computed on the current mesh.
 
     Every device has all of the gallery and ROWS queries at a time, so that the result does not depend on their number.
     """
@@ -82,34 +83,50 @@ def sharded_ranks(
     chunk = ROWS * math.prod(mesh.shape[axis] for axis in rules.batch)
     # As in `ranks`, equal vectors are one column.
     columns, column = np.unique(gallery, axis=0, return_inverse=True)
-    whole = jax.device_put((columns, column.astype(np.int32), gallery_present), rules.spec())
-    behind = jax.jit(functools.partial(_behind, rules=rules))
-    asked = np.flatnonzero(query_present & gallery_present)
+    names = _numbers(ids, len(queries)).astype(np.int32)
+    whole = jax.device_put((columns, column.astype(np.int32), gallery_present, names), rules.spec())
+    rank = jax.jit(functools.partial(_rank, rules=rules))
+    asked = np.flatnonzero(answerable(query_present, gallery_present, ids))
     found = []
     for begin in range(0, len(asked), chunk):
         rows = asked[begin : begin + chunk]
         padded = np.pad(rows, (0, chunk - len(rows)))
-        placed = jax.device_put((queries[padded], padded.astype(np.int32)), rules.spec("batch"))
-        found.append(jax.device_get(behind(*placed, *whole))[: len(rows)])
-    return int(gallery_present.sum()) - np.concatenate([np.zeros(0, np.int32), *found]).astype(np.int64)
+        placed = jax.device_put((queries[padded], names[padded]), rules.spec("batch"))
+        found.append(jax.device_get(rank(*placed, *whole))[: len(rows)])
+    return np.concatenate([np.zeros(0, np.int32), *found]).astype(np.int64)
 
 
-def _behind(
+def answerable(
+    query_present: Bool[np.ndarray, "N"], gallery_present: Bool[np.ndarray, "N"], ids: Any = None
+) -> Bool[np.ndarray, "N"]:
+    """The queries that `ranks` has a rank for: those that are present and have a match that is."""
+    names = _numbers(ids, len(query_present))
+    return query_present & np.isin(names, names[gallery_present])
+
+
+def _numbers(ids: Any, count: int) -> Int[np.ndarray, "N"]:
+    """A number for each id, the same for equal ones; without ids every row has its own."""
+    return np.arange(count) if ids is None else np.unique(np.asarray(ids), return_inverse=True)[1]
+
+
+def _rank(
     queries: Float[Array, "C D"],
     own: Int[Array, "C"],
     columns: Float[Array, "U D"],
     column: Int[Array, "N"],
     present: Bool[Array, "N"],
+    names: Int[Array, "N"],
     *,
     rules: Rules,
 ) -> Int[Array, "C"]:
-    """How much of the gallery is less similar to each query than the row that is its own; whole on every device."""
+    """The rank of each query's best match, one of its `own` name; whole on every device."""
     by_pair = rules.spec("batch", None)
     similarity = jnp.einsum("cd,ud->cu", queries, columns, precision="highest", out_sharding=by_pair)
     similarity = similarity.at[:, column].get(out_sharding=by_pair)
-    numbers = jnp.arange(present.shape[0], dtype=own.dtype)
-    matched = jnp.where(own[:, None] == numbers[None], similarity, 0).sum(1, keepdims=True)
-    return rules.gather(((similarity < matched) & present[None]).sum(1, dtype=jnp.int32))
+    match = own[:, None] == names[None]
+    best = jnp.where(match & present, similarity, -jnp.inf).max(1, keepdims=True)
+    before = present & ~match & ~(similarity < best)
+    return rules.gather(1 + before.sum(1, dtype=jnp.int32))
 
 
 def retrieval_metrics(
@@ -126,11 +143,12 @@ def retrieval_metrics(
     Keys are "image_to_text_recall@1", ..., "text_to_image_median_rank" for `names` image and text; the values are NaN
     where no pair is present.
     """
-    metrics: dict[str, float] = {}
     there = ranks(first, second, first_present, second_present, ids)
     back = ranks(second, first, second_present, first_present, ids)
-    for (source, target), found in zip((names, names[::-1]), (there, back), strict=True):
-        for k in RECALLS:
-            metrics[f"{source}_to_{target}_recall@{k}"] = float((found <= k).mean()) if len(found) else float("nan")
-        metrics[f"{source}_to_{target}_median_rank"] = float(np.median(found)) if len(found) else float("nan")
-    return metrics
+    return rank_metrics(there, "{}_to_{}".format(*names)) | rank_metrics(back, "{1}_to_{0}".format(*names))
+
+
+def rank_metrics(found: Int[np.ndarray, "Q"], way: str) -> dict[str, float]:
+    """Recall at 1, 5, 10 and the median of ranks, as "WAY_recall@1", ...; NaN of none."""
+    metrics = {f"{way}_recall@{k}": float((found <= k).mean()) if len(found) else float("nan") for k in RECALLS}
+    return metrics | {f"{way}_median_rank": float(np.median(found)) if len(found) else float("nan")}

@@ -1,21 +1,23 @@
 """Whether outputs use a modality at all, and what they are without it: hidden, in noise, or that of another example."""
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
-import numpy as np
+import jax
 
 from mmjax.data.clean import BadInput
 from mmjax.data.loader import Loader, put
 from mmjax.data.place import rows_of
 from mmjax.evaluation.evaluator import Evaluator
 from mmjax.evaluation.findings import Findings, Section, Table
+from mmjax.evaluation.noise import corrupt
 from mmjax.evaluation.outcome import Outcome, targets_of
 from mmjax.evaluation.standard import key_figures
 from mmjax.evaluation.statistic import Statistic, compare
 from mmjax.model import Multimodal
-from mmjax.types import END, Batch, Text
+from mmjax.types import Batch
 
 Change = Literal["without", "noised", "swapped"]
 
@@ -30,8 +32,7 @@ def judge_robustness(
     """Key figures of the outputs that see a modality, with that modality changed: "OUTPUT/CHANGE_MODALITY/FIGURE".
 
     without   hidden from every output
-    noised    pictures, spectra, sounds and quantities with white noise as strong as the example's own values vary;
-              half of a text's tokens replaced by random ones
+    noised    with noise as strong as the signal, see `corrupt`
     swapped   that of the example half the split further on, so that nothing is unusual about it by itself
 
     A figure that is no worse swapped than intact is of a model that does not use the modality.
@@ -48,8 +49,12 @@ def judge_robustness(
         for change in get_args(Change):
             if change == "without":
                 (outcome,) = evaluator.evaluate(model.blindfold({modality}), split)
+            elif change == "noised":
+                features, amounts = evaluator.data.features, {modality: 1.0}
+                noise = jax.jit(functools.partial(corrupt, features=features, amounts=amounts))
+                (outcome,) = evaluator.evaluate(model, split, change=noise)
             else:
-                (outcome,) = evaluator.evaluate(model, split, loader=Changed(evaluator, split, modality, change))
+                (outcome,) = evaluator.evaluate(model, split, loader=Swapped(evaluator, split, modality))
             found = key_figures(judge(model, outcome))
             cells = []
             for name, before in known.items():
@@ -73,40 +78,21 @@ def _beside(after: Statistic, before: Statistic) -> str:
     return f"{after.value:.4f} ({change.value:+.4f}, {change.low:+.4f} to {change.high:+.4f})"
 
 
-class Changed(Loader):
-    """Batches of a whole split in which one modality is noised or swapped; the same on any number of devices."""
+class Swapped(Loader):
+    """Batches of a whole split in which one modality is that of another example; the same on any number of devices."""
 
-    def __init__(self, evaluator: Evaluator, split: str, modality: str, change: Change):
+    def __init__(self, evaluator: Evaluator, split: str, modality: str):
         size = evaluator.batch_size
         super().__init__(evaluator.data, evaluator.data_dir, split, size, rows=rows_of(evaluator.sharding, size))
-        self._modality, self._change = modality, change
+        self._modality = modality
 
     def _read(self, batch: Batch, place: int, index: int, position: int) -> Iterator[tuple[str, str]]:
         yield from super()._read(batch, place, index, position)
-        name = self._modality
-        if self._change == "swapped":
-            self._swap(batch, place, (index + len(self.records) // 2) % len(self.records))
-        elif batch.present[name][place]:
-            values = batch.values[name][place]
-            mask = batch.mask[name][place] if name in batch.mask else np.ones(values.shape, bool)
-            rng = np.random.default_rng((0, index))
-            batch.values[name][place] = noised(values, mask, self.data.features[name], rng)
-
-    def _swap(self, batch: Batch, place: int, other: int) -> None:
-        """Gives a row what another example has; where that has none, neither has the row."""
+        other = (index + len(self.records) // 2) % len(self.records)
         input, raw = self.data.inputs[self._modality], self.records[other]
+        # Where the other example has none, neither has this one.
         batch.present[self._modality][place] = False
         value = raw.get(input.field or self._modality)
         if value is not None:
             with contextlib.suppress(BadInput):
                 put(batch, place, self._modality, *input.read(value, None))
-
-
-def noised(values: np.ndarray, mask: np.ndarray, feature: Any, rng: np.random.Generator) -> np.ndarray:
-    """One example's values with noise where the mask is true."""
-    real = np.broadcast_to(mask.reshape(*mask.shape, *[1] * (values.ndim - mask.ndim)), values.shape)
-    if isinstance(feature, Text):
-        replaced = rng.random(values.shape) < 0.5
-        return np.where(real & replaced, rng.integers(END + 1, feature.vocabulary, values.shape), values)
-    deviation = values[real].std() if real.any() else 0.0
-    return np.where(real, values + deviation * rng.standard_normal(values.shape), values).astype(values.dtype)

@@ -11,7 +11,7 @@ from mmjax.evaluation.drawings import confusion_svg, reliability_svg
 from mmjax.evaluation.findings import Figure, Findings, Section, Table
 from mmjax.evaluation.outcome import Outcome
 from mmjax.evaluation.regression import regression_statistics
-from mmjax.evaluation.retrieval import RECALLS, sharded_ranks
+from mmjax.evaluation.retrieval import RECALLS, answerable, sharded_ranks
 from mmjax.evaluation.statistic import Statistic
 from mmjax.evaluation.texts import text_statistics
 from mmjax.heads.contrast import ContrastHead
@@ -121,19 +121,14 @@ def _comparable(model: Multimodal, outcome: Outcome, group: int, rules: Rules) -
 def _retrieval(name: str, outcome: Outcome, rules: Rules) -> tuple[dict[str, Statistic], dict[str, Figure]]:
     """Recalls and median ranks of an alignment, both ways."""
     statistics, figures = {}, {}
-    names = outcome.pairs[name]
-    sides = [outcome.predictions[name][side] for side in names]
-    present = [outcome.present[side] for side in names]
-    there = present[0] & present[1]
-    for first, second in ((0, 1), (1, 0)):
-        found = sharded_ranks(sides[first], sides[second], present[first], present[second], rules=rules)
-        way = f"{name}/{names[first]}_to_{names[second]}"
+    for way, given in outcome.ways(name):
+        found, asked = sharded_ranks(*given, rules=rules), answerable(*given[2:])
         for k in RECALLS:
-            hits = np.zeros(len(there))
-            hits[there] = found <= k
-            statistics[f"{way}_recall@{k}"] = Statistic.ratio(hits, there)
+            hits = np.zeros(len(asked))
+            hits[asked] = found <= k
+            statistics[f"{name}/{way}_recall@{k}"] = Statistic.ratio(hits, asked)
         if len(found):
-            figures[f"{way}_median_rank"] = median_figure(found)
+            figures[f"{name}/{way}_median_rank"] = median_figure(found)
     return statistics, figures
 
 

@@ -229,6 +229,10 @@ class Contested(Output):
         if isinstance(self.adversary.critic, WaveformCritic):
             raise ValueError("a WaveformCritic judges waveforms, and this makes pictures or spectra")
 
+    @property
+    def critic_blind(self) -> tuple[str, ...]:
+        return (self.target,)
+
     def canvas(self, features: dict[str, Feature]) -> Canvas:
         """The grid of what it makes. Raises UserError where there is none."""
         return make_canvas(type(self).__name__, self.target, self.widths, features)

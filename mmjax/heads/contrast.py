@@ -16,13 +16,16 @@ from mmjax.layers.output import Output, find_feature
 from mmjax.layers.settings import Settings
 from mmjax.types import Average, Batch, Feature, Fused, Image, Metrics, Spectrum, Text, Tokens
 
+# Logarithm of the largest factor of similarities (Radford et al. 2021, section 2.5).
+MAX_TEMPERATURE = math.log(100.0)
+
 
 @chz.chz
 class Contrast(Output):
     """Pulls the embeddings of an example's two modalities together and apart from the rest of the global batch.
 
     "siglip" judges every pair by itself (Zhai et al. 2023); "infonce" picks the partner among all by softmax, both ways
-    (van den Oord et al. 2018; Radford et al. 2021). The temperature is learned.
+    (van den Oord et al. 2018; Radford et al. 2021). The temperature is learned, up to a factor of 100.
     """
 
     first: str = chz.field(doc="one modality")
@@ -39,22 +42,26 @@ class Contrast(Output):
         for key, name in (("Contrast.first", self.first), ("Contrast.second", self.second)):
             find_feature(key, name, features, Image, Text, Spectrum)
         check_heads("Contrast", self.heads, settings.width)
-        return ContrastHead(self, settings, rngs)
+        texts = tuple(name for name in (self.first, self.second) if isinstance(features[name], Text))
+        return ContrastHead(self, texts, settings, rngs)
 
 
 class ContrastHead(nnx.Module):
-    """Each modality's own tokens -> attention pooling -> unit embeddings Float[B E]; similarities in float32."""
+    """Each modality's own tokens -> attention pooling -> unit embeddings Float[B E]; similarities in float32.
 
-    def __init__(self, config: Contrast, settings: Settings, rngs: nnx.Rngs):
+    `texts` are those of the two modalities that are texts.
+    """
+
+    def __init__(self, config: Contrast, texts: tuple[str, ...], settings: Settings, rngs: nnx.Rngs):
         rules, width = settings.rules, settings.width
         self.pools = nnx.List([AttentionPool(width, config.heads, rules=rules, rngs=rngs) for _ in range(2)])
         shape = (width, config.size)
         self.projections = nnx.List([Linear(shape, ("embed", None), rules=rules, rngs=rngs) for _ in range(2)])
         start, bias = (math.log(10.0), -10.0) if config.kind == "siglip" else (math.log(1 / 0.07), 0.0)
         constant = jax.nn.initializers.constant
-        self.temperature = make_parameter(constant(start), (), (), rules=rules, rngs=rngs)
+        self.temperature = make_parameter(constant(start), (), (), maximum=MAX_TEMPERATURE, rules=rules, rngs=rngs)
         self.bias = make_parameter(constant(bias), (), (), rules=rules, rngs=rngs) if config.kind == "siglip" else None
-        self.names, self.kind, self.rules = (config.first, config.second), config.kind, rules
+        self.names, self.texts, self.kind, self.rules = (config.first, config.second), texts, config.kind, rules
 
     def embed(self, side: int, tokens: Tokens) -> Float[Array, "B E"]:
         """Unit embeddings of the first (0) or second (1) modality; zero where it is absent."""
@@ -84,7 +91,10 @@ class ContrastHead(nnx.Module):
         rows: str | None = "batch",
     ) -> tuple[Float[Array, "B"], Bool[Array, "B"]]:
         """Every row's loss, and whether it is most similar to its own partner; see `pair_losses`."""
-        scale = jnp.exp(jnp.minimum(self.temperature[...], math.log(100.0)))
+        temperature = self.temperature[...]
+        # Clipped too in case it comes from elsewhere, but with a gradient, so that it can come down.
+        clipped = jax.lax.stop_gradient(jnp.minimum(temperature, MAX_TEMPERATURE))
+        scale = jnp.exp(clipped + (temperature - jax.lax.stop_gradient(temperature)))
         bias = None if self.bias is None else self.bias[...]
         return pair_losses(first, second, there, scale, bias, self.rules, rows)
 

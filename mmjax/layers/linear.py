@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +29,7 @@ def make_parameter(
     *,
     matrix: tuple[int, int] | None = None,
     decay: bool = False,
+    maximum: float | None = None,
     rules: Rules,
     rngs: nnx.Rngs,
 ) -> nnx.Param:
@@ -35,7 +37,7 @@ def make_parameter(
 
     Its metadata tell optimizers what it is: `matrix`, of a linear map, how many of its last dimensions are inputs and
     how many outputs (further leading ones are maps beside each other); `decay` whether it is decayed by default, as
-    matrices are.
+    matrices are; `maximum`, to what it is clipped after every update, see `clip_parameters`.
 
     Where the mesh does not divide the dimension along which it is only stored, a small one is kept whole instead.
     Raises UserError for a large one, and where the mesh does not divide any other dimension.
@@ -49,7 +51,17 @@ def make_parameter(
             raise
         _check_divides(shape, axes, spec)
     value = init(rngs.params(), shape, jnp.float32, out_sharding=spec)
-    return nnx.Param(value, matrix=matrix, decay=decay or matrix is not None)
+    return nnx.Param(value, matrix=matrix, decay=decay or matrix is not None, maximum=maximum)
+
+
+def clip_parameters(model: Any) -> Any:
+    """The model with its parameters clipped to the maximum that they were made with, where they have one."""
+
+    def clip(leaf: Any) -> Any:
+        maximum = leaf.get_metadata()["maximum"] if isinstance(leaf, nnx.Param) else None
+        return leaf if maximum is None else leaf.replace(jnp.minimum(leaf[...], maximum))
+
+    return jax.tree.map(clip, model, is_leaf=lambda node: isinstance(node, nnx.Param))
 
 
 def _check_divides(shape: tuple[int, ...], axes: Axes, spec: PartitionSpec) -> None:

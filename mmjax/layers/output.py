@@ -71,6 +71,11 @@ class Output(abc.ABC):
         """The modalities that the fusion it reads must not have seen: what it makes, unless more is said."""
         return () if self.makes is None else (self.makes,)
 
+    @property
+    def critic_blind(self) -> tuple[str, ...]:
+        """The modalities that the fused summary its critic reads must not have seen either: what the critic judges."""
+        return ()
+
     @abc.abstractmethod
     def build(self, features: dict[str, Feature], settings: Settings, rngs: nnx.Rngs) -> OutputModule:
         """The module. Raises UserError where the features lack what it needs."""

@@ -35,9 +35,18 @@ def count_flops(function: Callable[..., Any], *arguments: Any) -> int:
     return needed_flops(jax.make_jaxpr(function)(*arguments).jaxpr)
 
 
-def step_flops(model: Any, batch: Any) -> int:
-    """Model FLOPs of a training step on the batch (both may be shapes): three forward passes' worth."""
-    return 3 * count_flops(lambda model, batch: model.loss(batch)[0], model, batch)
+def step_flops(model: Any, batch: Any, critics: Any = None) -> int:
+    """Model FLOPs of a training step on the batch (all may be shapes): three forward passes' worth, also of critics.
+
+    What a critic says of true and of made examples counts once, in its own loss: the compiler computes it once for both
+    players' losses.
+    """
+    flops = count_flops(lambda model, batch: model.loss(batch)[0], model, batch)
+    if critics is not None:
+        players = (model, critics, batch)
+        flops += count_flops(lambda model, critics, batch: model.contest(critics, batch)[:2], *players)
+        flops -= count_flops(lambda model, critics, batch: model.contest(critics, batch)[0], *players)
+    return 3 * flops
 
 
 def needed_flops(jaxpr: Jaxpr) -> int:

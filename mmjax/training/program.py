@@ -72,8 +72,8 @@ class Program:
 
     @functools.cached_property
     def model_flops(self) -> int:
-        """The model's FLOPs in a step of one run."""
-        return step_flops(self.abstract.model, self.batch())
+        """The FLOPs of the model and its critics in a step of one run."""
+        return step_flops(self.abstract.model, self.batch(), self.abstract.critics)
 
     def step(self, count: int = 1) -> Any:
         """The jitted training step of `count` runs: (state, a batch of each, their keys); the state is given away."""

@@ -170,11 +170,13 @@ class Run:
         if not self.lead:
             return
         devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+        outputs = self.experiment.model.outputs.items()
+        makes = {name: output.makes for name, output in outputs if output is not None and output.makes is not None}
         write_report(
             self.run_dir,
             json.loads((self.run_dir / config.FILE).read_text()),
             self.log.history(),
             outcome,
-            show_examples(self.data, *looks),
+            show_examples(self.data, *looks, makes),
             facts={"parameters": f"{self.parameters:,}", "devices": devices, **facts},
         )

@@ -12,8 +12,10 @@ from mmjax.model import Model, Multimodal
 from mmjax.sharding.rules import Rules
 from mmjax.types import Feature
 
-# What the critics' key is made of the model's by.
-CRITICS = 1
+# The critics' key is that of the model folded with a number that no count of the model's parameters reaches: these are
+# drawn from the same key folded with 0, 1, 2, ... (and of a stack, whose keys are split, `split(k, n)[i]` is
+# `fold_in(k, i)`).
+CRITICS = 2**31 - 1
 
 
 @jax.tree_util.register_dataclass

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from mmjax.layers.linear import clip_parameters
 from mmjax.model import Multimodal
 from mmjax.sharding.rules import Rules
 from mmjax.training.state import TrainState
@@ -53,7 +54,7 @@ def _apply(
     good = jnp.isfinite(sum(losses)) & jnp.isfinite(sum(norms))
 
     updates, opt_state = optimizer.update(grads[0], state.opt_state, state.model)
-    model = _choose(good, optax.apply_updates(state.model, updates), state.model)
+    model = _choose(good, clip_parameters(optax.apply_updates(state.model, updates)), state.model)
     critics, critic_opt_state = state.critics, state.critic_opt_state
     if critic_optimizer is not None:
         updates, moved_state = critic_optimizer.update(grads[1], critic_opt_state, critics)

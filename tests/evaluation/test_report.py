@@ -184,6 +184,14 @@ def test_panels_put_outputs_and_directions_together():
     assert [len(panel.curves) for panel in many] == [8, 8, 4]
 
 
+@pytest.mark.parametrize("value", [1e308, -1e308, np.nan, np.inf])
+def test_what_cannot_be_drawn_is_left_out(value):
+    history = [{"step": step, "test/label/loss": loss} for step, loss in ((1, 2.0), (2, value), (3, 1.0))]
+    (panel,) = panels(history)
+    assert list(panel.curves[0].values) == [2, 1]
+    assert curves_svg(panel, "p").startswith("<svg")
+
+
 def test_long_curves_are_averaged():
     line = panels([{"step": step, "train/loss": float(step % 2)} for step in range(6000)])[0].curves[0]
     assert len(line.steps) == 300

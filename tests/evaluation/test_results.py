@@ -1,6 +1,11 @@
 """What evaluations find is kept, beside what was there, and shown."""
 
+import base64
 import json
+import math
+import os
+import re
+import stat
 import threading
 
 import numpy as np
@@ -25,8 +30,10 @@ FINDINGS = Findings(
             "label",
             "What it is about.",
             [Table(["class", "found"], [["<one>", "0.5"]])],
-            ["<svg></svg>"],
+            ["<svg><g/></svg>"],
             [Card("test/3", [("data:image/png;base64,AA", "image")], [("text", [("red", 0.5)])], ["it is red"])],
+            "As it stands.",
+            wide=True,
         )
     ],
 )
@@ -79,10 +86,17 @@ def test_the_page_shows_all_of_it_and_loads_nothing(tmp_path):
         "&lt;one&gt;",
         "it is red",
         "<h2>Curves</h2>",
-        "<svg></svg>",
+        "As it stands.",
+        'class="drawings wide"',
         "fid",
     ):
         assert said in page
+    (drawing,) = re.findall(r'src="data:image/svg\+xml;base64,([^"]+)"', page)
+    drawing = base64.b64decode(drawing).decode()
+    assert drawing.startswith("<svg><style>")
+    assert drawing.endswith("</style><g/></svg>")
+    for colour in ("--hue-0:", "--grid:", "prefers-color-scheme: dark"):
+        assert colour in drawing
     assert "<one>" not in page
     assert "http" not in page.replace("http-equiv", "").replace("http://www.w3.org", "")
 
@@ -102,8 +116,72 @@ def test_evaluations_at_the_same_time_lose_nothing(tmp_path):
 def test_a_damaged_file_is_left_alone(tmp_path):
     results = Results(tmp_path)
     path = add(results, 10)
-    for content in ("{bad", "[]", '{"step": 10}'):
-        path.write_text(content)
-        with pytest.raises(UserError, match=r"10.json is no evaluation in valid JSON, perhaps cut short"):
+    whole = json.loads(path.read_text())
+    figure = {"value": 1.0, "low": None, "high": None, "examples": 3}
+    wrong = [
+        {"step": 11},
+        {"fingerprint": 5},
+        {"data": ["test"]},
+        {"data": {"test": {}}},
+        {"readers": None},
+        {"done": {"test": [5]}},
+        {"done": {"test": None}},
+        {"metrics": [figure]},
+        *({"metrics": {"test/label/accuracy": figure | change}} for change in ({"value": "1"}, {"examples": None})),
+        {"metrics": {"test/label/accuracy": figure | {"value": math.nan}}},
+        {"metrics": {"test/label/accuracy": figure | {"value": 10**400}}},
+        {"metrics": {"test/\ud800/accuracy": figure}},
+    ]
+    garbage = [b"{bad", b"[]", b'{"step": 10}', b"\xff\xfe", b"", b"[" * 100_000, b'{"step": %s}' % (b"9" * 5000)]
+    for content in [*garbage, *(json.dumps(whole | change).encode() for change in wrong)]:
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"10.json is no evaluation in valid JSON, perhaps cut short") as error:
             add(results, 10)
-        assert path.read_text() == content
+        assert "\n" not in str(error.value)
+        assert path.read_bytes() == content
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(UserError, match=r"10.json is no evaluation in valid JSON"):
+        add(results, 10)
+    assert stat.S_ISFIFO(path.stat().st_mode)
+
+
+def test_names_that_are_no_steps_are_left_alone(tmp_path):
+    results = Results(tmp_path)
+    path = add(results, 10)
+    for name in ("²", "٣", "010", "9" * 200, "notes"):
+        path.with_name(f"{name}.json").write_text("{}")
+    assert results.steps() == [10]
+
+
+def test_damaged_sections_are_written_again(tmp_path, capsys):
+    results = Results(tmp_path)
+    add(results, 10)
+    path = tmp_path / "evaluations" / "10" / "sections.json"
+    whole = path.read_text()
+    garbage = ["", "{bad", "[]", "5", "[" * 100_000, '{"test": {"standard": [{"title": "label"}]}}', '{"test": 5}']
+    changes = [('"drawings": [', '"drawings": 5, "was": ['), ("0.5]", '"0.5"]'), ("0.5]", "NaN]"), ("red", "\\ud800")]
+    for content in [*garbage, *(whole.replace(*change) for change in changes)]:
+        assert content != whole
+        path.write_text(content)
+        add(results, 10)
+        assert capsys.readouterr().err == f"{path} is damaged; the page leaves out what it held\n"
+        assert path.read_text() == whole
+        assert "What it is about." in (tmp_path / "evaluations" / "report.html").read_text()
+    path.unlink()
+    os.mkfifo(path)
+    add(results, 10)
+    assert path.read_text() == whole
+
+
+def test_what_stands_in_a_file_from_elsewhere_does_not_run(tmp_path):
+    results = Results(tmp_path)
+    add(results, 10)
+    path = tmp_path / "evaluations" / "10" / "sections.json"
+    script = '</style></svg>"><script>alert(1)</script>'
+    for text in ("<svg><g/></svg>", "What it is about.", "it is red", "As it stands.", "data:image/png;base64,AA"):
+        path.write_text(path.read_text().replace(json.dumps(text), json.dumps(script)))
+    add(results, 10, "other", Findings({}, {}, []))
+    page = (tmp_path / "evaluations" / "report.html").read_text()
+    assert page.count("&lt;script&gt;") >= 3
+    assert "<script" not in page

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from mmjax.evaluation import retrieval
-from mmjax.evaluation.retrieval import ranks, retrieval_metrics, sharded_ranks
+from mmjax.evaluation.retrieval import answerable, ranks, retrieval_metrics, sharded_ranks
 from mmjax.sharding.mesh import MeshShape
 from mmjax.sharding.rules import PRESETS
 
@@ -54,8 +54,13 @@ def test_ranks_on_a_mesh_are_the_same(devices, monkeypatch):
     with jax.set_mesh(MeshShape(data=devices).build()):
         for pair in ((first, second), (first, broken), (same, same)):
             for masks in ((there, here), (everywhere, everywhere), (there, ~there)):
-                found = sharded_ranks(*pair, *masks, rules=PRESETS["data"])
-                np.testing.assert_array_equal(found, ranks(*pair, *masks))
+                for ids in (None, rng.integers(0, 30, 75), [f"a {n} circle" for n in rng.integers(0, 50, 75)]):
+                    found = sharded_ranks(*pair, *masks, ids, rules=PRESETS["data"])
+                    np.testing.assert_array_equal(found, ranks(*pair, *masks, ids))
+                    assert len(found) == answerable(*masks, ids).sum()
+                    if np.isfinite(pair).all() and pair[0] is not same:  # a loop over products rounds otherwise
+                        names = range(75) if ids is None else ids
+                        assert list(found) == slow_ranks(*pair, *masks, names)
 
 
 def test_metrics_of_a_hand_computed_case():

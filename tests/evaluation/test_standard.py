@@ -51,8 +51,11 @@ def model():
 
 @pytest.fixture(scope="module")
 def examples() -> Batch:
-    """Thirteen examples of which some lack something, and padding up to 16 in which nothing is there."""
+    """Thirteen examples of which some lack something and nine share three texts, and padding up to 16 in which nothing
+    is there."""
     batch = make_batch(seed=3, size=16, presence=0.8)
+    for arrays in (batch.values, batch.mask):
+        arrays["text"][:9] = np.tile(arrays["text"][:3], (3, 1))
     for present in batch.present.values():
         present[E:] = False
     return batch
@@ -107,12 +110,18 @@ def test_classes_are_judged_as_by_scikit_learn(outcomes, found, examples):
 
 
 def test_alignments_are_judged_by_the_whole_gallery(model, outcomes, found, examples):
+    """Where any text that reads like an example's own is right."""
     sides = [outcomes[0].predictions["pair"][side] for side in ("image", "text")]
     present = [examples.present[side][:E] for side in ("image", "text")]
-    for name, value in retrieval_metrics(*sides, *present, names=("image", "text")).items():
+    real = [row[mask].tolist() for row, mask in zip(examples.values["text"], examples.mask["text"], strict=True)]
+    ids = [str(real[row]) if present[1][row] else str(row) for row in range(E)]
+    expected = retrieval_metrics(*sides, *present, ids=ids, names=("image", "text"))
+    assert expected != retrieval_metrics(*sides, *present, names=("image", "text"))
+    for name, value in expected.items():
+        assert outcomes[0].figures()[f"pair/{name}"] == value
         if "recall" in name:
             assert found.statistics[f"pair/{name}"].value == pytest.approx(value)
-            assert found.statistics[f"pair/{name}"].examples <= (present[0] & present[1]).sum()
+            assert found.statistics[f"pair/{name}"].examples <= E
         else:
             assert found.figures[f"pair/{name}"].value == value
     assert "pair/batch_accuracy" not in found.statistics

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import re
+from types import SimpleNamespace
 
 import chz
 import jax
@@ -12,7 +13,7 @@ import optax
 import pytest
 from flax import nnx
 
-from mmjax.encoders import TextTransformer
+from mmjax.encoders import Recurrent, TextTransformer, ViT
 from mmjax.fusion import Concat, SingleStream
 from mmjax.generators import Gan, VaeGan, VqGan
 from mmjax.generators.adversary import Adversary, Attempt, Hinge, LeastSquares, NonSaturating, Relativistic
@@ -23,8 +24,10 @@ from mmjax.generators.perceptual import Perceptual
 from mmjax.layers.settings import Settings
 from mmjax.layers.tree import named_leaves
 from mmjax.model import Model
+from mmjax.profiling.flops import count_flops, step_flops
 from mmjax.sharding.mesh import MeshShape
 from mmjax.sharding.rules import PRESETS
+from mmjax.training.program import Program
 from mmjax.training.state import build_critics, build_model, init_state
 from mmjax.training.step import compute_gradients, train_step
 from tests.golden import check_collectives
@@ -348,6 +351,83 @@ def test_both_players_learn_and_nothing_learns_when_one_is_not_finite(dtype):
     assert int(skipped.skipped) == 1
     np.testing.assert_array_equal(vector(skipped.model), vector(after.model))
     np.testing.assert_array_equal(vector(skipped.critic_opt_state), vector(after.critic_opt_state))
+
+
+def test_no_key_is_used_by_both(monkeypatch):
+    """Neither one that parameters are drawn from nor one that such keys are made from."""
+    config = chz.replace(MODEL, outputs={"image": MODEL.outputs["image"]})
+    found = []
+
+    def note(key):
+        jax.debug.callback(lambda data: found.append(tuple(data.tolist())), jax.random.key_data(key))
+        return key
+
+    draw_key, begin = nnx.RngStream.__call__, nnx.Rngs.__init__
+    monkeypatch.setattr(nnx.RngStream, "__call__", lambda stream: note(draw_key(stream)))
+    monkeypatch.setattr(nnx.Rngs, "__init__", lambda rngs, key: begin(rngs, note(key)))
+
+    def keys_of(make):
+        found.clear()
+
+        @jax.jit
+        def only_keys(key):
+            make(key, config, FEATURES, RULES)
+
+        only_keys(jax.random.key(0))
+        jax.effects_barrier()
+        return set(found)
+
+    of_model, of_critics = keys_of(build_model), keys_of(build_critics)
+    assert len(of_model) > 20
+    assert len(of_critics) > 10
+    assert not of_model & of_critics
+
+
+@pytest.mark.parametrize("kind", [VaeGan, VqGan])
+def test_a_critics_condition_does_not_hold_what_it_judges(kind):
+    """Also where the output itself does not read the summary."""
+    change = {"conditional": False, "latent": 2} if kind is VaeGan else {}
+    output = kind(target="image", widths=(4,), adversary=ADVERSARY, **change)
+    encoders = {"image": ViT(patch=4, depth=1, heads=2), "text": Recurrent()}
+    config = chz.replace(MODEL, encoders=encoders, fusion=Concat(), outputs={"image": output})
+    model = draw(lambda rngs: config.build(FEATURES, rules=RULES, rngs=rngs))
+
+    class Spy:
+        def judge(self, attempt, condition, key, step):
+            self.condition = condition
+            return *attempt.loss()[:1] * 2, {}
+
+    @jax.jit
+    def condition(batch):
+        spy = Spy()
+        model.contest({"image": spy}, batch)
+        return spy.condition
+
+    first, second = make_batch(seed=0), make_batch(seed=1)
+    seen = [
+        condition(put(dataclasses.replace(first, values=first.values | {name: second.values[name]}), RULES))
+        for name in ("song", "image", "text")
+    ]
+    np.testing.assert_array_equal(seen[1], seen[0])
+    assert np.abs(np.asarray(seen[2]) - seen[0]).max() > 0
+
+
+@pytest.mark.parametrize(("penalty", "passes"), [(0.0, 2), (1.0, 6)])
+def test_a_steps_flops_count_the_critics(penalty, passes):
+    """Three times its passes over true and made examples, and over both and back again where slopes are penalised."""
+    output = chz.replace(MODEL.outputs["image"], adversary=chz.replace(PLAIN, penalty=penalty))
+    config = chz.replace(MODEL, outputs={"image": output})
+    key, batch = jax.random.key(0), put(make_batch(), RULES)
+    model, critics = (
+        jax.eval_shape(functools.partial(make, model=config, features=FEATURES, rules=RULES), key)
+        for make in (build_model, build_critics)
+    )
+    program = SimpleNamespace(abstract=SimpleNamespace(model=model, critics=critics), batch=lambda: batch)
+    x, condition = batch.values["image"], jnp.zeros((8, 16))
+    once = count_flops(lambda critic, x: critic(x, condition), critics["image"].critic, x)
+    assert once > 0
+    added = Program.model_flops.func(program) - step_flops(model, batch)
+    assert added == pytest.approx(3 * passes * once, rel=0.05)
 
 
 def test_an_evaluation_needs_no_critic():

@@ -203,6 +203,19 @@ def test_temperature_is_bounded(batch, fused):
     assert np.isfinite(losses[0])
 
 
+@pytest.mark.parametrize("temperature", [np.log(100), 4.7])
+def test_the_temperature_has_a_gradient_at_its_bound_and_beyond(batch, fused, temperature):
+    """That of the loss at the bound, by finite differences."""
+    head = build(Contrast(first="image", second="text", kind="infonce", size=8, heads=2))
+    head.temperature[...] = jnp.asarray(temperature, jnp.float32)
+    _, _, _, (gradient, _, _), _ = run(head, fused, batch)
+    there = batch.present["image"] & batch.present["text"]
+    first, second = (side[there] for side in embeddings(head, fused))
+    higher, lower = (infonce(first, second, 100 * np.exp(step), None) for step in (1e-5, -1e-5))
+    assert abs(higher - lower) > 1e-5
+    close(gradient.temperature[...], (higher - lower) / 2e-5, 1e-3)
+
+
 @pytest.mark.parametrize(
     "config",
     [

@@ -18,6 +18,7 @@ from mmjax.fusion import Concat, CrossAttention
 from mmjax.generators import TextDecoder, Vae
 from mmjax.heads import Classify, Contrast, Regress
 from mmjax.layers.tree import named_leaves
+from mmjax.lockstep import over_runs, stack
 from mmjax.model import Model
 from mmjax.sharding.mesh import MeshShape
 from mmjax.sharding.rules import PRESETS, Rules
@@ -307,3 +308,18 @@ def test_a_step_can_be_lowered_from_its_types(two_devices):
     step = jax.jit(functools.partial(train_step, optimizer=optimizer, rules=two_devices, ema=EMA), donate_argnums=0)
     lowered = step.lower(state, put(make_batch(), two_devices), jax.random.key(0))
     assert "dot_general" in lowered.as_text()
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_temperature_above_its_bound_is_clipped_by_an_update(two_devices, count):
+    """Also that of each of several runs; what comes from a checkpoint may be above it."""
+    encoders = {"image": ViT(patch=4, depth=1, heads=2), "text": TextTransformer(depth=1, heads=2)}
+    config = chz.replace(SPREAD, encoders=encoders, outputs={"align": SPREAD.outputs["align"]})
+    model, optimizer = draw(lambda rngs: config.build(FEATURES, rules=two_devices, rngs=rngs)), optax.adam(1e-3)
+    model.outputs["align"].temperature[...] = jnp.float32(4.7)
+    states = [init_state(model, optimizer, ema=True)] * count
+    step = over_runs(functools.partial(train_step, optimizer=optimizer, rules=two_devices, ema=EMA), count)
+    keys = stack([jax.random.key(KEY)] * count)
+    after, _ = jax.jit(step)(stack(states), stack([put(make_batch(), two_devices)] * count), keys)
+    np.testing.assert_allclose(after.model.outputs["align"].temperature[...], np.log(100), rtol=1e-6)
+    assert np.all(np.asarray(after.ema.outputs["align"].temperature[...]) < 4.7)
