@@ -111,8 +111,12 @@ class Run:
         self.data_errors.flush()
 
     def write_steps(self, step: int, fetched: list[Metrics], more: Mapping[str, float]) -> None:
-        """Logs the averages over the steps up to `step`, and more. Raises Diverged where too many were not finite."""
-        total = functools.reduce(lambda a, b: jax.tree.map(np.add, a, b), fetched)
+        """Logs the averages over the steps up to `step`, and more. Raises Diverged where too many were not finite.
+
+        Skipped steps are left out of the averages, and counted in `train/skipped`, unless there were no others.
+        """
+        good = [metrics for metrics in fetched if metrics["skipped_in_a_row"].figures("")[""] == 0]
+        total = functools.reduce(lambda a, b: jax.tree.map(np.add, a, b), good or fetched)
         values: dict[str, float] = {}
         for name, metric in total.items():
             values |= metric.figures(f"train/{name}")

@@ -1,10 +1,12 @@
 """Several seeds under one program."""
 
+import dataclasses
 import json
 import shutil
 import signal
 
 import chz
+import jax.numpy as jnp
 import pytest
 
 from launch.command_line import load_experiment
@@ -111,6 +113,30 @@ def test_a_signal_in_the_last_evaluation_loses_no_step(apart, data_dir, tmp_path
     assert losses(tmp_path, 0) == losses(apart, 0)
     for name in ("parameters_digest", "metrics"):
         assert summary(tmp_path, 0)[name] == summary(apart, 0)[name]
+
+
+def test_a_skipped_step_is_left_out_of_the_averages_and_counted(apart, data_dir, tmp_path, monkeypatch):
+    """Steps 3 and 4 are logged together; of these, the third sees no number."""
+    following = loop.Loop._next
+
+    def spoil(self, feeds, pending):
+        placed = following(self, feeds, pending)
+        if placed[0].host.step != 2:
+            return placed
+        values = {
+            name: jnp.full_like(array, jnp.nan) if jnp.issubdtype(array.dtype, jnp.floating) else array
+            for name, array in placed[0].batch.values.items()
+        }
+        batch = dataclasses.replace(placed[0].batch, values=values)
+        return [dataclasses.replace(placed[0], batch=batch)]
+
+    monkeypatch.setattr(loop.Loop, "_next", spoil)
+    first, _ = runs(tmp_path, data_dir)
+    loop.train(first)
+    lines = list(map(json.loads, (tmp_path / "0" / "metrics.jsonl").read_text().splitlines()))
+    assert {line["step"]: line["train/skipped"] for line in lines if "train/loss" in line} == {1: 0, 2: 0, 4: 1, 6: 1}
+    assert all(value is not None for line in lines for value in line.values())
+    assert losses(tmp_path, 0)[:2] == losses(apart, 0)[:2]
 
 
 def test_training_evaluates_on_as_many_examples_as_asked(data_dir, tmp_path, monkeypatch):
