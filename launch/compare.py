@@ -16,7 +16,7 @@ from launch import command_line
 from launch.generate import runs
 from launch.session import Session
 from mmjax.errors import UserError
-from mmjax.files import make_folder, write_atomic
+from mmjax.files import make_folder, step_of, write_atomic
 
 RESULT, PAGE = "comparison.json", "report.html"
 
@@ -51,7 +51,7 @@ def compare(request: Comparison) -> Path:
         sessions: dict[str, tuple[Session, int | None]] = {}
         for said in request.runs:
             run_dir, at, step = said.partition("@")
-            if at and not step.isdigit():
+            if at and step_of(step) is None:
                 raise UserError(f"{said}: after @ must come a checkpoint's number")
             session = Session(
                 Evaluation(run_dir=run_dir, split=request.split, given=request.given, step=step or "latest")

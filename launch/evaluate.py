@@ -20,6 +20,7 @@ from launch.pages import prefer_huge_pages
 from launch.session import Session
 from launch.suites import DEFAULT, SUITES, choose_suites
 from mmjax.errors import NoCheckpoint, Preempted, UserError
+from mmjax.files import step_of
 from mmjax.generators import Decoding
 from mmjax.sharding.mesh import MeshShape
 from mmjax.signals import heed_signals
@@ -79,7 +80,7 @@ class Evaluation:
             raise ValueError("examples must be at least 1")
         if self.seed < 0:
             raise ValueError("seed must not be negative")
-        if self.step not in ("latest", "all") and not self.step.isdigit():
+        if self.step not in ("latest", "all") and step_of(self.step) is None:
             raise ValueError(f"step={self.step} must be a checkpoint's number, latest, or all")
         if self.watch and self.step != "latest":
             raise ValueError("watch evaluates every step: leave step out")

@@ -14,7 +14,7 @@ from mmjax.fields import OPERATIONAL
 from mmjax.model import Model
 from mmjax.sharding.mesh import MeshShape
 from mmjax.sharding.rules import PRESETS
-from mmjax.training.checkpoint import Checkpoint
+from mmjax.training.checkpoint import FOLDER, Checkpoint
 from mmjax.training.loop import Train
 from mmjax.training.optimizer import AdamW, Optimizer
 
@@ -97,18 +97,25 @@ def write(experiment: Experiment, run_dir: str | Path) -> Path:
     return files.write_atomic(path, json.dumps(whole, indent=2, allow_nan=False) + "\n")
 
 
+def has_begun(run_dir: str | Path) -> bool:
+    """Whether a run has taken a step in a directory: metrics were logged or a checkpoint was saved."""
+    folder = Path(run_dir).expanduser()
+    log = folder / "metrics.jsonl"
+    return (log.exists() and log.stat().st_size > 0) or any((folder / FOLDER).glob("*"))
+
+
 def check_owner(experiment: Experiment, run_dir: str | Path) -> None:
-    """Raise UserError where a run directory belongs to another experiment."""
+    """Raise UserError where a run directory belongs to another experiment, which it does from its first step on."""
     if (Path(run_dir).expanduser() / FILE).exists():
         other = read(run_dir)
-        if fingerprint(other) != fingerprint(experiment):
+        if has_begun(run_dir) and fingerprint(other) != fingerprint(experiment):
             lines = difference(other, experiment)
             shown = "; ".join(lines[:4]) + (f"; and {len(lines) - 4} more" if len(lines) > 4 else "")
             raise UserError(f"{run_dir} belongs to another experiment ({shown}); set another run_dir")
 
 
 def claim(experiment: Experiment, run_dir: str | Path) -> Path:
-    """Write `experiment.json` into a new run directory or one of the same experiment, and return its path.
+    """Write `experiment.json` into a run directory that is new, of the same experiment, or of one that took no step.
 
     Raises UserError, and touches nothing, where the directory belongs to another experiment.
     """
@@ -136,6 +143,15 @@ def read(run_dir: str | Path) -> Experiment:
     if fingerprint(experiment) != whole["fingerprint"]:
         raise UserError(f"{path} was changed after the run wrote it: its content is not what its fingerprint says")
     return experiment
+
+
+def stored_fingerprint(run_dir: str | Path) -> str | None:
+    """The fingerprint that a run directory's `experiment.json` says, whose classes need not be known; None for none."""
+    try:
+        found = json.loads(files.read_regular(Path(run_dir).expanduser() / FILE))["fingerprint"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return found if isinstance(found, str) else None
 
 
 def _draft(experiment: Experiment) -> drafts.Draft:

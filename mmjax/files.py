@@ -1,14 +1,18 @@
-"""Files that are either wholly there or not there at all."""
+"""Files that are either wholly there or not there at all, locks, and what is safe to read."""
 
 import contextlib
 import errno
+import fcntl
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 from mmjax.errors import UserError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
+# A train state counts its steps in 32 bits.
+LARGEST_STEP = 2**31 - 1
 
 
 def write_atomic(path: str | os.PathLike[str], content: str | bytes) -> Path:
@@ -56,3 +60,44 @@ def explained(path: str | os.PathLike[str]) -> Iterator[None]:
     except OSError as error:
         mend = "free some space or choose another place" if error.errno in FULL else "choose another place"
         raise UserError(f"cannot write {path}: {error.strerror or error}; {mend}") from error
+
+
+@contextlib.contextmanager
+def locked(path: Path, taken: str) -> Iterator[None]:
+    """Holds the lock on a file, which is made where it is not there; the lock ends with the process that holds it.
+
+    Raises UserError: `taken`, where another process holds it. A file system without locks gives it to everyone.
+    """
+    with explained(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(taken) from error
+        except OSError:
+            pass
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def read_regular(path: Path) -> bytes:
+    """The content of a regular file. Raises OSError for a link or a special file, of which some never end."""
+    check_regular(path)
+    return path.read_bytes()
+
+
+def check_regular(path: Path) -> None:
+    """Raises OSError for what is not a regular file."""
+    if not stat.S_ISREG(path.lstat().st_mode):
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+
+
+def step_of(name: str) -> int | None:
+    """The step that a file or folder is named after; None for a name that is not as `str` writes a step."""
+    if not (name.isascii() and name.isdigit() and len(name) <= len(str(LARGEST_STEP))):
+        return None
+    step = int(name)
+    return step if str(step) == name and step <= LARGEST_STEP else None

@@ -154,8 +154,15 @@ def test_a_run_directory_keeps_the_experiment(tmp_path: Path):
     assert [entry.name for entry in path.parent.iterdir()] == ["experiment.json"]
 
 
-def test_a_run_directory_belongs_to_one_experiment(tmp_path: Path):
+@pytest.mark.parametrize("step", ["metrics.jsonl", "checkpoints/5/x", "checkpoints/damaged-5/x"])
+def test_a_run_directory_belongs_to_one_experiment(tmp_path: Path, step):
+    config.claim(changed("seed=1"), tmp_path)
+    # No step was taken: whoever corrects the command may have the directory.
+    (tmp_path / "metrics.jsonl").touch()
+    (tmp_path / "checkpoints").mkdir()
     config.claim(EXPERIMENT, tmp_path)
+    (tmp_path / step).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / step).write_text('{"step": 1}')
     again = changed("mesh.fsdp=4", "train.log_every=1")
     config.claim(again, tmp_path)
     assert config.read(tmp_path) == again

@@ -16,7 +16,7 @@ from mmjax.evaluation.figures import curves_svg, panels
 from mmjax.evaluation.findings import Card, Figure, Findings, Section, Table
 from mmjax.evaluation.page import render
 from mmjax.evaluation.statistic import Statistic, intervals
-from mmjax.files import explained, write_atomic
+from mmjax.files import explained, step_of, write_atomic
 
 FOLDER, PAGE, SECTIONS = "evaluations", "report.html", "sections.json"
 MOST_PANELS = 24
@@ -66,9 +66,7 @@ class Results:
 
     def steps(self) -> list[int]:
         """The steps of which something is known."""
-        return sorted(
-            int(path.stem) for path in self.folder.glob("*.json") if re.fullmatch("0|[1-9][0-9]{,17}", path.stem)
-        )
+        return sorted(step for path in self.folder.glob("*.json") if (step := step_of(path.stem)) is not None)
 
     def has(self, step: int, label: str, suites: Collection[str]) -> bool:
         """Whether a step's suites, as they are asked for, were evaluated under a label."""

@@ -58,7 +58,7 @@ def clip_parameters(model: Any) -> Any:
     """The model with its parameters clipped to the maximum that they were made with, where they have one."""
 
     def clip(leaf: Any) -> Any:
-        maximum = leaf.get_metadata()["maximum"] if isinstance(leaf, nnx.Param) else None
+        maximum = leaf.get_metadata().get("maximum") if isinstance(leaf, nnx.Param) else None
         return leaf if maximum is None else leaf.replace(jnp.minimum(leaf[...], maximum))
 
     return jax.tree.map(clip, model, is_leaf=lambda node: isinstance(node, nnx.Param))

@@ -1,8 +1,9 @@
 """Checkpoints of a run: saved in the background by Orbax, sealed with digests, restored onto any mesh.
 
 A run directory holds `checkpoints/STEP/`, one folder per checkpoint: `state/` (arrays by path name, Orbax), `extra/`
-(JSON) and the seal of `mmjax.training.seal`. The seal is written before Orbax renames the folder to its final name, so
-a folder of that name without it, or with other contents, is damaged. Nothing in a checkpoint is ever executed.
+(JSON) and the seal of `mmjax.training.seal`, which says what step of what run it is. The seal is written before Orbax
+renames the folder to its final name, so a folder of that name without it, of another step or run, or with other
+contents, is damaged. Nothing in a checkpoint is ever executed.
 """
 
 import contextlib
@@ -19,6 +20,7 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from mmjax.errors import NoCheckpoint, UserError
+from mmjax.files import read_regular, step_of
 from mmjax.layers.tree import named_leaves
 from mmjax.sharding.distributed import barrier, gather_lines, is_lead
 from mmjax.training.seal import disk_problem, find_damage, mute_refusals, seal
@@ -57,6 +59,7 @@ class Checkpoints:
     Args:
         run_dir: the run directory; checkpoints lie in its folder `checkpoints`, which is made if needed.
         config: which checkpoints are kept.
+        fingerprint: of the run whose checkpoints these are; those of others count as damaged. None: of any run.
         warn: is told, in one line, of every damaged checkpoint; called on every process.
         read_only: somebody else's run: nothing is written, renamed or removed.
 
@@ -65,10 +68,16 @@ class Checkpoints:
     """
 
     def __init__(
-        self, run_dir: str | Path, config: Checkpoint, *, warn: Callable[[str], None] = print, read_only: bool = False
+        self,
+        run_dir: str | Path,
+        config: Checkpoint,
+        *,
+        fingerprint: str | None = None,
+        warn: Callable[[str], None] = print,
+        read_only: bool = False,
     ):
         self._folder = Path(run_dir).expanduser().absolute() / FOLDER
-        self._warn, self._read_only = warn, read_only
+        self._fingerprint, self._warn, self._read_only = fingerprint, warn, read_only
         self._keep = _Keep(config, self._folder)
         self._saving: int | None = None
         self._whole: set[int] = set()
@@ -91,6 +100,7 @@ class Checkpoints:
         registry.add("extra", ocp.args.JsonRestore, extra)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=self._keep,
+            step_name_format=_StepNames(ocp.path.step.standard_name_format()),
             cleanup_tmp_directories=not self._read_only,
             read_only=self._read_only,
             # No file of a step is read before it was verified.
@@ -108,16 +118,18 @@ class Checkpoints:
         """The steps that have a checkpoint, or whose checkpoint is being written, oldest first."""
         return sorted(set(self._manager.all_steps()) - self._damaged)
 
-    def save(self, step: int, state: Any, extra: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+    def save(self, step: int, state: Any, extra: Mapping[str, Any], metrics: Mapping[str, float] | None) -> None:
         """Begins to save `state` (a pytree of arrays), and returns when its arrays may be given away (donated).
 
-        A step that has a checkpoint already is left as it is. A save still in progress is waited for first, and errors
-        of it are raised here.
+        Of a step that has a checkpoint already only the metrics are noted. A save still in progress is waited for
+        first, and errors of it are raised here.
 
         Args:
             step: number of steps done.
             extra: small things that JSON can hold.
-            metrics: what `best_metric` is looked up in; a checkpoint without it, or with NaN, is never among the best.
+            metrics: what an evaluation of this very step found, in which `best_metric` is looked up; a checkpoint
+                without it, or with NaN, is never among the best. None: the run has to stop between two checkpoints;
+                this one goes as soon as there is a newer one, so that in the end it is as if the run had not stopped.
 
         Raises:
             UserError: the disk is full or cannot be written; `best_metric` is not among `metrics` where there are some.
@@ -126,16 +138,29 @@ class Checkpoints:
 
         self.wait()
         if step in self.steps():
+            self.note(step, metrics or {})
+            for old in set(self.steps()) - self._keep.choose(self.steps()):
+                self._manager.delete(old)
             return
         self._keep.note(step, metrics)
         self._whole.discard(step)
         self._saving = step
         arguments = ocp.args.Composite(
             state=ocp.args.PyTreeSave(dict(named_leaves(state))),
-            extra=ocp.args.JsonSave({"extra": dict(extra), "metrics": {key: float(metrics[key]) for key in metrics}}),
+            extra=ocp.args.JsonSave(
+                {
+                    "extra": dict(extra),
+                    "metrics": None if metrics is None else {key: float(metrics[key]) for key in metrics},
+                }
+            ),
         )
         with self._one_line():
             self._manager.save(step, args=arguments, force=True)
+
+    def note(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Remembers an evaluation that came after the step's checkpoint was saved, because the run was stopped."""
+        if metrics and self._keep.metrics(step) is not None:
+            self._keep.note(step, metrics)
 
     def restore(self, abstract: Any, step: int | None = None, *, partial: bool = False) -> Restored | None:
         """The newest whole checkpoint (or that of `step`), laid out as `abstract` says; None if there never was one.
@@ -166,8 +191,8 @@ class Checkpoints:
         damaged = sorted(path.name for path in self._folder.glob("damaged-*")) + sorted(map(str, self._damaged))
         if damaged:
             raise UserError(
-                f"no whole checkpoint is left in {self._folder}, only damaged ones ({', '.join(damaged)}): mend one "
-                "and rename it to its number, or remove them to start from the beginning"
+                f"no whole checkpoint is left in {self._folder}, only damaged ones ({', '.join(damaged)}); remove "
+                "them to start from the beginning, or set another run_dir"
             )
         return None
 
@@ -189,11 +214,13 @@ class Checkpoints:
 
     def _seal(self) -> None:
         """Orbax calls it on the lead's background thread when all files of a step are there and not yet committed."""
-        seal(next(self._folder.glob(f"{self._saving}.orbax-checkpoint-tmp*")))
+        assert self._saving is not None
+        seal(next(self._folder.glob(f"{self._saving}.orbax-checkpoint-tmp*")), self._saving, self._fingerprint)
 
     def _find_damage(self, step: int) -> str | None:
         """What is wrong with the files of a step, if anything. Processes share the reading and all get the answer."""
-        damage = find_damage(self._folder / str(step), part=jax.process_index(), parts=jax.process_count())
+        mine = {"part": jax.process_index(), "parts": jax.process_count()}
+        damage = find_damage(self._folder / str(step), step, self._fingerprint, **mine)
         return next(iter(gather_lines([damage] if damage else [])), None)
 
     def _candidate(self, step: int | None) -> int | None:
@@ -275,42 +302,65 @@ class Checkpoints:
             raise UserError(f"{what} could not be written in {self._folder}: {problem}") from error
 
 
+class _StepNames:
+    """Orbax's format of steps' names, which does not see folders whose name is not as `str` writes a step."""
+
+    def __init__(self, standard: Any):
+        self._standard = standard
+
+    def build_name(self, step: int) -> str:
+        return self._standard.build_name(step)
+
+    def find_all(self, base_path: Any) -> Iterator[Any]:
+        return (found for found in self._standard.find_all(base_path) if step_of(found.path.name) is not None)
+
+    def find_step(self, base_path: Any, step: int) -> Any:
+        return self._standard.find_step(base_path, step)
+
+
 class _Keep:
     """Orbax's preservation policy: the newest checkpoints and the best ones, whose metrics are remembered or read."""
 
     def __init__(self, config: Checkpoint, folder: Path):
         self._config, self._folder = config, folder
-        self._scores: dict[int, float] = {}
+        self._metrics: dict[int, Mapping[str, float] | None] = {}
 
-    def note(self, step: int, metrics: Mapping[str, float]) -> None:
+    def note(self, step: int, metrics: Mapping[str, float] | None) -> None:
         """Remembers how good a step is. Raises UserError where there are metrics but not the one to judge by."""
         name = self._config.best_metric
         if name is not None and metrics and name not in metrics:
             raise UserError(f"checkpoint.best_metric={name} is not among the metrics {', '.join(sorted(metrics))}")
-        self._scores[step] = self._score(metrics)
+        self._metrics[step] = metrics
+
+    def metrics(self, step: int) -> Mapping[str, float] | None:
+        """What is known of a step; None of one that is to be kept only while it is the newest."""
+        if step not in self._metrics:
+            self._metrics[step] = self._read(step)
+        return self._metrics[step]
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        steps = [checkpoint.step for checkpoint in checkpoints]
-        kept = set(steps[-self._config.keep :])
-        if self._config.best_metric is not None:
-            for step in steps:
-                if step not in self._scores:
-                    self._scores[step] = self._score(self._read(step))
-            scored = [step for step in steps if self._scores[step] > -math.inf]
-            kept |= set(sorted(scored, key=lambda step: self._scores[step])[-self._config.keep_best :])
-        return [step in kept for step in steps]
+        kept = self.choose([checkpoint.step for checkpoint in checkpoints])
+        return [checkpoint.step in kept for checkpoint in checkpoints]
 
-    def _score(self, metrics: Mapping[str, float]) -> float:
+    def choose(self, steps: Sequence[int]) -> set[int]:
+        """Those of the steps, which ascend, whose checkpoints are kept. Of equally good ones the earlier is better."""
+        lasting = [step for step in steps if step == steps[-1] or self.metrics(step) is not None]
+        scored = [step for step in lasting if self._score(step) > -math.inf]
+        best = sorted(scored, key=self._score, reverse=True)
+        return {*lasting[-self._config.keep :], *best[: self._config.keep_best]}
+
+    def _score(self, step: int) -> float:
         """Higher is better; -inf where nothing is known."""
-        value = metrics.get(self._config.best_metric or "", math.nan)
-        if math.isnan(value):
+        value = (self.metrics(step) or {}).get(self._config.best_metric or "", math.nan)
+        if not isinstance(value, int | float) or math.isnan(value):
             return -math.inf
         return value if self._config.best_mode == "max" else -value
 
-    def _read(self, step: int) -> Mapping[str, float]:
+    def _read(self, step: int) -> Mapping[str, float] | None:
         try:
-            return json.loads((self._folder / str(step) / "extra" / "extra.json").read_text())["metrics"]
-        except (OSError, ValueError, KeyError, TypeError):
+            metrics = json.loads(read_regular(self._folder / str(step) / "extra" / "extra.json"))["metrics"]
+            return None if metrics is None else dict(metrics)
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return {}
 
 

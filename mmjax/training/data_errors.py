@@ -2,12 +2,15 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from mmjax.data.loader import DataError
 from mmjax.files import explained, write_atomic
 from mmjax.sharding.distributed import gather_lines
+
+FORM = {"step": int, "split": str, "index": int, "id": str, "feature": str, "reason": str}
 
 
 class DataErrorsLog:
@@ -18,14 +21,19 @@ class DataErrorsLog:
     them again.
     """
 
-    def __init__(self, run_dir: Path, step: int, *, writer: bool):
+    def __init__(self, run_dir: Path, step: int, *, warn: Callable[[str], None] = print, writer: bool):
+        """`warn` is told, in one line, how many lines of the file are no errors; they are dropped."""
         self._path, self._writer = run_dir / "data_errors.jsonl", writer
         self._pending: list[str] = []
         self._held_out: set[tuple[str, int, str]] = set()
         if writer and self._path.exists():
-            lines = self._path.read_text().splitlines(keepends=True)
-            kept = [line for line in lines if line.endswith("\n") and _before(json.loads(line), step)]
-            if kept != lines:
+            content = self._path.read_bytes()
+            lines = [line for line in content.splitlines(keepends=True) if line.endswith(b"\n")]
+            read = [(line, error) for line in lines if (error := _parse(line)) is not None]
+            if len(read) < len(lines):
+                warn(f"{len(lines) - len(read)} unreadable lines of {self._path} are dropped")
+            kept = [line.decode() for line, error in read if _before(error, step)]
+            if "".join(kept).encode() != content:
                 write_atomic(self._path, "".join(kept))
             self._new(kept)
 
@@ -63,6 +71,15 @@ class DataErrorsLog:
             if error["split"] != "train":
                 self._held_out.add(key)
         return new
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    """What a line of the file says; None if it is not of the form that is written."""
+    try:
+        error = json.loads(line)
+        return error if all(type(error[key]) is kind for key, kind in FORM.items()) else None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
 
 
 def _before(error: dict[str, Any], step: int) -> bool:

@@ -98,8 +98,11 @@ class _Found:
 
 
 def _open(config: Initialize, say: Callable[[str], None] = print) -> contextlib.closing[Checkpoints]:
+    from mmjax.config import stored_fingerprint
+
     run_dir = Path(config.run_dir).expanduser()
-    return contextlib.closing(Checkpoints(run_dir, Checkpoint(), warn=say, read_only=True))
+    fingerprint = stored_fingerprint(run_dir)
+    return contextlib.closing(Checkpoints(run_dir, Checkpoint(), fingerprint=fingerprint, warn=say, read_only=True))
 
 
 def _find(checkpoints: Checkpoints, fresh: dict[str, Any], config: Initialize) -> _Found:

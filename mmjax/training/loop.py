@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import itertools
+import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,12 +16,12 @@ from jax.sharding import NamedSharding
 from mmjax.compilation import jit_once
 from mmjax.data.loader import HostBatch, Tally
 from mmjax.data.place import Feed, Placed
-from mmjax.errors import Diverged, Preempted
+from mmjax.errors import Diverged, Preempted, UserError
 from mmjax.lockstep import stack, unstack
 from mmjax.profiling.flops import peak_flops
 from mmjax.sharding.distributed import any_process
 from mmjax.sharding.mesh import choose_rules
-from mmjax.signals import heed_signals
+from mmjax.signals import end_at_once, heed_signals
 from mmjax.training.initialize import Initialize, check_origin
 from mmjax.training.program import Program
 from mmjax.training.progress import Progress
@@ -82,24 +83,28 @@ def train_together(experiments: Sequence["Experiment"]) -> list[Path | None]:
     the devices' memory and stand at the same step, the rest after them.
     """
     first = experiments[0]
+    _check_best(first)
     mesh = first.mesh.build()
     with jax.set_mesh(mesh), contextlib.ExitStack() as resources:
         rules = choose_rules(first.rules, mesh)
         sharding = NamedSharding(jax.sharding.get_mesh(), rules.spec("batch"))
         preempted = resources.enter_context(heed_signals())
-        runs = [Run(experiment, sharding) for experiment in experiments]
-        program = Program(first, runs[0].data, rules)
-        if first.train.initialize is not None and runs[0].new:
-            check_origin(program.abstract.model, first.train.initialize)
-        states = [run.open(program.abstract, resources) for run in runs]
+        with end_at_once():
+            runs = [Run(experiment, sharding) for experiment in experiments]
+            program = Program(first, runs[0].data, rules)
+            if first.train.initialize is not None and runs[0].new:
+                check_origin(program.abstract.model, first.train.initialize)
+            states = [run.open(program.abstract, resources) for run in runs]
         paths: dict[int, Path | None] = {}
         starts = [run.start for run in runs]
         order = sorted(range(len(runs)), key=starts.__getitem__)
         waiting = [list(group) for _, group in itertools.groupby(order, starts.__getitem__)]
         while waiting:
             group = waiting.pop(0)
-            loop = Loop(program, [runs[index] for index in group], [states[index] for index in group], preempted)
-            if len(group) > 1 and not loop.fits:
+            with end_at_once():
+                loop = Loop(program, [runs[index] for index in group], [states[index] for index in group], preempted)
+                fits = len(group) == 1 or loop.fits
+            if not fits:
                 half = (len(group) + 1) // 2
                 waiting = [group[:half], group[half:], *waiting]
                 continue
@@ -153,8 +158,7 @@ class Loop:
             reason = str(error)
             self._each(lambda run, state, looks: run.report_failure(state, looks, reason))
             raise
-        if self.start < self.train.steps:
-            self._save(self.train.steps, metrics)
+        self._save(self.train.steps, metrics)
         final = iter(metrics)
         return self._each(lambda run, state, looks: run.finish(state, looks, next(final)))
 
@@ -178,8 +182,9 @@ class Loop:
         # Measured, on a CPU, before the loaders take a part of it.
         peak = peak_flops(self.program.experiment.model.dtype)[0] * jax.device_count()
         pending: list[Metrics] = []
-        evaluated: list[dict[str, float]] = [{}] * len(self.runs)
         with contextlib.ExitStack() as resources:
+            setup = resources.enter_context(contextlib.ExitStack())
+            setup.enter_context(end_at_once())
             feeds = [Feed(run.loader, self.program.sharding, self.start, train.steps) for run in self.runs]
             for feed in feeds:
                 resources.enter_context(feed)
@@ -195,9 +200,10 @@ class Loop:
             )
             resources.callback(self.progress.close)
             for step in range(self.start, train.steps):
-                if step > self.start:
-                    evaluated = self._between_steps(step, evaluated)
+                if step > self.start or self._stopped_before_evaluation:
+                    self._between_steps(step)
                 placed = self._next(feeds, pending)
+                setup.close()  # from the first step on there is something to lose
                 self.state, metrics = compiled(self.state, [each.batch for each in placed], self.keys)
                 for run, each in zip(self.runs, placed, strict=True):
                     run.account(step, each.host)
@@ -223,15 +229,21 @@ class Loop:
                 run.waited += feed.last_wait
         return placed
 
-    def _between_steps(self, step: int, evaluated: list[dict[str, float]]) -> list[dict[str, float]]:
-        """What is due after `step` steps: an evaluation, then a checkpoint. Returns the newest evaluation."""
+    @property
+    def _stopped_before_evaluation(self) -> bool:
+        """Whether the session before ended between the step it ended with and the evaluation that was due then."""
+        due = self.start > 0 and self.start % self.train.evaluate_every == 0
+        return due and any(self.start not in run.evaluated for run in self.runs)
+
+    def _between_steps(self, step: int) -> None:
+        """What is due after `step` steps: an evaluation, then a checkpoint, which has the metrics of that one only."""
+        metrics: list[dict[str, float]] = [{}] * len(self.runs)
         if step % self.train.evaluate_every == 0:
             with self.progress.pause():
-                evaluated = self._evaluate(step, ("validation",))
+                metrics = self._evaluate(step, ("validation",))
         if step % self.program.experiment.checkpoint.every == 0:
             with self.progress.pause():
-                self._save(step, evaluated)
-        return evaluated
+                self._save(step, metrics)
 
     def _log(self, step: int, pending: list[Metrics]) -> None:
         """Writes the averages since the last line. Waits for the devices, once."""
@@ -247,7 +259,8 @@ class Loop:
     def _stop_if_asked(self, step: int) -> None:
         """Answers a SIGTERM, or a Ctrl-C, to any process with a checkpoint."""
         if any_process(self.preempted()):
-            self._save(step, [{}] * len(self.runs))
+            is_due = step % self.program.experiment.checkpoint.every == 0 or step == self.train.steps
+            self._save(step, [{} if is_due else None] * len(self.runs))
             for run in self.runs:
                 run.checkpoints.wait()
             raise Preempted(f"stopped after step {step} with a checkpoint; the same command resumes")
@@ -273,9 +286,21 @@ class Loop:
         if step == self.train.steps and jax.process_count() == 1:
             self._stop_if_asked(step)
 
-    def _save(self, step: int, metrics: list[dict[str, float]]) -> None:
+    def _save(self, step: int, metrics: Sequence[dict[str, float] | None]) -> None:
         for run, state, each in zip(self.runs, self._states(), metrics, strict=True):
             run.save(step, state, each)
+
+
+def _check_best(experiment: "Experiment") -> None:
+    """Raises UserError where the best checkpoint is asked for and no step but the last is both evaluated and saved."""
+    metric, every = experiment.checkpoint.best_metric, experiment.checkpoint.every
+    steps, evaluate_every = experiment.train.steps, experiment.train.evaluate_every
+    if metric is not None and min(every, evaluate_every) < steps <= math.lcm(every, evaluate_every):
+        raise UserError(
+            f"checkpoint.best_metric={metric} needs steps that are both evaluated and saved, and with "
+            f"train.evaluate_every={evaluate_every} and checkpoint.every={every} no step before the last is; "
+            "set both to the same number, or one to a multiple of the other, below train.steps"
+        )
 
 
 def _device_memory() -> float:

@@ -15,6 +15,7 @@ from typing import Any
 
 import chz
 import jax
+import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax.sharding import PartitionSpec
@@ -76,8 +77,10 @@ class Optimizer(abc.ABC):
         """The learning rate as a function of the step in a run of `steps` steps, before the rules' multipliers."""
         return self.schedule.build(steps, self.learning_rate)
 
-    def build(self, steps: int, model: Any) -> optax.GradientTransformation:
+    def build(self, steps: int, model: Any) -> optax.GradientTransformationExtraArgs:
         """The whole optimizer for a run of `steps` steps over `model`, of which only paths and shapes are read.
+
+        Its `update` takes the number of the run's `step` by keyword, from which the learning rate follows.
 
         Raises UserError where a rule matches no parameter.
         """
@@ -86,7 +89,7 @@ class Optimizer(abc.ABC):
             optax.identity() if self.clip is None else optax.clip_by_global_norm(self.clip),
             self.direction(model),
             _decay(self.weight_decay, treatments),
-            optax.scale_by_learning_rate(self.rate(steps)),
+            _scale_by_learning_rate(self.rate(steps)),
             _scale({name: treatment.learning_rate for name, treatment in treatments.items()}),
         ]
         optimizer = optax.chain(*parts)
@@ -203,7 +206,7 @@ def treat(rules: tuple[Rule, ...], model: Any) -> dict[str, Treatment]:
         rule = next((rule for rule in rules if re.search(rule.pattern, name)), Rule(pattern=""))
         # What is multiplied with is decayed; what is added (biases, positions), scales (gains, temperatures) or is
         # looked up (tables) is not.
-        decay = float(parameters[name][1]["decay"]) if rule.weight_decay is None else rule.weight_decay
+        decay = float(parameters[name][1].get("decay", False)) if rule.weight_decay is None else rule.weight_decay
         treatments[name] = Treatment(rule.learning_rate, decay, rule.freeze)
     return treatments
 
@@ -215,7 +218,7 @@ def matrix_dimensions(model: Any) -> dict[str, optax.contrib.MuonDimensionNumber
     """
     dimensions = {}
     for name, (rank, metadata) in _parameters(model).items():
-        if metadata["matrix"]:
+        if metadata.get("matrix"):
             inputs, outputs = metadata["matrix"]
             middle = rank - outputs
             axes = tuple(range(middle - inputs, middle)), tuple(range(middle, rank))
@@ -246,6 +249,18 @@ def _decay(weight_decay: float, treatments: Mapping[str, Treatment]) -> optax.Gr
         return direction + strength * parameter if strength else direction
 
     return optax.stateless(lambda updates, parameters: _map_named(add, updates, parameters))
+
+
+def _scale_by_learning_rate(rate: optax.Schedule) -> optax.GradientTransformationExtraArgs:
+    """`optax.scale_by_learning_rate` at the `step` that `update` is told.
+
+    Optax's counts its own updates, which a skipped step takes back: the schedule would fall behind the run.
+    """
+
+    def update(updates: Any, state: Any, parameters: Any = None, *, step: Any, **_: Any) -> tuple[Any, Any]:
+        return jax.tree.map(lambda leaf: jnp.asarray(-rate(step), leaf.dtype) * leaf, updates), state
+
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
 
 
 def _scale(factors: Mapping[str, float]) -> optax.GradientTransformation:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import jax
 
 from mmjax.errors import NoCheckpoint, UserError
+from mmjax.files import step_of
 from mmjax.model import Multimodal
 from mmjax.sharding.rules import Rules
 from mmjax.training.checkpoint import FOLDER, Checkpoints
@@ -28,7 +29,7 @@ REMOVAL_SECONDS = 5
 def saved_steps(run_dir: str | Path) -> list[int]:
     """The steps of a run's finished checkpoints, oldest first; whether they are whole shows when they are read."""
     folder = Path(run_dir).expanduser() / FOLDER
-    return sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit())
+    return sorted(step for path in folder.glob("*") if (step := step_of(path.name)) is not None)
 
 
 def restore_model(
@@ -61,7 +62,7 @@ def _removed(run_dir: str | Path, steps: list[int]) -> set[int]:
     folder = Path(run_dir).expanduser() / FOLDER
     for _ in range(REMOVAL_SECONDS):
         there = set(steps).intersection(saved_steps(run_dir))
-        if all(find_damage(folder / str(step)) is None for step in there):
+        if all(find_damage(folder / str(step), step) is None for step in there):
             break
         time.sleep(1)
     return set(steps) - set(saved_steps(run_dir))
@@ -70,11 +71,15 @@ def _removed(run_dir: str | Path, steps: list[int]) -> set[int]:
 def _restore(
     experiment: "Experiment", run_dir: str | Path, features: dict[str, Feature], rules: Rules, step: int | None
 ) -> tuple[Multimodal, int]:
+    from mmjax.config import stored_fingerprint
+
     build = functools.partial(build_model, model=experiment.model, features=features, rules=rules)
     part = "model" if experiment.train.ema is None else "ema"
     wanted = {part: jax.eval_shape(build, jax.random.key(0))}
     warn = functools.partial(print, file=sys.stderr, flush=True)
-    checkpoints = Checkpoints(run_dir, experiment.checkpoint, warn=warn, read_only=True)
+    checkpoints = Checkpoints(
+        run_dir, experiment.checkpoint, fingerprint=stored_fingerprint(run_dir), warn=warn, read_only=True
+    )
     with contextlib.closing(checkpoints):
         restored = checkpoints.restore(wanted, step, partial=True)
     if restored is None:

@@ -17,7 +17,8 @@ from mmjax.data.place import rows_of
 from mmjax.errors import Diverged
 from mmjax.evaluation.examples import show_examples
 from mmjax.evaluation.report import write_report
-from mmjax.sharding.distributed import barrier, is_lead
+from mmjax.files import locked
+from mmjax.sharding.distributed import barrier, gather_lines, is_lead
 from mmjax.training.checkpoint import Checkpoints
 from mmjax.training.data_errors import DataErrorsLog
 from mmjax.training.metrics import MetricsLog, parameters_digest, write_summary
@@ -46,7 +47,9 @@ class Run:
         rows_of(sharding, size // experiment.train.accumulate)
         if self.lead:
             config.check_owner(experiment, self.run_dir)
-        self.data: Data = experiment.data.bind(experiment.data_dir, self.run_dir)
+        # Before the first step a directory may hold the tokenizers of a command that was corrected since.
+        self.new = not config.has_begun(self.run_dir)
+        self.data: Data = experiment.data.bind(experiment.data_dir, None if self.new else self.run_dir)
         for split in self.data.source.splits:
             self.data.open(experiment.data_dir, split)  # what is missing shows before anything is compiled
         self.data.check_fields(experiment.data_dir)
@@ -54,13 +57,6 @@ class Run:
         self.tally = Tally(experiment.data.max_bad_share)
         self.draw_key, self.key = jax.random.split(jax.random.key(experiment.seed))
         self.digest, self.start, self.waited = "", 0, 0.0
-
-    @property
-    def new(self) -> bool:
-        """Whether nothing was written yet."""
-        from mmjax import config
-
-        return not (self.run_dir / config.FILE).exists()
 
     def say(self, line: str) -> None:
         """Tells the user, once however many processes there are."""
@@ -71,16 +67,25 @@ class Run:
         """Claims the directory, for as long as `stack` is open. Returns the newest checkpoint's state if there is one.
 
         Before, nothing must have been written: a request that is wrong must not claim the directory from the one that
-        is right.
+        is right. Raises UserError where another process trains in it.
         """
         from mmjax import config
 
         if self.lead:
+            taken = f"another process is training in {self.run_dir}; wait until it ends, or set another run_dir"
+            stack.enter_context(locked(self.run_dir / ".lock", taken))
             config.claim(self.experiment, self.run_dir)
             self.data.save(self.run_dir)
         barrier("claimed")
         self.checkpoints = stack.enter_context(
-            contextlib.closing(Checkpoints(self.run_dir, self.experiment.checkpoint, warn=self.say))
+            contextlib.closing(
+                Checkpoints(
+                    self.run_dir,
+                    self.experiment.checkpoint,
+                    fingerprint=config.fingerprint(self.experiment),
+                    warn=self.say,
+                )
+            )
         )
         self.parameters = sum(leaf.size for leaf in jax.tree.leaves(abstract.model))
         state = None
@@ -90,8 +95,13 @@ class Run:
             self.digest = extra["examples_digest"]
             self.say(f"resuming {self.run_dir} at step {self.start}")
         self.log = stack.enter_context(contextlib.closing(MetricsLog(self.run_dir, self.start, writer=self.lead)))
+        lines = [json.dumps(line) for line in self.log.history() if _is_evaluation(line)] if self.lead else []
+        self.evaluated = {line["step"]: line for line in map(json.loads, gather_lines(lines))}
+        for step, metrics in self.evaluated.items():
+            if self.experiment.checkpoint.best_metric in metrics:
+                self.checkpoints.note(step, metrics)
         self.data_errors = stack.enter_context(
-            contextlib.closing(DataErrorsLog(self.run_dir, self.start, writer=self.lead))
+            contextlib.closing(DataErrorsLog(self.run_dir, self.start, warn=self.say, writer=self.lead))
         )
         return state
 
@@ -111,8 +121,12 @@ class Run:
         self.data_errors.flush()
 
     def write_steps(self, step: int, fetched: list[Metrics], more: Mapping[str, float]) -> None:
-        """Logs the averages over the steps up to `step`, and more. Raises Diverged where too many were not finite."""
-        total = functools.reduce(lambda a, b: jax.tree.map(np.add, a, b), fetched)
+        """Logs the averages over the steps up to `step`, and more. Raises Diverged where too many were not finite.
+
+        Skipped steps are left out of the averages, and counted in `train/skipped`, unless there were no others.
+        """
+        good = [metrics for metrics in fetched if metrics["skipped_in_a_row"].figures("")[""] == 0]
+        total = functools.reduce(lambda a, b: jax.tree.map(np.add, a, b), good or fetched)
         values: dict[str, float] = {}
         for name, metric in total.items():
             values |= metric.figures(f"train/{name}")
@@ -133,7 +147,7 @@ class Run:
                 f"optimizer.learning_rate, or look at the curves in {self.run_dir / 'report.html'}"
             )
 
-    def save(self, step: int, state: TrainState, metrics: Mapping[str, float]) -> None:
+    def save(self, step: int, state: TrainState, metrics: Mapping[str, float] | None) -> None:
         """Begins to save a checkpoint."""
         self.data_errors.flush()  # a run that resumes here does not meet them again
         extra = {"examples_digest": self.digest, "seconds": self.log.seconds}
@@ -180,3 +194,8 @@ class Run:
             show_examples(self.data, *looks, makes),
             facts={"parameters": f"{self.parameters:,}", "devices": devices, **facts},
         )
+
+
+def _is_evaluation(line: Mapping[str, float]) -> bool:
+    """Whether a line of metrics.jsonl is, among others, of an evaluation."""
+    return any(name.startswith("validation/") for name in line)

@@ -1,4 +1,4 @@
-"""Whether a checkpoint's files are what was written: a seal of digests; and what a disk's refusals mean.
+"""Whether a checkpoint is what was written: a seal of its step, run and files; and what a disk's refusals mean.
 
 Orbax notices missing and truncated files of arrays, but restores flipped bytes of array data (its chunks have no
 checksum) and flipped letters of JSON without a word.
@@ -17,9 +17,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mmjax.files import check_regular, read_regular
+
 SEAL = "digests.json"
-# Orbax writes the time of the commit into this file after the folder is sealed. Nothing of ours reads it.
-UNSEALED = "_CHECKPOINT_METADATA"
+# Orbax writes these after the folder is sealed: the time of the commit and, in some places, that there was one. Nothing
+# of ours reads them.
+UNSEALED = ("_CHECKPOINT_METADATA", "commit_success.txt")
 
 DISK_PROBLEMS = {
     errno.ENOSPC: "the disk is full; make room there",
@@ -31,31 +34,57 @@ DISK_PROBLEMS = {
 }
 
 
-def seal(folder: Path) -> None:
-    """Writes `digests.json` into a folder: size in bytes and SHA-256 of every file below it, by relative path."""
-    names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-    names = [name for name in names if name != UNSEALED]
-    (folder / SEAL).write_text(json.dumps(dict(zip(names, _digests(folder, names), strict=True)), indent=1))
+def seal(folder: Path, step: int, fingerprint: str | None) -> None:
+    """Writes `digests.json` into a folder: its step, its run, size in bytes and SHA-256 of every file by path."""
+    names = _names(folder)
+    files = dict(zip(names, _digests(folder, names), strict=True))
+    (folder / SEAL).write_text(json.dumps({"step": step, "fingerprint": fingerprint, "files": files}, indent=1))
 
 
-def find_damage(folder: Path, *, part: int = 0, parts: int = 1) -> str | None:
-    """The first file of a sealed folder that is not as it was sealed, and how so; None where all are.
+def find_damage(
+    folder: Path, step: int, fingerprint: str | None = None, *, part: int = 0, parts: int = 1
+) -> str | None:
+    """In what a folder is not the sealed one of a step, and of a run where its `fingerprint` is given; None if it is.
 
-    Only every `parts`-th file is read, from the `part`-th on, so that processes can share the work.
+    Only every `parts`-th file is read, from the `part`-th on, so that processes can share the work. Nothing is read
+    that lies outside the folder.
     """
     try:
-        wanted = json.loads((folder / SEAL).read_text())
-        names = sorted(wanted)[part::parts]
-        found = _digests(folder, names)
+        sealed = json.loads(read_regular(folder / SEAL))
+        if sealed and all(isinstance(entry, list) for entry in sealed.values()):
+            return "it was written by an older version of mmjax"
+        wanted = sealed["files"]
+        if type(sealed["step"]) is not int:
+            raise TypeError("a step is a number")
+        if sealed["step"] != step:
+            return f"it is the checkpoint of step {sealed['step']}"
+        if fingerprint is not None and sealed["fingerprint"] != fingerprint:
+            return "it is of another run"
+        found = _names(folder)
+        for name in sorted(wanted.keys() - set(found)):
+            return f"{name} is missing"
+        for name in sorted(set(found) - wanted.keys()):
+            return f"{name} was added"
+        names = found[part::parts]
+        digests = _digests(folder, names)
         return next(
-            (f"{name} was changed" for name, got in zip(names, found, strict=True) if got != wanted[name]), None
+            (f"{name} was changed" for name, got in zip(names, digests, strict=True) if got != wanted[name]), None
         )
-    except FileNotFoundError as error:
-        return f"{os.path.relpath(error.filename, folder)} is missing"
     except OSError as error:
-        return f"a file cannot be read: {error.strerror}"
-    except (ValueError, TypeError):
+        name = os.path.relpath(error.filename, folder) if error.filename else "a file"
+        return (
+            f"{name} is missing" if isinstance(error, FileNotFoundError) else f"{name} cannot be read: {error.strerror}"
+        )
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
         return f"{SEAL} was changed"
+
+
+def _names(folder: Path) -> list[str]:
+    """The files that a seal covers. Raises OSError where something is neither a folder nor a regular file."""
+    paths = [path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()]
+    for path in paths:
+        check_regular(path)
+    return sorted({str(path.relative_to(folder)) for path in paths} - {SEAL, *UNSEALED})
 
 
 def _digests(folder: Path, names: list[str]) -> list[list[Any]]:

@@ -31,7 +31,8 @@ def train_step(
 
     The batch is worked through in `accumulate` parts whose gradients add up to those of the whole. The critics, where
     there are some, step with the model, on what it made before. Where the loss or the gradients of either are not
-    finite, all parameters and optimizers stay as they were and the step counts as skipped.
+    finite, all parameters and optimizers stay as they were and the step counts as skipped; the learning rate follows
+    the number of steps, skipped ones included.
     """
     key = jax.random.fold_in(key, state.step)
     players = (state.model, state.critics)
@@ -53,11 +54,13 @@ def _apply(
     norms = optax.tree.norm(grads[0]), optax.tree.norm(grads[1])
     good = jnp.isfinite(sum(losses)) & jnp.isfinite(sum(norms))
 
-    updates, opt_state = optimizer.update(grads[0], state.opt_state, state.model)
+    update = optax.with_extra_args_support(optimizer).update
+    updates, opt_state = update(grads[0], state.opt_state, state.model, step=state.step)
     model = _choose(good, clip_parameters(optax.apply_updates(state.model, updates)), state.model)
     critics, critic_opt_state = state.critics, state.critic_opt_state
     if critic_optimizer is not None:
-        updates, moved_state = critic_optimizer.update(grads[1], critic_opt_state, critics)
+        update = optax.with_extra_args_support(critic_optimizer).update
+        updates, moved_state = update(grads[1], critic_opt_state, critics, step=state.step)
         critics = _choose(good, optax.apply_updates(critics, updates), critics)
         critic_opt_state = _choose(good, moved_state, critic_opt_state)
     average = state.ema

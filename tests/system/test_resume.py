@@ -7,9 +7,26 @@ import signal
 
 import numpy as np
 
-from tests.system.conftest import TINY, finish, interrupt
+from mmjax import config
+from tests.system.conftest import TINY, finish, interrupt, start
 
 STEPS = 40
+
+
+def test_a_signal_before_the_first_step_is_answered_at_once(tmp_path, data_dir):
+    """Compiling holds up Python's own handlers; and a run without a step does not own its directory."""
+    words = ("interactions", "model.width=32", "data.source.train=96", f"data_dir={data_dir}", f"run_dir={tmp_path}")
+    process = start("train", *words)
+    for line in process.stdout:
+        if "compiling" in line:
+            process.send_signal(signal.SIGTERM)
+            break
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert "stopped before the first step, where nothing is lost" in output
+    assert (tmp_path / "metrics.jsonl").read_text() == ""
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+    assert not config.has_begun(tmp_path)
 
 
 def test_killed_runs_resume_exactly(tmp_path, data_dir, request):

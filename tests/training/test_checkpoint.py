@@ -2,8 +2,10 @@
 
 import dataclasses
 import errno
+import json
 import os
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,8 @@ from mmjax.layers.tree import named_leaves
 from mmjax.sharding.mesh import MeshShape
 from mmjax.sharding.rules import PRESETS
 from mmjax.training.checkpoint import Checkpoint, Checkpoints
-from mmjax.training.seal import UNSEALED, disk_problem
+from mmjax.training.restore import saved_steps
+from mmjax.training.seal import UNSEALED, disk_problem, find_damage
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -159,6 +162,20 @@ def test_a_step_that_has_a_checkpoint_keeps_it(run):
     is_small(checkpoints.restore(small(0)), 5)
 
 
+def test_the_earlier_of_equally_good_ones_is_kept_and_one_saved_to_stop_goes(run):
+    checkpoints = run(keep=1, best_metric="m")
+    for step, metrics in {1: {"m": 0.5}, 2: {}, 3: {"m": 0.5}, 4: None, 5: {"m": 0.1}}.items():
+        if step == 5:  # Evaluated after it was saved, and yet none of those an uninterrupted run has.
+            checkpoints = run(keep=1, best_metric="m")
+            checkpoints.note(4, {"m": 0.9})
+        checkpoints.save(step, small(step), {}, metrics)
+        assert checkpoints.steps() == sorted({1, step})
+    checkpoints.note(5, {"m": 0.6})
+    checkpoints.save(6, small(6), {}, {})
+    checkpoints.save(6, small(6), {}, {"m": 0.7})
+    assert checkpoints.steps() == [6]
+
+
 @pytest.mark.parametrize(("mode", "best"), [("max", 20), ("min", 40)])
 def test_the_newest_and_the_best_are_kept(run, mode, best):
     options = {"keep": 2, "best_metric": "validation/label/accuracy", "best_mode": mode}
@@ -202,7 +219,7 @@ def test_any_damage_to_any_file_is_noticed(run):
             damage(whole / name)
             run.said.clear()
             restored = checkpoints.restore(small(0))
-            if name.name in (UNSEALED, "commit_success.txt") and len(name.parts) == 1:
+            if str(name) in UNSEALED:
                 # Written after the seal, and read by nobody.
                 is_small(restored, 2)
             else:
@@ -224,7 +241,7 @@ def test_a_damaged_step_is_put_aside_and_can_be_saved_again(run):
     checkpoints = run()
     save_small(checkpoints, 1, 2)
     # Orbax keeps times in this file, which nobody needs; it is the one that is not sealed.
-    (run.folder / "1" / UNSEALED).write_text('{"init_timestamp_nsecs": "x", "commit_timestamp_nsecs": "x"}')
+    (run.folder / "1" / UNSEALED[0]).write_text('{"init_timestamp_nsecs": "x", "commit_timestamp_nsecs": "x"}')
     for again in ("damaged-2", "damaged-2-2"):
         (run.folder / "2" / "extra" / "extra.json").write_text("{")
         is_small(run().restore(small(0)), 1)
@@ -233,6 +250,91 @@ def test_a_damaged_step_is_put_aside_and_can_be_saved_again(run):
         save_small(checkpoints, 2)
         is_small(checkpoints.restore(small(0)), 2)
     assert checkpoints.steps() == [1, 2]
+
+
+def test_a_checkpoint_of_another_step_or_run_is_damaged(run, tmp_path):
+    save_small(run(), 1, 2, 3)
+    shutil.copytree(run.folder, tmp_path / "kept")
+    (run.folder / "2").rename(run.folder / "2-")
+    (run.folder / "3").rename(run.folder / "2")
+    (run.folder / "2-").rename(run.folder / "3")
+    is_small(run().restore(small(0)), 1)
+    assert [line.split(" in ")[0] + line.split("is damaged")[1].split(";")[0] for line in run.said] == [
+        "checkpoint 3 (it is the checkpoint of step 2)",
+        "checkpoint 2 (it is the checkpoint of step 3)",
+    ]
+    other = Checkpoints(tmp_path / "other", Checkpoint(), fingerprint="b")
+    save_small(other, 4)
+    other.close()
+    assert find_damage(tmp_path / "other" / "checkpoints" / "4", 4, "b") is None
+    (tmp_path / "other" / "checkpoints" / "4").rename(run.folder / "4")
+    reader = Checkpoints(tmp_path, Checkpoint(), fingerprint="a", warn=run.said.append, read_only=True)
+    with pytest.raises(UserError, match=r"no whole checkpoint of step 4"):
+        reader.restore(small(0), 4)
+    reader.close()
+    assert "checkpoint 4 in" in run.said[-1]
+    assert "is damaged (it is of another run)" in run.said[-1]
+
+
+def test_only_a_step_as_it_is_written_counts(run, tmp_path):
+    save_small(run(), 1)
+    strange = ["99999999999999999999", "4294967296", "²", "007", "2\n", "1٣", "-3", "damaged"]
+    for name in strange:
+        shutil.copytree(run.folder / "1", run.folder / name)
+    checkpoints = run(keep=1)
+    assert checkpoints.steps() == saved_steps(tmp_path) == [1]
+    is_small(checkpoints.restore(small(0)), 1)
+    save_small(checkpoints, 2, 3)
+    assert {path.name for path in run.folder.iterdir()} == {"3", *strange}
+
+
+def seals(outside):
+    """What a digests.json may hold by accident or malice, and what is then said."""
+    header = '{"step": 1, "fingerprint": null, "files": '
+    for content in ("", "{}", "[]", "5", "null", '"x"', "[" * 100_000, '{"a":' * 100_000, '{"step": "1"}', "\udc80"):
+        yield content, "digests.json was changed"
+    for files in ("[]", "3", "null", '["extra/extra.json"]'):
+        yield header + files + "}", "digests.json was changed"
+    for name in (str(outside), "../../outside", "extra/../../../outside", "nothing"):
+        yield header + json.dumps({name: [1, "00"]}) + "}", f"{name} is missing"
+    yield header + "{}}", "extra/commit_success.txt was added"
+    yield json.dumps({"extra/extra.json": [1, "00"]}), "it was written by an older version of mmjax"
+
+
+def test_no_seal_leads_outside_or_to_a_traceback(run, tmp_path, monkeypatch):
+    save_small(run(), 1)
+    (tmp_path / "outside").write_text("x")
+    read = []
+    opened = Path.open
+    monkeypatch.setattr(
+        Path, "open", lambda path, *args, **options: read.append(path) or opened(path, *args, **options)
+    )
+    whole = run.folder / "1"
+    for content, damage in seals(tmp_path / "outside"):
+        (whole / "digests.json").write_bytes(content.encode(errors="surrogateescape"))
+        assert find_damage(whole, 1) == damage, content[:80]
+    assert {path for path in read if path.resolve() == tmp_path / "outside"} == set()
+
+
+@pytest.mark.parametrize("name", ["digests.json", "extra/extra.json", "state/_METADATA", UNSEALED[0], "added"])
+def test_what_is_no_file_is_damage_and_is_not_waited_for(run, tmp_path, name):
+    save_small(run(), 1, 2)
+    path = run.folder / "2" / name
+    kept = tmp_path / "kept"
+    if path.exists():
+        path.rename(kept)
+    signal.signal(signal.SIGALRM, lambda *_: pytest.fail("it waits"))
+    signal.alarm(20)
+    try:
+        for make in (os.mkfifo, lambda path: path.symlink_to("/dev/zero"), lambda path: path.symlink_to(kept)):
+            make(path)
+            assert find_damage(run.folder / "2", 2) == f"{name} cannot be read: not a regular file"
+            path.unlink()
+        os.mkfifo(path)
+        is_small(run(best_metric="m").restore(small(0)), 1)
+        save_small(run(best_metric="m"), 3)
+    finally:
+        signal.alarm(0)
 
 
 def test_half_written_folders_are_never_taken_for_whole(run):

@@ -82,12 +82,12 @@ def run(transformation, params, gradients):
     state = jax.jit(transformation.init)(params)
 
     @jax.jit
-    def step(params, state, grads):
-        updates, state = transformation.update(grads, state, params)
+    def step(params, state, grads, number):
+        updates, state = optax.with_extra_args_support(transformation).update(grads, state, params, step=number)
         return optax.apply_updates(params, updates), state
 
-    for grads in gradients:
-        params, state = step(params, state, grads)
+    for number, grads in enumerate(gradients):
+        params, state = step(params, state, grads, number)
     return {name: np.asarray(leaf) for name, leaf in named_leaves(params)}
 
 
@@ -231,7 +231,7 @@ def test_state_is_sharded_like_its_parameters_and_stays_so(kind, net):
     assert [(name, leaf.shape, leaf.dtype) for name, leaf in named_leaves(abstract)] == [
         (name, leaf.shape, leaf.dtype) for name, leaf in named_leaves(state)
     ]
-    updates, after = jax.jit(optimizer.update)(net, state, net)
+    updates, after = jax.jit(optimizer.update)(net, state, net, step=0)
     for new, old in ((after, state), (updates, net)):
         assert {name: leaf.sharding for name, leaf in named_leaves(new)} == {
             name: leaf.sharding for name, leaf in named_leaves(old)

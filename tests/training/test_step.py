@@ -22,6 +22,8 @@ from mmjax.lockstep import over_runs, stack
 from mmjax.model import Model
 from mmjax.sharding.mesh import MeshShape
 from mmjax.sharding.rules import PRESETS, Rules
+from mmjax.training.optimizer import Lion
+from mmjax.training.schedule import Linear
 from mmjax.training.state import TrainState, build_model, init_state
 from mmjax.training.step import compute_gradients, train_step
 from tests.reference import draw
@@ -266,6 +268,19 @@ def test_a_loss_that_is_not_finite_changes_nothing(trainer):
     good, _ = advance(twice, make_batch())
     assert (int(good.step), int(good.skipped), int(good.skipped_in_a_row)) == (4, 2, 0)
     assert np.abs(vector(good.model) - vector(twice.model)).max() > 0
+
+
+def test_the_learning_rate_is_that_of_the_step_whether_or_not_others_were_skipped(two_devices):
+    """Lion moves parameters by the learning rate itself."""
+    lion = Lion(learning_rate=0.1, schedule=Linear(warmup=0), clip=None)
+    optimizer = lion.build(4, tiny(two_devices))
+    step = jax.jit(functools.partial(train_step, optimizer=optimizer, rules=two_devices))
+    state = init_state(tiny(two_devices), optimizer, ema=False)
+    for number, batch in enumerate([make_batch(), spoiled(), spoiled(), make_batch()]):
+        before = vector(state.model)
+        state, _ = step(state, put(batch, two_devices), jax.random.key(KEY))
+        rate = 0 if number in (1, 2) else float(lion.rate(4)(number))
+        assert np.abs(vector(state.model) - before).max() == pytest.approx(rate, rel=1e-4)
 
 
 def test_the_average_moves_towards_the_model(trainer):

@@ -1,17 +1,22 @@
 """Several seeds under one program."""
 
+import dataclasses
 import json
 import shutil
 import signal
 
 import chz
+import jax.numpy as jnp
 import pytest
 
 from launch.command_line import load_experiment
 from launch.overrides import resolve
+from mmjax import config
 from mmjax.compilation import cache_compilations
-from mmjax.errors import Preempted
+from mmjax.errors import Preempted, UserError
+from mmjax.evaluation.outcome import Outcome
 from mmjax.training import loop
+from mmjax.training.run import Run
 from tests.ablation.small import TINY
 
 
@@ -23,8 +28,8 @@ def data_dir(tmp_path_factory):
 
 
 def runs(folder, data_dir, *words):
-    tiny = [word for word in TINY if not word.startswith(("seeds", "match"))]
-    tiny = [word for word in tiny if word != "mesh.data=1" or not words]
+    given = tuple(word.partition("=")[0] for word in words)
+    tiny = [word for word in TINY if not word.startswith(("seeds", "match", *given))]
     base = resolve(load_experiment("interactions"), [*tiny, "model.dropout=0.1", f"data_dir={data_dir}", *words])
     return [chz.replace(base, seed=seed, run_dir=str(folder / str(seed))) for seed in range(2)]
 
@@ -111,6 +116,114 @@ def test_a_signal_in_the_last_evaluation_loses_no_step(apart, data_dir, tmp_path
     assert losses(tmp_path, 0) == losses(apart, 0)
     for name in ("parameters_digest", "metrics"):
         assert summary(tmp_path, 0)[name] == summary(apart, 0)[name]
+
+
+def test_a_skipped_step_is_left_out_of_the_averages_and_counted(apart, data_dir, tmp_path, monkeypatch):
+    """Steps 3 and 4 are logged together; of these, the third sees no number."""
+    following = loop.Loop._next
+
+    def spoil(self, feeds, pending):
+        placed = following(self, feeds, pending)
+        if placed[0].host.step != 2:
+            return placed
+        values = {
+            name: jnp.full_like(array, jnp.nan) if jnp.issubdtype(array.dtype, jnp.floating) else array
+            for name, array in placed[0].batch.values.items()
+        }
+        batch = dataclasses.replace(placed[0].batch, values=values)
+        return [dataclasses.replace(placed[0], batch=batch)]
+
+    monkeypatch.setattr(loop.Loop, "_next", spoil)
+    first, _ = runs(tmp_path, data_dir)
+    loop.train(first)
+    lines = list(map(json.loads, (tmp_path / "0" / "metrics.jsonl").read_text().splitlines()))
+    assert {line["step"]: line["train/skipped"] for line in lines if "train/loss" in line} == {1: 0, 2: 0, 4: 1, 6: 1}
+    assert all(value is not None for line in lines for value in line.values())
+    assert losses(tmp_path, 0)[:2] == losses(apart, 0)[:2]
+
+
+def scripted(monkeypatch, accuracies):
+    """Has the evaluation after each step find these accuracies."""
+    at = []
+    evaluate, figures = loop.Loop._evaluate, Outcome.figures
+    monkeypatch.setattr(loop.Loop, "_evaluate", lambda self, *args: at.append(args[0]) or evaluate(self, *args))
+    monkeypatch.setattr(
+        Outcome, "figures", lambda self: figures(self) | {"label/accuracy": accuracies.get(at[-1], 0.1)}
+    )
+
+
+def kept(folder):
+    return sorted(int(path.name) for path in (folder / "0" / "checkpoints").iterdir())
+
+
+BEST = ("train.evaluate_every=2", "checkpoint.keep=1", "checkpoint.best_metric=validation/label/accuracy")
+
+
+def test_only_the_evaluated_step_is_the_best(data_dir, tmp_path, monkeypatch):
+    scripted(monkeypatch, {2: 0.9, 4: 0.9})
+    first, _ = runs(tmp_path, data_dir, *BEST, "checkpoint.every=1")
+    loop.train(first)
+    assert kept(tmp_path) == [2, 6]
+
+
+def test_a_run_that_is_stopped_keeps_the_same_checkpoints(data_dir, tmp_path, monkeypatch):
+    """Stopped before an evaluation that is due, between two checkpoints, and before the last evaluation."""
+    scripted(monkeypatch, {2: 0.9, 4: 0.5})
+    account = Run.account
+    for stops in ((), (2, 3, 6)):
+        first, _ = runs(tmp_path / str(len(stops)), data_dir, *BEST, "checkpoint.every=2")
+        for stop in stops:
+
+            def account_and_ask(self, step, host, stop=stop):
+                account(self, step, host)
+                if step + 1 == stop:
+                    signal.raise_signal(signal.SIGTERM)
+
+            with monkeypatch.context() as context:
+                context.setattr(Run, "account", account_and_ask)
+                with pytest.raises(Preempted, match=f"stopped after step {stop} with a checkpoint"):
+                    loop.train(first)
+        loop.train(first)
+        assert kept(tmp_path / str(len(stops))) == [2, 6]
+        lines = map(json.loads, (tmp_path / str(len(stops)) / "0" / "metrics.jsonl").read_text().splitlines())
+        assert [line["step"] for line in lines if "validation/label/accuracy" in line] == [2, 4, 6]
+
+
+def test_a_best_checkpoint_needs_steps_that_are_evaluated_and_saved(data_dir, tmp_path):
+    first, _ = runs(tmp_path, data_dir, *BEST, "checkpoint.every=3")
+    with pytest.raises(UserError, match=r"with train.evaluate_every=2 and checkpoint.every=3 no step before"):
+        loop.train(first)
+    assert not (tmp_path / "0").exists()
+    short, _ = runs(tmp_path, data_dir, *BEST, "checkpoint.every=3", "train.steps=2")  # has only the last checkpoint
+    loop._check_best(short)
+
+
+def test_two_runs_of_one_directory_at_once(data_dir, tmp_path, monkeypatch):
+    first, _ = runs(tmp_path, data_dir)
+    finish, refused = loop.Loop.finish, []
+
+    def start_another(self):
+        monkeypatch.setattr(loop.Loop, "finish", finish)
+        with pytest.raises(UserError) as error:
+            loop.train(first)
+        refused.append(str(error.value))
+        raise UserError("enough")
+
+    monkeypatch.setattr(loop.Loop, "finish", start_another)
+    with pytest.raises(UserError, match="enough"):
+        loop.train(first)
+    assert refused == [f"another process is training in {tmp_path / '0'}; wait until it ends, or set another run_dir"]
+
+
+def test_a_command_that_failed_before_its_first_step_can_be_corrected(data_dir, tmp_path, monkeypatch):
+    def fail(self):
+        raise UserError("not today")
+
+    monkeypatch.setattr(loop.Loop, "finish", fail)
+    for experiment in runs(tmp_path, data_dir):
+        with pytest.raises(UserError, match="not today"):
+            loop.train(chz.replace(experiment, run_dir=str(tmp_path)))
+    assert config.read(tmp_path).seed == 1
 
 
 def test_training_evaluates_on_as_many_examples_as_asked(data_dir, tmp_path, monkeypatch):
