@@ -20,6 +20,8 @@ from mmjax.training.optimizer import AdamW, Optimizer
 
 FILE = "experiment.json"
 FORMAT = 1
+# Bytes of the largest experiment.json that is read.
+LARGEST = 2**26
 
 
 @chz.chz
@@ -48,6 +50,11 @@ class Experiment:
         metadata=OPERATIONAL,
     )
     data_dir: str = chz.field(default="~/.cache/mmjax", doc="where prepared data sets lie", metadata=OPERATIONAL)
+
+    @chz.validate
+    def _seed(self) -> None:
+        if self.seed < 0:
+            raise ValueError(f"seed={self.seed} must not be negative")
 
 
 def parts(experiment: Experiment) -> dict[str, Any]:
@@ -90,7 +97,7 @@ def difference(a: Experiment, b: Experiment) -> list[str]:
 
 def write(experiment: Experiment, run_dir: str | Path) -> Path:
     """Write `experiment.json` into a run directory, whole or not at all, and return its path."""
-    path = Path(run_dir).expanduser() / FILE
+    path = files.local_path(run_dir) / FILE
     whole = {"format": FORMAT, "fingerprint": fingerprint(experiment), "experiment": _draft(experiment).data()}
     with files.explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -99,7 +106,7 @@ def write(experiment: Experiment, run_dir: str | Path) -> Path:
 
 def check_owner(experiment: Experiment, run_dir: str | Path) -> None:
     """Raise UserError where a run directory belongs to another experiment."""
-    if (Path(run_dir).expanduser() / FILE).exists():
+    if (files.local_path(run_dir) / FILE).exists():
         other = read(run_dir)
         if fingerprint(other) != fingerprint(experiment):
             lines = difference(other, experiment)
@@ -118,9 +125,9 @@ def claim(experiment: Experiment, run_dir: str | Path) -> Path:
 
 def read(run_dir: str | Path) -> Experiment:
     """The experiment of a run directory. Raises UserError where there is none, or one that was damaged or changed."""
-    path = Path(run_dir).expanduser() / FILE
+    path = files.local_path(run_dir) / FILE
     try:
-        source = path.read_text(encoding="utf-8")
+        source = files.read_regular(path, LARGEST).decode()
     except FileNotFoundError as error:
         raise UserError(f"{run_dir} is no run directory: it holds no {FILE}") from error
     except UnicodeDecodeError as error:
