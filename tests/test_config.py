@@ -42,7 +42,7 @@ EXPERIMENT = Experiment(
         outputs={"label": Classify(target="label")},
         fusion=CrossAttention(depth=1),
     ),
-    optimizer=AdamW(learning_rate=0.1 + 0.2, rules=(Rule(pattern="^encoders/", freeze=True),)),
+    optimizer=AdamW(learning_rate=0.1 + 0.2, rules=(Rule(pattern="encoders/*", freeze=True),)),
     train=Train(steps=7),
 )
 
@@ -70,7 +70,7 @@ def test_json_names_every_class_and_holds_every_value():
     assert data["model"]["fusion"]["class"] == "mmjax.fusion.cross_attention.CrossAttention"
     assert data["model"]["fusion"]["depth"] == 1
     assert data["optimizer"]["learning_rate"] == 0.30000000000000004
-    rule = {"class": "mmjax.training.optimizer.Rule", "pattern": "^encoders/", "freeze": True}
+    rule = {"class": "mmjax.training.optimizer.Rule", "pattern": "encoders/*", "freeze": True}
     assert data["optimizer"]["rules"][0].items() >= rule.items()
 
 

@@ -9,8 +9,8 @@ clipped, the subclass turns gradients into a direction, weight decay w is decoup
 import abc
 import dataclasses
 import math
-import re
 from collections.abc import Callable, Mapping
+from fnmatch import fnmatchcase
 from typing import Any
 
 import chz
@@ -35,19 +35,12 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 @chz.chz
 class Rule:
-    """What is special about the parameters with `pattern` in their path name ("encoders/image/blocks/mlp/up/bias")."""
+    """What is special about the parameters whose path name ("encoders/image/blocks/mlp/up/bias") `pattern` matches."""
 
-    pattern: str = chz.field(doc="regular expression searched for in path names; ^ and $ tie it to their ends")
+    pattern: str = chz.field(doc="a whole path name, * for any part of it: encoders/image/*, */bias")
     learning_rate: float = chz.field(default=1.0, doc="multiplier of the learning rate")
     weight_decay: float | None = chz.field(default=None, doc="multiplier of the decay; None: 1 for kernels, else 0")
     freeze: bool = chz.field(default=False, doc="never change these parameters and keep no moments for them")
-
-    @chz.validate
-    def _pattern(self) -> None:
-        try:
-            re.compile(self.pattern)
-        except re.error as error:
-            raise ValueError(f"{self.pattern!r} is no regular expression: {error}") from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,18 +181,18 @@ class Muon(Optimizer):
 
 
 def treat(rules: tuple[Rule, ...], model: Any) -> dict[str, Treatment]:
-    """Every parameter's treatment by path name: that of the first rule whose pattern is found in the name.
+    """Every parameter's treatment by path name: that of the first rule whose pattern matches the name.
 
-    Raises UserError where a rule's pattern is found in no name.
+    Raises UserError where a rule's pattern matches no name.
     """
     names = [name for name, _ in named_leaves(model)]
     for rule in rules:
-        if not any(re.search(rule.pattern, name) for name in names):
+        if not any(fnmatchcase(name, rule.pattern) for name in names):
             shown = ", ".join(names[:: math.ceil(len(names) / 5)])
             raise UserError(f"optimizer.rules: {rule.pattern!r} matches no parameter; among them are {shown}")
     treatments = {}
     for name in names:
-        rule = next((rule for rule in rules if re.search(rule.pattern, name)), Rule(pattern=""))
+        rule = next((rule for rule in rules if fnmatchcase(name, rule.pattern)), Rule(pattern="*"))
         usual = float(name.rpartition("/")[2] == DECAYED)
         decay = usual if rule.weight_decay is None else rule.weight_decay
         treatments[name] = Treatment(rule.learning_rate, decay, rule.freeze)
