@@ -90,6 +90,9 @@ def run(action: Callable[[], Result]) -> int:
 
 def _answer(command: Callable[[Any], Result], description: str, words: list[str], subjects: Subjects | type) -> Result:
     """Answers a request for help, or runs the command."""
+    for word in words:
+        if any("\ud800" <= sign <= "\udfff" for sign in word):  # what Python makes of other bytes
+            raise UserError(f"{word!r} is not UTF-8")
     pairs = [word for word in words if word not in ("--help", "-h")]
     asks = len(pairs) < len(words)
     if isinstance(subjects, type):

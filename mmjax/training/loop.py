@@ -15,9 +15,10 @@ from jax.sharding import NamedSharding
 from mmjax.compilation import jit_once
 from mmjax.data.loader import HostBatch, Tally
 from mmjax.data.place import Feed, Placed
-from mmjax.errors import Diverged, Preempted
+from mmjax.errors import Diverged, Preempted, UserError
 from mmjax.lockstep import stack, unstack
 from mmjax.profiling.flops import peak_flops
+from mmjax.profiling.plan import owned
 from mmjax.sharding.distributed import any_process
 from mmjax.sharding.mesh import choose_rules
 from mmjax.signals import heed_signals
@@ -91,6 +92,7 @@ def train_together(experiments: Sequence["Experiment"]) -> list[Path | None]:
         program = Program(first, runs[0].data, rules)
         if first.train.initialize is not None and runs[0].new:
             check_origin(program.abstract.model, first.train.initialize)
+        _check_memory(program)
         states = [run.open(program.abstract, resources) for run in runs]
         paths: dict[int, Path | None] = {}
         starts = [run.start for run in runs]
@@ -276,6 +278,17 @@ class Loop:
     def _save(self, step: int, metrics: list[dict[str, float]]) -> None:
         for run, state, each in zip(self.runs, self._states(), metrics, strict=True):
             run.save(step, state, each)
+
+
+def _check_memory(program: Program) -> None:
+    """Raises UserError where what a step is given is more than a device has, before that is found out by compiling."""
+    held, there = owned(program), _device_memory()
+    if sum(held.values()) > there:
+        parts = ", ".join(f"{name} {size / 2**30:.3g}" for name, size in held.items() if size)
+        raise UserError(
+            f"a step is given more than the {there / 2**30:.3g} GiB of a device: GiB of {parts}; lower model.width, a "
+            "depth or train.batch_size, or split it over more devices by mesh.fsdp"
+        )
 
 
 def _device_memory() -> float:
