@@ -158,6 +158,11 @@ class Muon(Optimizer):
     b2: float = chz.field(default=0.999, doc="AdamW's decay of the second moment")
     eps: float = chz.field(default=1e-8, doc="AdamW's eps")
 
+    @chz.validate
+    def _iterations(self) -> None:
+        if not 1 <= self.iterations <= 100:
+            raise ValueError(f"iterations={self.iterations} must lie between 1 and 100")
+
     def direction(self, model: Any) -> optax.GradientTransformation:
         matrices = matrix_dimensions(model)
         shapes = {name: leaf.shape for name, leaf in named_leaves(model)}

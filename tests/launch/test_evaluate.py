@@ -260,5 +260,5 @@ def test_a_suite_that_nobody_asked_for_is_skipped(tmp_path, capsys, monkeypatch)
     lines = capsys.readouterr().err.splitlines()
     assert lines == ["step 3: generation", "step 3: generation skipped, this run makes no pictures and no sounds"]
     session.request = evaluate.Evaluation(run_dir=str(tmp_path), suite=("generation",))
-    with pytest.raises(UserError, match="suite=generation has nothing to judge in .*; leave it out"):
+    with pytest.raises(UserError, match=r"suite=generation has nothing to judge in .*; leave it out"):
         evaluate._evaluate(session, {"generation": "generation"}, None)
