@@ -206,6 +206,18 @@ def test_a_damaged_file_is_named(tmp_path: Path):
     assert refused(tmp_path, good) == ": model.fusion.heads is missing: CrossAttention needs it (int)"
 
 
+def test_what_is_no_regular_file_is_not_read(tmp_path: Path):
+    (path := tmp_path / config.FILE).symlink_to("/dev/zero")
+    with pytest.raises(UserError, match=r"experiment.json cannot be read \(not a regular file\)$"):
+        config.read(tmp_path)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(UserError, match=r"experiment.json cannot be read \(not a regular file\)$"):
+        config.read(tmp_path)
+    with pytest.raises(UserError, match="no such user's home directory"):
+        config.claim(EXPERIMENT, "~nobody-of-this-name/run")
+
+
 def test_a_file_in_the_place_of_the_run_directory_is_named(tmp_path: Path):
     (tmp_path / "run").write_text("")
     with pytest.raises(UserError, match=r"^cannot write .*experiment.json: (File exists|Not a directory)"):

@@ -32,6 +32,9 @@ from mmjax.types import Metrics
 if TYPE_CHECKING:
     from mmjax.config import Experiment
 
+# Each of its rows is a place in an order that every host makes up.
+LARGEST_BATCH = 2**20
+
 
 @chz.chz
 class Train:
@@ -60,6 +63,8 @@ class Train:
         for name in (*counts, "accumulate", "stop_after_skipped"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.batch_size > LARGEST_BATCH:
+            raise ValueError(f"batch_size={self.batch_size} must be at most {LARGEST_BATCH}")
         if self.batch_size % self.accumulate:
             raise ValueError(f"accumulate={self.accumulate} must divide batch_size={self.batch_size}")
         if self.ema is not None and not 0 < self.ema < 1:
