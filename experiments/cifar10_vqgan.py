@@ -19,14 +19,16 @@ def cifar10_vqgan() -> Experiment:
         plain,
         name="cifar10_vqgan",
         model=chz.replace(plain.model, outputs={"image": VqGan(target="image", widths=(32, 64), perceptual=eyes)}),
-        optimizer=AdamW(learning_rate=1e-3, schedule=Cosine(warmup=100), rules=(Rule(pattern="/judge/", freeze=True),)),
+        optimizer=AdamW(
+            learning_rate=1e-3, schedule=Cosine(warmup=100), rules=(Rule(pattern="*/judge/*", freeze=True),)
+        ),
         train=chz.replace(
             plain.train,
             steps=2000,
             initialize=Initialize(
                 run_dir="runs/cifar10_classify",
-                include="/judge/",
-                rename=(Rename(pattern="^encoders/image/trunk", by="outputs/image/perceptual/judge"),),
+                include="*/judge/*",
+                rename=(Rename(old="encoders/image/trunk", new="outputs/image/perceptual/judge"),),
             ),
         ),
     )

@@ -27,6 +27,7 @@ from mmjax.signals import heed_signals
 from mmjax.units import duration
 
 GRID = "grid.json"
+MOST_SEEDS = 1000
 
 
 @chz.chz
@@ -52,8 +53,8 @@ class Ablation(Experiment):
 
     @chz.validate
     def _some(self) -> None:
-        if self.seeds < 1:
-            raise ValueError(f"seeds={self.seeds} must be at least 1")
+        if not 1 <= self.seeds <= MOST_SEEDS:
+            raise ValueError(f"seeds={self.seeds} must lie between 1 and {MOST_SEEDS}")
 
 
 def load(name: str) -> Ablation:
@@ -71,7 +72,7 @@ def ablate(request: Ablation) -> Path:
     began = time.monotonic()
     with heed_signals() as asked_to_stop:
         cells, baseline, seeds = plan(request)
-        folder = Path(request.run_dir).expanduser()
+        folder = files.local_path(request.run_dir)
         cache_compilations(request.data_dir)
         _claim(folder, request, cells)
         index, count = share_of_work()
@@ -112,7 +113,7 @@ def plan(request: Ablation) -> tuple[list[Cell], str, list[int]]:
     experiment = experiment_of(request)
     keys = keys_of(request.over)
     values = choices_of(experiment, keys, request.choices)
-    cells = make_grid(experiment, keys, values, Path(request.run_dir).expanduser())
+    cells = make_grid(experiment, keys, values, files.local_path(request.run_dir))
     for cell in cells:
         cell.check()
     own = own_choice(experiment, keys)
@@ -133,10 +134,10 @@ def _claim(folder: Path, request: Ablation, cells: Sequence[Cell]) -> None:
     path = folder / GRID
     if path.exists():
         try:
-            there = json.loads(path.read_text())
-            old = there["cells"]
+            there = files.read_json(path)
+            old = dict(there["cells"])
             differing = [f"{name}={there[name]}" for name in asked if there[name] != asked[name]]
-        except (ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} is no grid in valid JSON, perhaps cut short; set another run_dir") from error
         changed = (
             cell for cell in cells if old.get(cell.choice, fingerprints[cell.choice]) != fingerprints[cell.choice]

@@ -18,7 +18,7 @@ import chz
 from launch import command_line
 from launch.benchmarks import contest
 from mmjax.fields import OPERATIONAL
-from mmjax.files import make_folder, write_atomic
+from mmjax.files import local_path, make_folder, write_atomic
 
 RESULT, PAGE = "benchmark.json", "report.html"
 NAMES = ("step", "input", "checkpoint", "attention", "startup")
@@ -56,7 +56,7 @@ def names() -> dict[str, str]:
 
 def benchmark(request: Contest) -> Path:
     """Measure as asked; returns the path of the result."""
-    with make_folder(Path(request.out).expanduser()) as folder:
+    with make_folder(local_path(request.out)) as folder:
         results = contest.hold(request.name, request.dtype, request.pairs, command_line.say)
     for each in results:
         command_line.say(f"{each.name}: {each.ratio:.3f} [{each.low:.3f}, {each.high:.3f}] of {each.pairs} pairs")

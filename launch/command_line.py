@@ -31,6 +31,7 @@ __all__ = ["EXPERIMENTS", "Subjects", "load_experiment", "main", "parse_pairs", 
 EXPERIMENTS_FOLDER = Path(__file__).resolve().parents[1] / "experiments"
 DONE, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 75
 LONGEST = 44
+LONGEST_LINE = 2000
 
 Result = Path | int | None
 
@@ -75,7 +76,7 @@ def run(action: Callable[[], Result]) -> int:
     try:
         result = action()
     except (UserError, Diverged) as error:
-        say("error: " + " ".join(str(error).split()))
+        say("error: " + _line(str(error)))
         return WRONG if isinstance(error, UserError) else FAILED
     except (Preempted, KeyboardInterrupt) as reason:
         say(
@@ -90,6 +91,9 @@ def run(action: Callable[[], Result]) -> int:
 
 def _answer(command: Callable[[Any], Result], description: str, words: list[str], subjects: Subjects | type) -> Result:
     """Answers a request for help, or runs the command."""
+    for word in words:
+        if any("\ud800" <= sign <= "\udfff" for sign in word):  # what Python makes of other bytes
+            raise UserError(f"{word!r} is not UTF-8")
     pairs = [word for word in words if word not in ("--help", "-h")]
     asks = len(pairs) < len(words)
     if isinstance(subjects, type):
@@ -108,6 +112,12 @@ def _answer(command: Callable[[Any], Result], description: str, words: list[str]
         return command(configuration)
     say("\n".join([f"usage: {usage}", "", description, "", *_table(root, configuration)]), sys.stdout)
     return DONE
+
+
+def _line(text: str) -> str:
+    """A text as one line that a terminal shows as it is."""
+    line = "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in " ".join(text.split()))
+    return line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE]}..."
 
 
 def say(text: str, stream: TextIO | None = None) -> None:

@@ -16,7 +16,7 @@ from launch import command_line
 from launch.generate import runs
 from launch.session import Session
 from mmjax.errors import UserError
-from mmjax.files import make_folder, step_of, write_atomic
+from mmjax.files import local_path, make_folder, step_of, write_atomic
 
 RESULT, PAGE = "comparison.json", "report.html"
 
@@ -47,7 +47,7 @@ def compare(request: Comparison) -> Path:
     from mmjax.evaluation.findings import Section
     from mmjax.evaluation.page import render
 
-    with make_folder(Path(request.out).expanduser()) as folder:
+    with make_folder(local_path(request.out)) as folder:
         sessions: dict[str, tuple[Session, int | None]] = {}
         for said in request.runs:
             run_dir, at, step = said.partition("@")

@@ -13,7 +13,7 @@ import chz
 
 from launch import command_line
 from mmjax.errors import UserError
-from mmjax.files import make_folder, write_atomic
+from mmjax.files import local_path, make_folder, read_json, read_regular, write_atomic
 
 RESULT, PAGE, DIFF = "comparison.json", "report.html", "program.diff"
 # The folder of a run directory that its profile lies in.
@@ -64,7 +64,7 @@ def compare(request: ProfileComparison) -> Path:
         "source": changes(by_source(before["kernels"]), by_source(after["kernels"])),
     }
     diff = program_difference(before["program"], after["program"], (request.before, request.after))
-    with make_folder(Path(request.out).expanduser()) as folder:
+    with make_folder(local_path(request.out)) as folder:
         write_atomic(folder / DIFF, "\n".join(diff) + "\n" if diff else "")
     verdict = _verdict(request, before, after, ratio)
     command_line.say(verdict)
@@ -142,13 +142,13 @@ def read_profile(folder: str) -> dict[str, Any]:
     from launch.profile import PROGRAM
     from launch.profile import RESULT as PROFILE
 
-    place = Path(folder).expanduser()
+    place = local_path(folder)
     try:
-        found = json.loads((place / PROFILE).read_text(encoding="utf-8"))
+        found = read_json(place / PROFILE)
         for each, keys in ((found, KEYS), *((kernel, KERNEL) for kernel in found["kernels"])):
             if any(key not in each for key in keys):
                 raise ValueError("something is missing")
-        return found | {"program": (place / PROGRAM).read_text(encoding="utf-8")}
+        return found | {"program": read_regular(place / PROGRAM).decode()}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{folder} holds no profile: {PROFILE} or {PROGRAM} is missing or damaged; launch.profile writes both"

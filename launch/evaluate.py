@@ -5,7 +5,6 @@ every such command has found of the step; evaluations/report.html shows it. `com
 directory compares runs: see `launch.compare`.
 """
 
-import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +19,7 @@ from launch.pages import prefer_huge_pages
 from launch.session import Session
 from launch.suites import DEFAULT, SUITES, choose_suites
 from mmjax.errors import NoCheckpoint, Preempted, UserError
-from mmjax.files import step_of
+from mmjax.files import read_json, step_of
 from mmjax.generators import Decoding
 from mmjax.sharding.mesh import MeshShape
 from mmjax.signals import heed_signals
@@ -172,7 +171,7 @@ def _evaluate(session: Session, suites: Mapping[str, str], step: int | None) -> 
             asked=[asked],
         )
         if findings is None:
-            command_line.say(f"step {subject.step}: there is nothing of the kind that {suite} judges")
+            command_line.say(f"step {subject.step}: {suite} skipped, {SUITES[suite].none}")
             continue
         names = {f"{session.label}/{name}" for name in (*findings.statistics, *findings.figures)}
         _show({name: figure for name, figure in results.read(subject.step)["metrics"].items() if name in names})
@@ -246,9 +245,8 @@ def _watch(session: Session, suites: Mapping[str, str], asked_to_stop: Callable[
 def _complete(session: Session) -> bool:
     """Whether the run has come to its end."""
     try:
-        summary = json.loads((session.run_dir / "summary.json").read_text())
-        return summary["step"] >= session.experiment.train.steps
-    except (OSError, ValueError, KeyError):
+        return read_json(session.run_dir / "summary.json")["step"] >= session.experiment.train.steps
+    except (OSError, ValueError, KeyError, TypeError):
         return False
 
 

@@ -19,13 +19,15 @@ from launch.pages import prefer_huge_pages
 from mmjax import config
 from mmjax.data.inputs import Input, Speech
 from mmjax.errors import UserError
-from mmjax.files import explained, make_folder, write_atomic
+from mmjax.files import explained, local_path, make_folder, read_json, write_atomic
 from mmjax.generators import CodeDecoder, Decoding, TextDecoder, Vocoder
 from mmjax.layers.output import Output
 from mmjax.model import Model
 from mmjax.types import PADDING, Batch, Feature, Spectrum, Text
 
 RESULT = "generation.json"
+# So many of everything can be drawn at once.
+MOST = 65536
 
 
 @chz.chz
@@ -61,8 +63,8 @@ class Generation:
 
     @chz.validate
     def _some(self) -> None:
-        if self.n < 1:
-            raise ValueError("n must be at least 1")
+        if not 1 <= self.n <= MOST:
+            raise ValueError(f"n must lie between 1 and {MOST}")
         if self.seed < 0:
             raise ValueError("seed must not be negative")
 
@@ -76,7 +78,7 @@ def generate(request: Generation) -> Path:
     experiment = config.read(request.run_dir)
     given = sources(request.from_, experiment.model)
     outputs = choose(experiment.model, request.to, given)
-    folder = Path(request.out).expanduser()
+    folder = local_path(request.out)
     earlier = made_earlier(folder)
     data = experiment.data.bind(experiment.data_dir, request.run_dir)
     prompt = make_prompt(data.inputs, given)
@@ -117,7 +119,7 @@ def made_earlier(folder: Path) -> list[str]:
     if place != folder or empty:
         return []
     try:
-        listed = [name for files in json.loads((folder / RESULT).read_text())["files"].values() for name in files]
+        listed = [name for files in read_json(folder / RESULT)["files"].values() for name in files]
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         raise UserError(
             f"out={folder} holds other things than what an earlier request made; choose a new or an empty folder"

@@ -30,6 +30,8 @@ from mmjax.errors import UserError
 
 INTERRUPTED = 75
 FORCED_DEVICES = "--xla_force_host_platform_device_count"
+# Processes, and devices of each, that one machine can pretend to have.
+MOST = 1024
 # Where there is no screen to draw a progress bar on, it is a line once in so many seconds.
 BAR_SECONDS = 30
 
@@ -45,8 +47,8 @@ class Local:
     @chz.validate
     def _counts(self):
         for name, value in (("processes", self.processes), ("devices", self.devices)):
-            if value < 1:
-                raise UserError(f"{name}={value}: there must be at least 1")
+            if not 1 <= value <= MOST:
+                raise UserError(f"{name}={value}: there must be 1 to {MOST}")
 
 
 class Screen:

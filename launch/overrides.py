@@ -23,6 +23,8 @@ from mmjax.fields import arms, choices, conform, describe, entry_annotation, ite
 T = TypeVar("T")
 
 ORIGIN = "command line"
+# No key is longer than this, and no tuple has an index of more digits.
+LONGEST, DIGITS = 200, 9
 
 
 def resolve(node: T, pairs: Sequence[str]) -> T:
@@ -71,7 +73,12 @@ def split(pairs: Sequence[str]) -> dict[str, str]:
 
 def _natural(key: str) -> list[tuple[int, int, str]]:
     """For sorting: items of tuples by number, so that they can be added in one command."""
-    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in key.split(".")]
+    return [(1, 0, part) if (index := _index(part)) is None else (0, index, "") for part in key.split(".")]
+
+
+def _index(part: str) -> int | None:
+    """The part of a key as an index, if it is one."""
+    return int(part) if part.isdecimal() and len(part) <= DIGITS else None
 
 
 def _assign(root: Node, key: str, value: str) -> None:
@@ -121,8 +128,8 @@ def _assign_entry(root: Node, parent: Entries, name: str, key: str, value: str) 
 
 def _assign_item(root: Node, parent: Items, name: str, key: str, value: str) -> None:
     """Set an item of a tuple, or add one behind the last."""
-    index = int(name) if name.isdecimal() else -1
-    if 0 <= index < len(parent.items):
+    index = _index(name)
+    if index is not None and index < len(parent.items):
         parent.items[index] = _read(parent.items[index], value)
         return
     kinds = item_annotations(parent.annotation, len(parent.items) + 1)
@@ -200,6 +207,7 @@ def _unknown(root: Node, parent: Draft, key: str) -> UserError:
 
 def nearest(word: str, among: typing.Iterable[str]) -> str:
     """The most similar of some keys. Last parts count as much as the whole, so that `steps` finds `train.steps`."""
+    word = word[-LONGEST:]
 
     def similarity(other: str) -> float:
         parts = ((word, other), (word.rpartition(".")[2], other.rpartition(".")[2]))

@@ -21,7 +21,7 @@ from launch.compare_profiles import read_profile
 from mmjax.config import Experiment, fingerprint, parts
 from mmjax.errors import UserError
 from mmjax.fields import OPERATIONAL
-from mmjax.files import make_folder, write_atomic
+from mmjax.files import local_path, make_folder, write_atomic
 from mmjax.profiling.chips import CHIPS, GPUS, TPUS, Chip
 from mmjax.sharding.rules import MESH_AXES
 from mmjax.sharding.topology import HERE, Topology, parse_topology
@@ -132,7 +132,9 @@ def make_plan(request: Planned) -> Path:
     if gpu and request.slices > 1:
         raise UserError(f"slices={request.slices} is of TPUs; of GPUs say how many there are, as in {kind}:64")
     topology = None if gpu else parse_topology(request.topology, request.slices)
-    with make_folder(Path(request.out).expanduser()) as folder:
+    if topology is not None:
+        topology.check()
+    with make_folder(local_path(request.out)) as folder:
         whole = (
             _gpus(request, experiment, CHIPS[kind], int(count))
             if topology is None

@@ -20,7 +20,7 @@ from mmjax import config
 from mmjax.config import Experiment, fingerprint, parts
 from mmjax.errors import UserError
 from mmjax.fields import OPERATIONAL
-from mmjax.files import make_folder, write_atomic
+from mmjax.files import local_path, make_folder, write_atomic
 
 if TYPE_CHECKING:
     from mmjax.evaluation.findings import Section
@@ -52,7 +52,7 @@ class Profiled(Experiment):
 
 def load(name: str) -> Profiled:
     """The profile of the experiment of that name, or of the one whose run directory that is."""
-    place = Path(name).expanduser()
+    place = local_path(name)
     if (place / config.FILE).is_file() or ("/" in name and place.is_dir()):
         return Profiled(**parts(config.read(name)), out=str(place / OF_RUN))
     if "/" in name:
@@ -64,7 +64,7 @@ def make_profile(request: Profiled) -> Path:
     """Profile as asked; returns the path of the result."""
     from mmjax.profiling.profile import profile
 
-    folder, experiment = Path(request.out).expanduser(), Experiment(**parts(request))
+    folder, experiment = local_path(request.out), Experiment(**parts(request))
     with make_folder(folder), make_folder(folder / "trace") as trace:
         found = profile(experiment, request.steps, trace, command_line.say)
     whole = found.json() | {"fingerprint": fingerprint(experiment)}

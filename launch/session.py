@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import chz
@@ -12,6 +11,7 @@ import chz
 from launch.generate import write_by
 from mmjax import config
 from mmjax.errors import UserError
+from mmjax.files import local_path
 
 if TYPE_CHECKING:
     import numpy as np
@@ -59,7 +59,7 @@ class Session:
         from mmjax.evaluation.reader import Reader
         from mmjax.sharding.mesh import choose_rules
 
-        self.request, self.run_dir = request, Path(request.run_dir).expanduser()
+        self.request, self.run_dir = request, local_path(request.run_dir)
         trained = config.read(request.run_dir)
         self.fingerprint = config.fingerprint(trained)
         outputs = [name for name, part in trained.model.outputs.items() if part is not None]

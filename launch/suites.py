@@ -20,10 +20,11 @@ EXPLAINED = 64
 
 @dataclasses.dataclass(frozen=True)
 class Suite:
-    """What it tells, and how it is found out; None where a model has nothing of the kind."""
+    """What it tells, and how it is found out; None where a model has nothing of the kind, and what is said then."""
 
     about: str
     run: "Callable[[Session, Subject], Findings | None]"
+    none: str = "there is nothing to judge"
 
 
 def _standard(session: Session, subject: Subject) -> "Findings":
@@ -170,12 +171,24 @@ def _labels(session: Session) -> list[str]:
 
 SUITES = {
     "standard": Suite("what one pass over the split says of every output", _standard),
-    "generation": Suite("pictures and sounds made, through the eyes of readers and beside the true ones", _generation),
+    "generation": Suite(
+        "pictures and sounds made, through the eyes of readers and beside the true ones",
+        _generation,
+        "this run makes no pictures and no sounds",
+    ),
     "robustness": Suite("with each modality hidden, noised, or swapped for another example's", _robustness),
     "slices": Suite("each kind of examples by itself: by speaker, by digit, by skin tone", _slices),
-    "probe": Suite("what features know of labels: linear probes, nearest neighbours, a few examples a class", _probe),
-    "zero_shot": Suite("classes told apart by their descriptions", _zero_shot),
-    "attribution": Suite("what answers rest on: pixels, sounds, words, modalities", _attribution),
+    "probe": Suite(
+        "what features know of labels: linear probes, nearest neighbours, a few examples a class",
+        _probe,
+        "this run's data have no labels",
+    ),
+    "zero_shot": Suite(
+        "classes told apart by their descriptions", _zero_shot, "this run aligns no texts with anything"
+    ),
+    "attribution": Suite(
+        "what answers rest on: pixels, sounds, words, modalities", _attribution, "this run gives no answers to explain"
+    ),
 }
 DEFAULT = ("standard", "generation")
 

@@ -20,6 +20,8 @@ from mmjax.training.optimizer import AdamW, Optimizer
 
 FILE = "experiment.json"
 FORMAT = 1
+# Bytes of the largest experiment.json that is read.
+LARGEST = 2**26
 
 
 @chz.chz
@@ -48,6 +50,11 @@ class Experiment:
         metadata=OPERATIONAL,
     )
     data_dir: str = chz.field(default="~/.cache/mmjax", doc="where prepared data sets lie", metadata=OPERATIONAL)
+
+    @chz.validate
+    def _seed(self) -> None:
+        if self.seed < 0:
+            raise ValueError(f"seed={self.seed} must not be negative")
 
 
 def parts(experiment: Experiment) -> dict[str, Any]:
@@ -90,7 +97,7 @@ def difference(a: Experiment, b: Experiment) -> list[str]:
 
 def write(experiment: Experiment, run_dir: str | Path) -> Path:
     """Write `experiment.json` into a run directory, whole or not at all, and return its path."""
-    path = Path(run_dir).expanduser() / FILE
+    path = files.local_path(run_dir) / FILE
     whole = {"format": FORMAT, "fingerprint": fingerprint(experiment), "experiment": _draft(experiment).data()}
     with files.explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -99,14 +106,14 @@ def write(experiment: Experiment, run_dir: str | Path) -> Path:
 
 def has_begun(run_dir: str | Path) -> bool:
     """Whether a run has taken a step in a directory: metrics were logged or a checkpoint was saved."""
-    folder = Path(run_dir).expanduser()
+    folder = files.local_path(run_dir)
     log = folder / "metrics.jsonl"
     return (log.exists() and log.stat().st_size > 0) or any((folder / FOLDER).glob("*"))
 
 
 def check_owner(experiment: Experiment, run_dir: str | Path) -> None:
     """Raise UserError where a run directory belongs to another experiment, which it does from its first step on."""
-    if (Path(run_dir).expanduser() / FILE).exists():
+    if (files.local_path(run_dir) / FILE).exists():
         other = read(run_dir)
         if has_begun(run_dir) and fingerprint(other) != fingerprint(experiment):
             lines = difference(other, experiment)
@@ -125,9 +132,9 @@ def claim(experiment: Experiment, run_dir: str | Path) -> Path:
 
 def read(run_dir: str | Path) -> Experiment:
     """The experiment of a run directory. Raises UserError where there is none, or one that was damaged or changed."""
-    path = Path(run_dir).expanduser() / FILE
+    path = files.local_path(run_dir) / FILE
     try:
-        source = path.read_text(encoding="utf-8")
+        source = files.read_regular(path, LARGEST).decode()
     except FileNotFoundError as error:
         raise UserError(f"{run_dir} is no run directory: it holds no {FILE}") from error
     except UnicodeDecodeError as error:
@@ -148,8 +155,8 @@ def read(run_dir: str | Path) -> Experiment:
 def stored_fingerprint(run_dir: str | Path) -> str | None:
     """The fingerprint that a run directory's `experiment.json` says, whose classes need not be known; None for none."""
     try:
-        found = json.loads(files.read_regular(Path(run_dir).expanduser() / FILE))["fingerprint"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        found = files.read_json(files.local_path(run_dir) / FILE, LARGEST)["fingerprint"]
+    except (OSError, ValueError, KeyError, TypeError):
         return None
     return found if isinstance(found, str) else None
 

@@ -32,6 +32,9 @@ DEFAULT = "default"
 WHOLE = "the configuration"
 """What the root, whose key is empty, is called."""
 
+LARGEST_INT, LARGEST_FLOAT = 2**31 - 1, 3.4e38
+"""Of the types in which steps and sizes are counted, and rates are multiplied."""
+
 
 @dataclasses.dataclass
 class Draft(abc.ABC):
@@ -73,6 +76,9 @@ class Leaf(Draft):
     def make(self) -> Any:
         if self.value is MISSING:
             raise UserError(f"{self.key} is not given: set {self.key}={describe(self.annotation)}")
+        for value in self.value if isinstance(self.value, tuple) else (self.value,):
+            if reason := _unusable(value):
+                raise UserError(f"{self.key}={_short(self.shown())}: {reason}")
         return self.value
 
     def data(self, decisive: bool = False) -> Any:
@@ -101,6 +107,10 @@ class Node(Draft):
             return self.cls(**values)
         except ValueError as error:
             raise UserError(self._refusal(" ".join(str(error).split()))) from error
+        except (ArithmeticError, LookupError, MemoryError) as error:  # of a validator that calculates with them
+            raise UserError(
+                f"{self.key or WHOLE} cannot have these values: {str(error) or type(error).__name__}"
+            ) from error
 
     def _refusal(self, reason: str) -> str:
         """A validator's reason with the key it is about: the field it begins with or that chz names, else the node."""
@@ -248,9 +258,23 @@ def _leaf(value: Any, key: str, annotation: Any, origin: str) -> Leaf:
     try:
         return Leaf(key, annotation, origin, conform(value, annotation))
     except ValueError as error:
-        shown = repr(list(value) if isinstance(value, tuple) else value)
-        shown = shown if len(shown) <= 60 else shown[:57] + "..."
+        shown = _short(repr(list(value) if isinstance(value, tuple) else value))
         raise UserError(f"{key or WHOLE} is {shown}: {error}") from error
+
+
+def _unusable(value: Any) -> str | None:
+    """Why a value of the right type still cannot be used, or None."""
+    if isinstance(value, int) and abs(value) > LARGEST_INT:
+        return f"must lie between -{LARGEST_INT} and {LARGEST_INT}"
+    if isinstance(value, float) and abs(value) > LARGEST_FLOAT:
+        return f"must lie between -{LARGEST_FLOAT} and {LARGEST_FLOAT}"
+    if isinstance(value, str) and any(sign == "\0" or "\ud800" <= sign <= "\udfff" for sign in value):
+        return "must be text without NUL characters and bytes that are not UTF-8"
+    return None
+
+
+def _short(shown: str) -> str:
+    return shown if len(shown) <= 60 else shown[:57] + "..."
 
 
 def _known_class(path: Any, key: str, annotation: Any) -> type:

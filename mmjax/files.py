@@ -1,12 +1,14 @@
-"""Files that are either wholly there or not there at all, locks, and what is safe to read."""
+"""Paths as users type them, files that are read or written whole, and locks."""
 
 import contextlib
 import errno
 import fcntl
+import json
 import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from mmjax.errors import UserError
 
@@ -14,17 +16,71 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 # A train state counts its steps in 32 bits.
 LARGEST_STEP = 2**31 - 1
 
+# Bytes of the largest file that is read whole where nothing else is known of it.
+LARGEST = 2**30
 
-def write_atomic(path: str | os.PathLike[str], content: str | bytes) -> Path:
+
+def local_path(text: str | os.PathLike[str]) -> Path:
+    """The path that a user typed, with the home directory for ~.
+
+    Raises UserError for the home of an unknown user, and for what no file can be called or may not be looked for.
+    """
+    typed = os.fspath(text)
+    try:
+        typed.encode()  # What is not UTF-8 came as lone surrogates.
+        path = Path(typed).expanduser()
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            path.lstat()
+    except RuntimeError as error:
+        raise UserError(f"{typed}: there is no such user's home directory; write the path in full") from error
+    except (OSError, ValueError) as error:
+        reason = "it holds a NUL byte or bytes that are not UTF-8" if isinstance(error, ValueError) else error.strerror
+        shown = typed if len(typed) <= 80 else typed[:77] + "..."
+        raise UserError(f"{shown!r} cannot be a path here: {reason}") from error
+    return path
+
+
+def read_regular(path: str | os.PathLike[str], limit: int = LARGEST) -> bytes:
+    """The content of a regular file of at most `limit` bytes.
+
+    Raises OSError where there is no such file: also for a pipe or a device, which could be read for ever.
+    """
+    # Opened so, a pipe that nobody writes to does not wait for a writer.
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise OSError(errno.EFBIG, f"larger than {limit:,} bytes", os.fspath(path))
+    return content
+
+
+def read_json(path: str | os.PathLike[str], limit: int = LARGEST) -> Any:
+    """What a JSON file holds. Raises OSError where `read_regular` does, and ValueError for what is not JSON."""
+    try:
+        return json.loads(read_regular(path, limit))
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def write_atomic(path: str | os.PathLike[str], content: str | bytes, mode: int | None = None) -> Path:
     """Puts `content` at `path` so that whoever looks, also after a crash, sees the old file or the new one.
 
-    Text is written as UTF-8. Raises UserError where the directory cannot be written or the disk is full.
+    Text is written as UTF-8. Raises UserError where the directory cannot be written or the disk is full, and where
+    something lies there that is not a regular file.
+
+    Args:
+        mode: the new file's permissions, such as 0o755; None: as the process's umask has them.
     """
     path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     with explained(path):
+        if path.exists() and not path.is_file():
+            raise OSError(errno.EEXIST, "what is there is not a regular file")
         try:
             with partial.open("wb") as file:
+                if mode is not None:
+                    os.fchmod(file.fileno(), mode)
                 file.write(content.encode() if isinstance(content, str) else content)
                 file.flush()
                 os.fsync(file.fileno())
@@ -83,14 +139,8 @@ def locked(path: Path, taken: str) -> Iterator[None]:
         os.close(descriptor)
 
 
-def read_regular(path: Path) -> bytes:
-    """The content of a regular file. Raises OSError for a link or a special file, of which some never end."""
-    check_regular(path)
-    return path.read_bytes()
-
-
 def check_regular(path: Path) -> None:
-    """Raises OSError for what is not a regular file."""
+    """Raises OSError for what is not itself a regular file: a link, also to one, or a special file."""
     if not stat.S_ISREG(path.lstat().st_mode):
         raise OSError(errno.EINVAL, "not a regular file", str(path))
 

@@ -116,7 +116,8 @@ class Multimodal(nnx.Module):
             with _named(f"model.encoders.{name}"):
                 parts[name] = encoder.build(features[name], settings, rngs)
         self.encoders = nnx.Dict(parts)
-        self.fusion = config.fusion.build(tuple(encoders), settings, rngs)
+        with _named("model.fusion"):
+            self.fusion = config.fusion.build(tuple(encoders), settings, rngs)
         heads = {}
         for name, output in outputs.items():
             with _named(f"model.outputs.{name}"):
@@ -288,11 +289,14 @@ def drop_modalities(streams: dict[str, Tokens], rate: float, key: jax.Array) -> 
 
 @contextlib.contextmanager
 def _named(key: str) -> Iterator[None]:
-    """Puts the key in front of what a user is told of a part."""
+    """Puts the key in front of what a user is told of a part, and of what its sizes make impossible."""
     try:
         yield
     except UserError as error:
-        raise UserError(f"{key}: {error}") from error
+        raise UserError(str(error) if str(error).startswith(key) else f"{key}: {error}") from error
+    except (ArithmeticError, MemoryError, ValueError) as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise UserError(f"{key} cannot be built with these values: {reason}") from error
 
 
 def _size(batch: Batch) -> int:

@@ -16,6 +16,9 @@ jaxtyping.install_import_hook("mmjax", "beartype.beartype")
 
 def pytest_addoption(parser):
     parser.addoption("--kills", type=int, default=2, help="how often the resumed run is killed")
+    parser.addoption(
+        "--fuzz", type=int, default=150, help="how many command lines, and files of each kind, are made up"
+    )
 
 
 @pytest.fixture(scope="session")

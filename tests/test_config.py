@@ -42,7 +42,7 @@ EXPERIMENT = Experiment(
         outputs={"label": Classify(target="label")},
         fusion=CrossAttention(depth=1),
     ),
-    optimizer=AdamW(learning_rate=0.1 + 0.2, rules=(Rule(pattern="^encoders/", freeze=True),)),
+    optimizer=AdamW(learning_rate=0.1 + 0.2, rules=(Rule(pattern="encoders/*", freeze=True),)),
     train=Train(steps=7),
 )
 
@@ -70,7 +70,7 @@ def test_json_names_every_class_and_holds_every_value():
     assert data["model"]["fusion"]["class"] == "mmjax.fusion.cross_attention.CrossAttention"
     assert data["model"]["fusion"]["depth"] == 1
     assert data["optimizer"]["learning_rate"] == 0.30000000000000004
-    rule = {"class": "mmjax.training.optimizer.Rule", "pattern": "^encoders/", "freeze": True}
+    rule = {"class": "mmjax.training.optimizer.Rule", "pattern": "encoders/*", "freeze": True}
     assert data["optimizer"]["rules"][0].items() >= rule.items()
 
 
@@ -211,6 +211,18 @@ def test_a_damaged_file_is_named(tmp_path: Path):
     assert refused(tmp_path, altered(lr=5)).startswith(": lr is no key of Experiment, which has name, data, model,")
     del good["experiment"]["model"]["fusion"]["heads"]
     assert refused(tmp_path, good) == ": model.fusion.heads is missing: CrossAttention needs it (int)"
+
+
+def test_what_is_no_regular_file_is_not_read(tmp_path: Path):
+    (path := tmp_path / config.FILE).symlink_to("/dev/zero")
+    with pytest.raises(UserError, match=r"experiment.json cannot be read \(not a regular file\)$"):
+        config.read(tmp_path)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(UserError, match=r"experiment.json cannot be read \(not a regular file\)$"):
+        config.read(tmp_path)
+    with pytest.raises(UserError, match="no such user's home directory"):
+        config.claim(EXPERIMENT, "~nobody-of-this-name/run")
 
 
 def test_a_file_in_the_place_of_the_run_directory_is_named(tmp_path: Path):

@@ -70,10 +70,10 @@ FULL = Tree(
     part=Large(size=3, shape=(4, 1 / 3), inner=Large(inner=Small(size=9))),
     parts={"z": Small(), "a": None, "left-eye": Large()},
     rules=(Rule(pattern='b"\\ü\n', scale=5e-324), Rule()),
-    spans=(("x", 0.1), ("y", 1e300)),
+    spans=(("x", 0.1), ("y", 1e38)),
     weights={"one": 1, "two": 0.2},
     rate=0.1 + 0.2,
-    limit=2**70,
+    limit=2**31 - 1,
     flag=True,
     mode=3,
     text="None",
@@ -195,6 +195,11 @@ def test_a_class_that_cannot_stand_there_is_refused(cls: type):
         ({"text": ["a" * 100]}, "text is ['aaa"),
         ({"rate": -1.0}, "rate=-1.0: rate cannot be negative"),
         ({"extra": 1}, "extra is no key of Tree, which has part, parts, "),
+        ({"limit": 2**31}, "limit=2147483648: must lie between -2147483647 and 2147483647"),
+        ({"bands": [1, -(10**23)]}, "bands=1,-100000000000000000000000: must lie between -2147483647 and"),
+        ({"rate": 1e39}, "rate=1e+39: must lie between -3.4e+38 and 3.4e+38"),
+        ({"text": "a\0b"}, "text=a\0b: must be text without NUL characters and bytes that are not UTF-8"),
+        ({"text": "a\udcff"}, "text=a\udcff: must be text without NUL characters"),
     ],
 )
 def test_what_does_not_fit_is_named(change: dict[str, Any], line: str):
@@ -242,3 +247,31 @@ def test_choices_are_concrete_chz_classes_of_the_package():
     assert list(choices(Part | None)) == ["Large", "Small"]
     assert describe(Mapping[str, Part | None]) == "entries of Large | Small | None"
     assert describe(tuple[tuple[str, int | None], ...]) == "(text,(int | None)),..."
+
+
+@chz.chz
+class Calculated:
+    """A class whose validator calculates."""
+
+    seconds: float = 1.0
+    parts: int = 1
+
+    @chz.validate
+    def _samples(self) -> None:
+        if round(self.seconds * 1e300) // self.parts > 10**305:
+            raise MemoryError
+
+
+@pytest.mark.parametrize(
+    ("values", "line"),
+    [
+        ({"parts": 0}, "node cannot have these values: integer division or modulo by zero"),
+        ({"seconds": 1e10}, "node cannot have these values: cannot convert float infinity to integer"),
+        ({"seconds": 1e7}, "node cannot have these values: MemoryError"),
+    ],
+)
+def test_what_a_validator_cannot_calculate_with_is_a_line(values: dict[str, Any], line: str):
+    data = {"class": class_path(Calculated), "seconds": 1.0, "parts": 1} | values
+    with pytest.raises(UserError) as caught:
+        draft_data(data, "node", Calculated, "file").make()
+    assert str(caught.value) == line

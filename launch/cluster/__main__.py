@@ -13,6 +13,7 @@ from launch.cluster.job import Job
 from launch.cluster.slurm import Slurm
 from launch.cluster.tpu_vm import TpuVm
 from mmjax.errors import UserError
+from mmjax.files import local_path, write_atomic
 
 SCHEDULERS: dict[str, type[Job]] = {"slurm": Slurm, "gke": Gke, "tpu_vm": TpuVm}
 
@@ -39,13 +40,7 @@ def write(rendering: str, out: str | None) -> Path | None:
     if out is None:
         print(rendering, end="")
         return None
-    try:
-        Path(out).write_text(rendering)
-        if rendering.startswith("#!"):
-            Path(out).chmod(0o755)
-    except OSError as error:
-        raise UserError(f"out={out} cannot be written: {error.strerror}") from None
-    return Path(out)
+    return write_atomic(local_path(out), rendering, 0o755 if rendering.startswith("#!") else None)
 
 
 def _run_dir(keys: list[str], command: list[str]) -> list[str]:

@@ -7,6 +7,9 @@ import chz
 from launch.cluster.job import Job, fill
 from mmjax.errors import UserError
 
+# Hours of the longest time limit that can be asked for.
+LONGEST = 8784
+
 
 @chz.chz
 class Slurm(Job):
@@ -29,6 +32,8 @@ class Slurm(Job):
                 raise UserError(f"{key}={value}: must be made of letters, digits and _ . , @ / -")
         if self.devices < 1 or (self.cpus is not None and self.cpus < 1):
             raise UserError("devices and cpus must be at least 1")
+        if not 0 < self.hours <= LONGEST:
+            raise UserError(f"hours={self.hours:g}: must lie between 0 and {LONGEST}, a year")
         if self.hours * 3600 <= self.grace:
             raise UserError(f"hours={self.hours:g} is not longer than grace={self.grace} seconds")
 

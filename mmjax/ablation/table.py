@@ -25,7 +25,7 @@ from mmjax.evaluation.statistics import (
 )
 from mmjax.files import write_atomic
 from mmjax.profiling.growth import growth
-from mmjax.training.metrics import read_history
+from mmjax.training.metrics import read_history, read_summary
 
 FUSION = "model.fusion"
 # The width at which the growth of cost is looked at.
@@ -57,7 +57,7 @@ def check_metric(cell: Cell, seeds: Sequence[int], metric: str | None) -> None:
     for run in cell.runs(seeds):
         path = Path(run.run_dir) / "summary.json"
         if metric is not None and path.exists():
-            known = json.loads(path.read_text())["metrics"]
+            known = read_summary(run.run_dir)["metrics"]
             if metric not in known:
                 raise UserError(f"metric={metric} is not among the figures: {', '.join(known)}")
 
@@ -120,7 +120,7 @@ class Table:
     def _row(self, cell: Cell, run: Any) -> dict[str, Any]:
         """One seed of one choice."""
         folder = Path(run.run_dir)
-        summary, history = json.loads((folder / "summary.json").read_text()), read_history(folder)
+        summary, history = read_summary(folder), read_history(folder)
         split = self.metric.partition("/")[0]
         curve = self.metric.replace(f"{split}/", "validation/", 1)
         rates = [line for line in history if "train/steps_per_second" in line]
@@ -152,9 +152,7 @@ class Table:
         runs = self._ended(self._cell(choice))
         if self._by_answer:
             return np.stack([read_answers(run.run_dir)["correct"] for run in runs]).astype(np.float64)
-        return np.array(
-            [json.loads((Path(run.run_dir) / "summary.json").read_text())["metrics"][self.metric] for run in runs]
-        )
+        return np.array([read_summary(run.run_dir)["metrics"][self.metric] for run in runs])
 
     @property
     def _by_answer(self) -> bool:

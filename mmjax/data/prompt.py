@@ -1,13 +1,16 @@
 """What somebody gives a trained model to go on: a text or files, as a batch of one example."""
 
 from collections.abc import Mapping
-from pathlib import Path
 
 from mmjax.data.clean import BadInput, clean_text
 from mmjax.data.inputs import Input, Sentence
 from mmjax.data.loader import blank, put
 from mmjax.errors import UserError
+from mmjax.files import local_path, read_regular
 from mmjax.types import Batch
+
+# Bytes of the largest file that is read.
+LARGEST = 2**28
 
 
 def make_prompt(inputs: Mapping[str, Input], given: Mapping[str, str]) -> Batch:
@@ -38,8 +41,8 @@ def _content(path: str) -> bytes:
     if not path:
         raise BadInput("no file is named")
     try:
-        return Path(path).expanduser().read_bytes()
-    except (OSError, ValueError, RuntimeError) as error:  # a zero byte in the name, no such user's home
+        return read_regular(local_path(path), LARGEST)
+    except (OSError, UserError) as error:
         raise BadInput(getattr(error, "strerror", None) or str(error)) from error
 
 

@@ -21,7 +21,7 @@ POINTS = 300
 LARGEST_VALUE = 1e300  # beyond it Matplotlib finds no ticks
 LARGEST_SIDE = 256
 FIRST_PANELS = ("loss", "accuracy", "recall@1", "recall@5", "recall@10", "median_rank")
-LAST_PANELS = ("learning_rate", "grad_norm", "steps_per_second", "examples_per_second", "utilisation")
+LAST_PANELS = ("learning_rate", "gradient_norm", "steps_per_second", "examples_per_second", "utilisation")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,6 @@ import dataclasses
 import fcntl
 import json
 import math
-import re
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path

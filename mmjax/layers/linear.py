@@ -40,8 +40,10 @@ def make_parameter(
     matrices are; `maximum`, to what it is clipped after every update, see `clip_parameters`.
 
     Where the mesh does not divide the dimension along which it is only stored, a small one is kept whole instead.
-    Raises UserError for a large one, and where the mesh does not divide any other dimension.
+    Raises UserError for a large one, where the mesh does not divide any other dimension, and for sizes below 1.
     """
+    if min(shape, default=1) < 1:
+        raise UserError(f"a parameter would have the shape {shape}; every size must be at least 1")
     spec = rules.spec(*axes)
     try:
         _check_divides(shape, axes, spec)

@@ -6,7 +6,12 @@ from typing import Any, Literal, TypeVar
 import jax
 from flax import nnx
 
+from mmjax.errors import UserError
+
 Carry = TypeVar("Carry")
+
+# Blocks of the deepest stack: a layer dimension of more is a mistake, and unrolled it would be compiled for ever.
+DEEPEST = 1000
 
 Remat = Literal["none", "weights", "dots", "dots_no_batch", "full"]
 
@@ -42,6 +47,8 @@ class Stack(nnx.Module):
         unroll: bool = False,
         rngs: nnx.Rngs,
     ):
+        if not 1 <= depth <= DEEPEST:
+            raise UserError(f"a depth of {depth} must lie between 1 and {DEEPEST}")
         self.blocks = jax.vmap(lambda key: make(nnx.Rngs(key)))(jax.random.split(rngs.params(), depth))
         self.depth, self.remat, self.unroll = depth, remat, unroll
 

@@ -311,7 +311,7 @@ def kernels(module: Module, events: Sequence[trace.Event], steps: int, peak: flo
                 bytes=moved,
                 roof=max(flops / peak, moved / bandwidth) / seconds if seconds else math.nan,
                 source=module.source(instruction) or "",
-                part=(part.group(1) if part else "else") + (" backward" if "transpose(" in origin.path else ""),
+                part=(part.group(1) if part else "other") + (" backward" if "transpose(" in origin.path else ""),
                 layer=_layer(stack),
                 stack=tuple(frame.function.replace(".<locals>", "") for frame in stack if frame.file != HERE),
             )
@@ -320,14 +320,14 @@ def kernels(module: Module, events: Sequence[trace.Event], steps: int, peak: flo
 
 
 def _unknown(name: str, seconds: Sequence[float], share: int) -> Kernel:
-    return Kernel(name, "", sum(seconds) / share, len(seconds) / share, 0.0, 0.0, 0.0, "", "else", "else", ())
+    return Kernel(name, "", sum(seconds) / share, len(seconds) / share, 0.0, 0.0, 0.0, "", "other", "other", ())
 
 
 def _layer(stack: Sequence[Any]) -> str:
     """The classes of the package's layers that were at work, from the outside in."""
     names = [frame.function.partition(".")[0] for frame in stack if "/layers/" in frame.file and "." in frame.function]
     kept = [name for name in dict.fromkeys(names) if name != "Stack"]
-    return " > ".join(kept) or "else"
+    return " > ".join(kept) or "other"
 
 
 def _times(module: Module, events: Sequence[trace.Event], steps: int) -> dict[str, float]:

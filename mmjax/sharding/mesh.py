@@ -21,7 +21,6 @@ class MeshShape:
     data: int = chz.field(default=-1, doc="data parallelism: the batch is split, parameters are copied")
     fsdp: int = chz.field(default=1, doc="data parallelism with parameters and optimizer state split too")
     expert: int = chz.field(default=1, doc="data parallelism with the experts of a sparse mixture split")
-    seq: int = chz.field(default=1, doc="sequence parallelism")
     tensor: int = chz.field(default=1, doc="tensor parallelism: heads and hidden units are split")
 
     @chz.validate
@@ -33,7 +32,7 @@ class MeshShape:
     @property
     def sizes(self) -> tuple[int, ...]:
         """Devices per axis in the order of `MESH_AXES`."""
-        return (self.replica, self.data, self.fsdp, self.expert, self.seq, self.tensor)
+        return (self.replica, self.data, self.fsdp, self.expert, self.tensor)
 
     @property
     def text(self) -> str:
@@ -115,6 +114,7 @@ def choose_rules(name: str, mesh: Mesh | AbstractMesh) -> Rules:
     for axis, size in mesh.shape.items():
         if size > 1 and axis not in rules.axes():
             able = [other for other, table in PRESETS.items() if axis in table.axes()]
-            mend = f"choose rules={' or '.join(able)}" if able else f"set mesh.{axis}=1"
-            raise UserError(f"mesh.{axis}={size} but rules={name} splits nothing over it; {mend}")
+            raise UserError(
+                f"mesh.{axis}={size} but rules={name} splits nothing over it; choose rules={' or '.join(able)}"
+            )
     return rules

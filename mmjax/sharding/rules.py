@@ -8,7 +8,7 @@ from jax.sharding import PartitionSpec
 
 Tree = TypeVar("Tree")
 
-MESH_AXES = ("replica", "data", "fsdp", "expert", "seq", "tensor")
+MESH_AXES = ("replica", "data", "fsdp", "expert", "tensor")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,12 +24,10 @@ class Rules:
 
     batch: tuple[str, ...] = ("replica", "data", "fsdp", "expert")
     group: tuple[str, ...] = ("replica", "data", "fsdp")
-    seq: tuple[str, ...] = ()
     embed: tuple[str, ...] = ()
     heads: tuple[str, ...] = ()
     mlp: tuple[str, ...] = ()
     vocab: tuple[str, ...] = ()
-    layer: tuple[str, ...] = ()
     expert: tuple[str, ...] = ("expert",)
 
     def spec(self, *names: str | None) -> PartitionSpec:

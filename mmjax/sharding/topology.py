@@ -16,6 +16,8 @@ DEEP = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", 
 SHAPES = {"v4": DEEP, "v5e": FLAT, "v5p": (*DEEP, "16x16x24"), "v6e": FLAT, "tpu7x": DEEP}
 # The generation of the devices of this process, whatever they are.
 HERE = "here"
+# What libtpu then need not look for on the network: it is on a host that has no TPU, or is to describe other ones.
+ALONE = {"TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-4", "TPU_WORKER_HOSTNAMES": "localhost"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +46,16 @@ class Topology:
         size = self.shape[dimension]
         return size == 16 if len(self.shape) == 2 else size % 4 == 0
 
+    def check(self) -> None:
+        """Raises UserError where what compiles for it is not installed."""
+        try:
+            if self.generation != HERE:
+                version("libtpu")
+        except PackageNotFoundError as error:
+            raise UserError(
+                f"compiling for {self.name} needs libtpu, and no TPU: install it by pip install -e '.[plan]'"
+            ) from error
+
     def devices(self) -> list[Any]:
         """Its devices or descriptions of them, to make a mesh of.
 
@@ -51,20 +63,10 @@ class Topology:
         """
         if self.generation == HERE:
             return list(jax.devices())
-        # It looks for no machine's metadata, and several processes may compile at once.
-        for name, value in {
-            "TPU_SKIP_MDS_QUERY": "1",
-            "TPU_ACCELERATOR_TYPE": "v5litepod-4",
-            "TPU_WORKER_HOSTNAMES": "localhost",
-            "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-        }.items():
+        self.check()
+        # Several processes may compile at once.
+        for name, value in (ALONE | {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}).items():
             os.environ.setdefault(name, value)
-        try:
-            version("libtpu")
-        except PackageNotFoundError as error:
-            raise UserError(
-                f"compiling for {self.name} needs libtpu, and no TPU: install it by pip install -e '.[plan]'"
-            ) from error
         from jax.experimental import topologies
 
         try:
@@ -74,6 +76,14 @@ class Topology:
         except Exception as error:  # the plugin raises nothing more exact
             reason = str(error).splitlines()[0]
             raise UserError(f"libtpu {version('libtpu')} cannot describe {self.name}: {reason}") from error
+
+
+def quiet_libtpu() -> None:
+    """Keeps an installed libtpu, which JAX tries on every machine, from alarms about a TPU that is not there."""
+    # On import JAX sets the one where it finds no TPU on the PCI bus, and the other where it does.
+    if os.environ.get("TPU_SKIP_MDS_QUERY") == "1" and not jax.config.jax_platforms:
+        for name, value in ALONE.items():
+            os.environ.setdefault(name, value)
 
 
 def parse_topology(text: str, slices: int = 1) -> Topology:

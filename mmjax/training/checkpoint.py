@@ -7,7 +7,6 @@ contents, is damaged. Nothing in a checkpoint is ever executed.
 """
 
 import contextlib
-import json
 import logging
 import math
 import shutil
@@ -20,7 +19,7 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from mmjax.errors import NoCheckpoint, UserError
-from mmjax.files import read_regular, step_of
+from mmjax.files import read_json, step_of
 from mmjax.layers.tree import named_leaves
 from mmjax.sharding.distributed import barrier, gather_lines, is_lead
 from mmjax.training.seal import disk_problem, find_damage, mute_refusals, seal
@@ -358,9 +357,9 @@ class _Keep:
 
     def _read(self, step: int) -> Mapping[str, float] | None:
         try:
-            metrics = json.loads(read_regular(self._folder / str(step) / "extra" / "extra.json"))["metrics"]
+            metrics = read_json(self._folder / str(step) / "extra" / "extra.json")["metrics"]
             return None if metrics is None else dict(metrics)
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        except (OSError, ValueError, KeyError, TypeError):
             return {}
 
 

@@ -2,8 +2,8 @@
 
 import contextlib
 import dataclasses
-import re
 from collections.abc import Callable
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,14 +24,14 @@ POSITION = "position"
 
 @chz.chz
 class Rename:
-    """What was called by `pattern` in the other run is called `by` here."""
+    """What lies at the path `old` in the other run, a parameter or a part with all below it, lies at `new` here."""
 
-    pattern: str = chz.field(doc="regular expression, each occurrence of which in a path name there is replaced")
-    by: str = chz.field(doc=r"the replacement, in which \1 is the first group")
+    old: str = chz.field(doc="path there, such as encoders/image/trunk")
+    new: str = chz.field(doc="path here")
 
-    @chz.validate
-    def _pattern(self) -> None:
-        _compile(self.pattern)
+    def __call__(self, name: str) -> str:
+        """The name here of a parameter that is called `name` there."""
+        return self.new + name.removeprefix(self.old) if f"{name}/".startswith(f"{self.old}/") else name
 
 
 @chz.chz
@@ -41,14 +41,9 @@ class Initialize:
     run_dir: str = chz.field(doc="the other run's directory")
     step: int | None = chz.field(default=None, doc="which of its checkpoints; None: the newest")
     average: bool = chz.field(default=False, doc="take its moving average (train.ema) of the parameters")
-    include: str = chz.field(default="", doc="regular expression found in the path names here that are to be loaded")
-    exclude: str | None = chz.field(default=None, doc="regular expression found in those that are not")
+    include: str = chz.field(default="*", doc="path names here that are to be loaded, * for any part: encoders/image/*")
+    exclude: str | None = chz.field(default=None, doc="those of them that are not: */bias")
     rename: tuple[Rename, ...] = chz.field(default=(), doc="changes of names between there and here, in order")
-
-    @chz.validate
-    def _patterns(self) -> None:
-        _compile(self.include)
-        _compile(self.exclude or "")
 
 
 def check_origin(model: Any, config: Initialize) -> None:
@@ -150,8 +145,8 @@ def _sources(config: Initialize, there: dict[str, Any]) -> dict[str, str]:
             continue
         name = source.removeprefix(part)
         for rename in config.rename:
-            name = re.sub(rename.pattern, rename.by, name)
-        if not re.search(config.include, name) or (config.exclude is not None and re.search(config.exclude, name)):
+            name = rename(name)
+        if not fnmatchcase(name, config.include) or (config.exclude and fnmatchcase(name, config.exclude)):
             continue
         if name in sources:
             raise UserError(
@@ -180,10 +175,3 @@ def resize_position(position: Float[Array, "*N D"], shape: tuple[int, ...]) -> F
 
 def _some(names: list[str]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-
-
-def _compile(pattern: str) -> None:
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise ValueError(f"{pattern!r} is no regular expression: {error}") from None

@@ -19,6 +19,7 @@ from mmjax.data.place import Feed, Placed
 from mmjax.errors import Diverged, Preempted, UserError
 from mmjax.lockstep import stack, unstack
 from mmjax.profiling.flops import peak_flops
+from mmjax.profiling.plan import owned
 from mmjax.sharding.distributed import any_process
 from mmjax.sharding.mesh import choose_rules
 from mmjax.signals import end_at_once, heed_signals
@@ -31,6 +32,9 @@ from mmjax.types import Metrics
 
 if TYPE_CHECKING:
     from mmjax.config import Experiment
+
+# Each of its rows is a place in an order that every host makes up.
+LARGEST_BATCH = 2**20
 
 
 @chz.chz
@@ -60,6 +64,8 @@ class Train:
         for name in (*counts, "accumulate", "stop_after_skipped"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.batch_size > LARGEST_BATCH:
+            raise ValueError(f"batch_size={self.batch_size} must be at most {LARGEST_BATCH}")
         if self.batch_size % self.accumulate:
             raise ValueError(f"accumulate={self.accumulate} must divide batch_size={self.batch_size}")
         if self.ema is not None and not 0 < self.ema < 1:
@@ -94,6 +100,7 @@ def train_together(experiments: Sequence["Experiment"]) -> list[Path | None]:
             program = Program(first, runs[0].data, rules)
             if first.train.initialize is not None and runs[0].new:
                 check_origin(program.abstract.model, first.train.initialize)
+            _check_memory(program)
             states = [run.open(program.abstract, resources) for run in runs]
         paths: dict[int, Path | None] = {}
         starts = [run.start for run in runs]
@@ -300,6 +307,17 @@ def _check_best(experiment: "Experiment") -> None:
             f"checkpoint.best_metric={metric} needs steps that are both evaluated and saved, and with "
             f"train.evaluate_every={evaluate_every} and checkpoint.every={every} no step before the last is; "
             "set both to the same number, or one to a multiple of the other, below train.steps"
+        )
+
+
+def _check_memory(program: Program) -> None:
+    """Raises UserError where what a step is given is more than a device has, before that is found out by compiling."""
+    held, there = owned(program), _device_memory()
+    if sum(held.values()) > there:
+        parts = ", ".join(f"{name} {size / 2**30:.3g}" for name, size in held.items() if size)
+        raise UserError(
+            f"a step is given more than the {there / 2**30:.3g} GiB of a device: GiB of {parts}; lower model.width, a "
+            "depth or train.batch_size, or split it over more devices by mesh.fsdp"
         )
 
 

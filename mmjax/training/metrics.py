@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from mmjax.errors import UserError
-from mmjax.files import explained, write_atomic
+from mmjax.files import explained, read_json, read_regular, write_atomic
 from mmjax.layers.tree import named_leaves
 
 # TensorBoard's file is flushed to the disk this often; metrics.jsonl after every line.
@@ -55,7 +55,7 @@ class MetricsLog:
         """The lines up to `step`, which are then all that the file holds."""
         if not self.path.exists():
             return []
-        content = self.path.read_bytes()
+        content = read_regular(self.path)
         kept = [line for line, values in _parsed(content, self.path) if values["step"] <= step]
         if b"".join(kept) != content:
             write_atomic(self.path, b"".join(kept))
@@ -143,7 +143,8 @@ def read_history(run_dir: str | os.PathLike[str]) -> list[dict[str, float | int]
     path = Path(run_dir).expanduser() / "metrics.jsonl"
     if not path.exists():
         return []
-    parsed = _parsed(path.read_bytes(), path)
+    with explained(path):
+        parsed = _parsed(read_regular(path), path)
     return [{name: math.nan if value is None else value for name, value in values.items()} for _, values in parsed]
 
 
@@ -155,15 +156,36 @@ def _parsed(content: bytes, path: Path) -> list[tuple[bytes, dict[str, Any]]]:
             break
         try:
             values = json.loads(line)
-            values["step"], values["seconds"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"line {number} of {path} is not a logged step; mend it or move the file away.") from error
+            if not isinstance(values["step"], int) or not math.isfinite(values["seconds"]):
+                raise ValueError("no step, or no seconds")
+            _check_numbers(values)
+        except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+            raise UserError(f"line {number} of {path} is not a logged step; fix it or move the file away") from error
         parsed.append((line, values))
     return parsed
 
 
+def _check_numbers(values: Mapping[str, Any]) -> None:
+    """Raises TypeError or OverflowError where something is neither a number nor null."""
+    for value in values.values():
+        if value is not None:
+            math.isfinite(value)
+
+
 def _json(value: float) -> float | None:
     return value if math.isfinite(value) else None
+
+
+def read_summary(run_dir: str | os.PathLike[str]) -> dict[str, Any]:
+    """The outcome of a run, as `write_summary` wrote it. Raises UserError where it is not there or damaged."""
+    path = Path(run_dir).expanduser() / "summary.json"
+    try:
+        summary = read_json(path)
+        math.isfinite(summary["step"] + summary["seconds"])
+        _check_numbers(summary["metrics"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
+        raise UserError(f"{path} is missing or damaged; remove it, and the same command writes it again") from error
+    return summary
 
 
 def write_summary(

@@ -9,8 +9,8 @@ clipped, the subclass turns gradients into a direction, weight decay w is decoup
 import abc
 import dataclasses
 import math
-import re
 from collections.abc import Callable, Mapping
+from fnmatch import fnmatchcase
 from typing import Any
 
 import chz
@@ -31,21 +31,14 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 @chz.chz
 class Rule:
-    """What is special about the parameters with `pattern` in their path name ("encoders/image/blocks/mlp/up/bias")."""
+    """What is special about the parameters whose path name ("encoders/image/blocks/mlp/up/bias") `pattern` matches."""
 
-    pattern: str = chz.field(doc="regular expression searched for in path names; ^ and $ tie it to their ends")
+    pattern: str = chz.field(doc="a whole path name, * for any part of it: encoders/image/*, */bias")
     learning_rate: float = chz.field(default=1.0, doc="multiplier of the learning rate")
     weight_decay: float | None = chz.field(
         default=None, doc="multiplier of the decay; None: 1 for matrices and kernels, else 0"
     )
     freeze: bool = chz.field(default=False, doc="never change these parameters and keep no moments for them")
-
-    @chz.validate
-    def _pattern(self) -> None:
-        try:
-            re.compile(self.pattern)
-        except re.error as error:
-            raise ValueError(f"{self.pattern!r} is no regular expression: {error}") from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,6 +161,11 @@ class Muon(Optimizer):
     b2: float = chz.field(default=0.999, doc="AdamW's decay of the second moment")
     eps: float = chz.field(default=1e-8, doc="AdamW's eps")
 
+    @chz.validate
+    def _iterations(self) -> None:
+        if not 1 <= self.iterations <= 100:
+            raise ValueError(f"iterations={self.iterations} must lie between 1 and 100")
+
     def direction(self, model: Any) -> optax.GradientTransformation:
         matrices = matrix_dimensions(model)
         shapes = {name: leaf.shape for name, leaf in named_leaves(model)}
@@ -191,19 +189,19 @@ class Muon(Optimizer):
 
 
 def treat(rules: tuple[Rule, ...], model: Any) -> dict[str, Treatment]:
-    """Every parameter's treatment by path name: that of the first rule whose pattern is found in the name.
+    """Every parameter's treatment by path name: that of the first rule whose pattern matches the name.
 
-    Raises UserError where a rule's pattern is found in no name.
+    Raises UserError where a rule's pattern matches no name.
     """
     parameters = _parameters(model)
     names = list(parameters)
     for rule in rules:
-        if not any(re.search(rule.pattern, name) for name in names):
+        if not any(fnmatchcase(name, rule.pattern) for name in names):
             shown = ", ".join(names[:: math.ceil(len(names) / 5)])
             raise UserError(f"optimizer.rules: {rule.pattern!r} matches no parameter; among them are {shown}")
     treatments = {}
     for name in names:
-        rule = next((rule for rule in rules if re.search(rule.pattern, name)), Rule(pattern=""))
+        rule = next((rule for rule in rules if fnmatchcase(name, rule.pattern)), Rule(pattern="*"))
         # What is multiplied with is decayed; what is added (biases, positions), scales (gains, temperatures) or is
         # looked up (tables) is not.
         decay = float(parameters[name][1].get("decay", False)) if rule.weight_decay is None else rule.weight_decay

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mmjax.files import check_regular, read_regular
+from mmjax.files import check_regular, read_json
 
 SEAL = "digests.json"
 # Orbax writes these after the folder is sealed: the time of the commit and, in some places, that there was one. Nothing
@@ -50,7 +50,8 @@ def find_damage(
     that lies outside the folder.
     """
     try:
-        sealed = json.loads(read_regular(folder / SEAL))
+        found = _names(folder)
+        sealed = read_json(folder / SEAL)
         if sealed and all(isinstance(entry, list) for entry in sealed.values()):
             return "it was written by an older version of mmjax"
         wanted = sealed["files"]
@@ -60,7 +61,6 @@ def find_damage(
             return f"it is the checkpoint of step {sealed['step']}"
         if fingerprint is not None and sealed["fingerprint"] != fingerprint:
             return "it is of another run"
-        found = _names(folder)
         for name in sorted(wanted.keys() - set(found)):
             return f"{name} is missing"
         for name in sorted(set(found) - wanted.keys()):
@@ -75,7 +75,7 @@ def find_damage(
         return (
             f"{name} is missing" if isinstance(error, FileNotFoundError) else f"{name} cannot be read: {error.strerror}"
         )
-    except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
+    except (ValueError, TypeError, AttributeError, KeyError):
         return f"{SEAL} was changed"
 
 

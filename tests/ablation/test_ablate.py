@@ -195,7 +195,7 @@ def test_a_signal_between_steps_is_answered(data_dir, tmp_path, monkeypatch, cap
         (["choices=Sum"], "model.fusion needs two choices or more"),
         (["choices=Sum,Sum"], "model.fusion needs two choices or more, each once"),
         (["match=size"], "match=size: expected"),
-        (["seeds=0"], "seeds=0: must be at least 1"),
+        (["seeds=0"], "seeds=0: must lie between 1 and 1000"),
         (["over=seed", "choices=0,1"], "over=seed: every choice is trained with several seeds anyway"),
         (["over=model.encoders.b", "choices=ViT,Spectrogram"], "Spectrogram: model.encoders.b"),
         (["over=train.batch_size", "choices=16,1024", "match=flops"], "model.width"),

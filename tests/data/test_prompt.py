@@ -144,6 +144,10 @@ def test_folders_and_odd_names_are_no_files(tmp_path: Path):
         make_prompt(INPUTS, {"image": str(tmp_path)})
     with pytest.raises(UserError, match="cannot be used: "):
         make_prompt(INPUTS, {"image": "a\0b"})
+    with pytest.raises(UserError, match=r"cannot be used: not a regular file$"):
+        make_prompt(INPUTS, {"image": "/dev/zero"})
+    with pytest.raises(UserError, match=r"cannot be used: .* there is no such user's home directory"):
+        make_prompt(INPUTS, {"image": "~nobody-of-this-name/a.png"})
 
 
 def test_unknown_words_fall_back_to_bytes(tmp_path: Path):

@@ -168,6 +168,13 @@ def test_what_cannot_be_written_is_told(tmp_path):
         write_report(tmp_path / "absent", EXPERIMENT, [], SUMMARY, [])
 
 
+def test_what_every_step_logs_comes_after_its_outputs():
+    names = ["gradient_norm", "learning_rate", "steps_per_second", "label/loss", "loss"]
+    found = panels([{"step": 1, **{f"train/{name}": 1.0 for name in names}}])
+    titles = [panel.title for panel in found]
+    assert titles[-3:] == ["learning rate", "gradient norm", "steps per second"]
+
+
 def test_panels_put_outputs_and_directions_together():
     found = {panel.title: panel for panel in panels(history())}
     assert list(found) == ["loss", "loss by output", "accuracy", "recall@1", "learning rate"]

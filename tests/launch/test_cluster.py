@@ -190,6 +190,14 @@ def test_out_is_the_result(capsys, tmp_path):
         assert path.read_text() == render(capsys, *words, "--", "prepare")
 
 
+def test_out_is_a_file_and_nothing_else_changes_its_mode(capsys, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    before = (tmp_path / "pipe").stat().st_mode
+    assert main(["slurm", f"out={tmp_path / 'pipe'}", "--", "prepare"]) == 2
+    assert "is not a regular file" in capsys.readouterr().err
+    assert (tmp_path / "pipe").stat().st_mode == before
+
+
 @pytest.mark.parametrize(
     ("words", "part"),
     [
@@ -200,11 +208,14 @@ def test_out_is_the_result(capsys, tmp_path):
         (["slurm", "name=A b", "--", "prepare"], "name=A b"),
         (["slurm", "partition=a;b", "--", "prepare"], "partition=a;b"),
         (["slurm", "hours=0.01", "--", "prepare"], "hours=0.01"),
+        (["slurm", "hours=1e308", "--", "prepare"], "hours=1e+308"),
+        (["slurm", "hours=9000", "--", "prepare"], "hours=9000: must lie between 0 and 8784, a year"),
+        (["slurm", "out=~nobody-of-this-name/job", "--", "prepare"], "no such user's home directory"),
         (["slurm", "project_dir=a\nb", "--", "prepare"], "line breaks"),
         (["slurm", "run_dir=a", "--", "prepare", "run_dir=b"], "say it once"),
         (["slurm", "nodes=2"], "after --"),
         (["slurm", "--", "nothing"], "launch.nothing"),
-        (["slurm", "out=/proc/none/job", "--", "prepare"], "out=/proc/none/job"),
+        (["slurm", "out=/proc/none/job", "--", "prepare"], "cannot write /proc/none/job"),
         (["gke", "--", "prepare"], "image is not given"),
         ([*GKE, "accelerator=v9", "--", "prepare"], "accelerator=v9"),
         ([*GKE, "run_dir=runs/a", "--", "prepare"], "lost with the pod"),

@@ -88,6 +88,11 @@ def test_a_command_may_return_its_exit_code(result: int | None, code: int, capsy
         ),
         (["small", "rate=a\nb"], "rate=a b: expected float"),
         (["small", "rate=a", "--help"], "rate=a: expected float"),
+        (["small", "folder=runs/\udcff"], "'folder=runs/\\udcff' is not UTF-8"),
+        (
+            ["small", "last.depth=9223372036854775808"],
+            "last.depth=9223372036854775808: must lie between -2147483647 and 2147483647",
+        ),
     ],
 )
 def test_a_wrong_request_is_one_line_and_2(words: list[str], line: str, capsys: pytest.CaptureFixture[str]):

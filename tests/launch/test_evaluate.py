@@ -1,18 +1,22 @@
 """What a run makes of held-out data, judged: against its own model asked by hand, and every wrong request."""
 
+import dataclasses
 import json
 import re
 import shutil
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 
 from launch import command_line, evaluate
+from launch.suites import SUITES
 from launch.train import train
 from mmjax import config
 from mmjax.data.loader import Loader
 from mmjax.data.sources.base import Recording
+from mmjax.errors import UserError
 from mmjax.evaluation.sounds import frames, log_spectral_distance, mel_cepstral_distortion
 from mmjax.sharding.mesh import MeshShape
 from mmjax.sharding.rules import PRESETS
@@ -236,3 +240,25 @@ def test_a_wrong_request_is_one_line(words, line, run, capsys):
     captured = capsys.readouterr()
     assert captured.out == ""
     assert re.fullmatch(f"error: {line}", captured.err.splitlines()[-1]), captured.err
+
+
+def test_a_suite_that_nobody_asked_for_is_skipped(tmp_path, capsys, monkeypatch):
+    """A run that makes nothing has nothing for the suites there are by default; asked for, that is an error."""
+    monkeypatch.setitem(evaluate.SUITES, "generation", dataclasses.replace(SUITES["generation"], run=lambda *_: None))
+    session = SimpleNamespace(
+        open=lambda step: SimpleNamespace(step=3),
+        request=evaluate.Evaluation(run_dir=str(tmp_path)),
+        run_dir=tmp_path,
+        mesh=MeshShape(data=1).build(),
+        label="test",
+        experiment=SimpleNamespace(name="nothing"),
+        fingerprint="0",
+        records=SimpleNamespace(fingerprint="1"),
+        readers={},
+    )
+    evaluate._evaluate(session, {"generation": "generation"}, None)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ["step 3: generation", "step 3: generation skipped, this run makes no pictures and no sounds"]
+    session.request = evaluate.Evaluation(run_dir=str(tmp_path), suite=("generation",))
+    with pytest.raises(UserError, match=r"suite=generation has nothing to judge in .*; leave it out"):
+        evaluate._evaluate(session, {"generation": "generation"}, None)

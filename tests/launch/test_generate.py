@@ -300,7 +300,7 @@ CAN = "it can make count, position, image, text"
         (["to=image_text"], f"to=image_text: this run does not make it; {CAN}"),
         (["to=,"], f"to=, names nothing; {CAN}"),
         (["to=text"], "to=text: what makes it is not shown text; give something else by from="),
-        (["n=0"], "n=0: n must be at least 1"),
+        (["n=0"], "n=0: n must lie between 1 and 65536"),
         (["seed=-1"], "seed=-1: seed must not be negative"),
         (["step=2"], "there is no whole checkpoint of step 2 in .*; those there: 3"),
         (["decoding.top_p=0"], r"decoding.top_p=0.0: must lie in \(0, 1\]"),

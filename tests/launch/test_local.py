@@ -266,7 +266,7 @@ def test_verdict(ended, asked, killed, code):
     [
         (["proceses=3", "--", "prepare"], "unknown key proceses; the nearest is processes"),
         (["processes=two", "--", "prepare"], "processes=two"),
-        (["devices=0", "--", "prepare"], "devices=0: there must be at least 1"),
+        (["devices=0", "--", "prepare"], "devices=0: there must be 1 to 1024"),
         (["processes", "--", "prepare"], "'processes'"),
         (["processes=2"], "after --"),
         (["--", "no_such_command"], "there is no launch.no_such_command"),

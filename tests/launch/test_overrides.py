@@ -2,6 +2,7 @@
 
 import abc
 import itertools
+import time
 from collections.abc import Mapping
 from typing import Literal
 
@@ -225,6 +226,8 @@ def test_a_derived_value_follows_what_it_is_derived_from_until_it_is_set():
         ),
         (["...depth=1"], "unknown key ...depth; the nearest is fusion.depth; the top level has "),
         (["train.ema=None", "train.ema.decay=0.5"], "unknown key train.ema.decay; the nearest is "),
+        ([f"rules.{'9' * 4301}.rate=1"], f"unknown key rules.{'9' * 4301}.rate; the nearest is "),
+        ([f"rules.{'9' * 4301}=Rule"], f"unknown key rules.{'9' * 4301}; the nearest is "),
     ],
 )
 def test_an_unknown_key_is_named_with_the_nearest_and_the_choices(pairs: list[str], line: str):
@@ -271,6 +274,13 @@ def test_an_unknown_key_is_named_with_the_nearest_and_the_choices(pairs: list[st
 )
 def test_a_wrong_value_is_named_with_what_is_expected(pairs: list[str], line: str):
     assert refused(*pairs) == line
+
+
+def test_a_key_of_any_length_is_answered_at_once():
+    start = time.perf_counter()
+    assert refused(f"train.{'steps.' * 4000}=3").startswith("unknown key train.steps.")
+    assert refused(f"fusion={'Concat' * 4000}").startswith("fusion=Concat")
+    assert time.perf_counter() - start < 2
 
 
 @pytest.mark.parametrize("value", ["os:system", "subprocess.Popen", "lambda: 1", "tests:Concat", "Fusion", "object"])

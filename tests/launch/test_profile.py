@@ -39,7 +39,7 @@ def test_time_is_what_it_is_made_of(whole):
     # Kernels that run beside each other are busy together.
     assert 0 < whole["busy_seconds"] <= kernels * 1.001
     assert sum(kernel["flops"] for kernel in whole["kernels"]) == pytest.approx(whole["hardware_flops"])
-    assert {"encoders/a", "fusion backward", "optimizer"} <= whole["parts"].keys()
+    assert {"encoders/a", "fusion backward", "optimizer", "other"} <= whole["parts"].keys()
     assert set(whole["compile_seconds"]) == {"drawing parameters", "tracing", "lowering", "compiling"}
     assert whole["recompiled"] == []
 

@@ -46,7 +46,7 @@ def test_one_mesh_axis_twice_is_an_error(rules, names):
 
 
 def test_several_axes_split_one_dimension():
-    assert Rules(mlp=("seq", "tensor")).spec("mlp", None) == P(("seq", "tensor"), None)
+    assert Rules(mlp=("expert", "tensor")).spec("mlp", None) == P(("expert", "tensor"), None)
 
 
 def test_axes_are_those_that_split_something():

@@ -17,6 +17,8 @@ VERSION = "1.0.0"
 SPLITS = ("train", "validation", "test")
 # Shares of all sentences that only the held-out splits use.
 HELD_OUT = {"validation": 0.2, "test": 0.2}
+# All of them are made up before the first is read, so that no sentence comes twice.
+MOST_HELD_OUT = 2**16
 
 
 @chz.chz
@@ -41,6 +43,8 @@ class Scenes(Source):
     def _check(self) -> None:
         if self.seed < 0 or min(self.train, self.validation, self.test) < 1:
             raise UserError(f"scenes needs a seed of 0 or more and at least 1 example a split, and got {self}")
+        if max(self.validation, self.test) > MOST_HELD_OUT:
+            raise UserError(f"scenes has at most {MOST_HELD_OUT} examples of validation and of test, and got {self}")
 
     @property
     def splits(self) -> tuple[str, ...]:
