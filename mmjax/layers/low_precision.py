@@ -109,19 +109,19 @@ def _rounded_product(
 
     (of_left, of_right), (shared, _) = contraction
     rows, columns = left.ndim - len(of_left) - len(shared), right.ndim - len(of_right) - len(shared)
-    rounded = [
+    first, second = (
         qwix.quantize(
             array.astype(jnp.float32), kind, channelwise_axes=tuple(i for i in range(array.ndim) if i not in contracted)
         )
         for array, kind, contracted in ((left, kinds[0], of_left), (right, kinds[1], of_right))
-    ]
-    exact = jnp.int32 if rounded[0].qvalue.dtype == jnp.int8 else jnp.float32
-    numbers = [each.qvalue for each in rounded]
-    made = jax.lax.dot_general(*numbers, contraction, preferred_element_type=exact, out_sharding=spec)
-    of_rows, of_columns = (
-        jax.lax.squeeze(each.scale, contracted) for each, contracted in zip(rounded, contraction[0], strict=True)
     )
+    exact = jnp.int32 if first.qvalue.dtype == jnp.int8 else jnp.float32
+    made = jax.lax.dot_general(
+        first.qvalue, second.qvalue, contraction, preferred_element_type=exact, out_sharding=spec
+    )
+    of_rows = jax.lax.squeeze(first.scale, of_left)
     of_rows = jnp.expand_dims(of_rows, tuple(range(made.ndim - columns, made.ndim)))
+    of_columns = jax.lax.squeeze(second.scale, of_right)
     of_columns = jnp.expand_dims(of_columns, tuple(range(len(shared), len(shared) + rows)))
     return made.astype(jnp.float32) * of_rows * of_columns
 
