@@ -126,17 +126,15 @@ def locked(path: Path, taken: str) -> Iterator[None]:
     """
     with explained(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    try:
+        file = path.open("a")
+    with file:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(taken) from error
-        except OSError:
+        except OSError:  # not every file system has locks
             pass
         yield
-    finally:
-        os.close(descriptor)
 
 
 def check_regular(path: Path) -> None:

@@ -331,7 +331,7 @@ def test_a_place_below_a_file_cannot_be_written(data, tmp_path, capsys):
     (tmp_path / "file").write_text("kept")
     assert go(tmp_path / "file" / "run", data) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert f"cannot write {tmp_path / 'file' / 'run' / config.FILE}: Not a directory" in line
+    assert f"cannot write {tmp_path / 'file' / 'run'}: Not a directory" in line
     assert (tmp_path / "file").read_text() == "kept"
 
 
