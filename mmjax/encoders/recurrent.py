@@ -26,6 +26,13 @@ class Recurrent(Encoder):
     depth: int = chz.field(default=1, doc="layers")
     patch: int = chz.field(default=2, doc="consecutive frames read as one step (of a spectrum)")
 
+    @chz.validate
+    def _valid(self) -> None:
+        if not 1 <= self.depth <= 100:  # layers are compiled one by one
+            raise ValueError(f"depth={self.depth} must lie between 1 and 100")
+        if self.patch < 1:
+            raise ValueError(f"patch={self.patch} must be at least 1")
+
     def build(self, feature: Feature, settings: Settings, rngs: nnx.Rngs) -> "RecurrentEncoder":
         read = expect(self, feature, Text, Spectrum)
         if settings.width % 2:

@@ -26,8 +26,8 @@ class Film(Fusion):
 
     @chz.validate
     def _deep(self) -> None:
-        if self.depth < 1:
-            raise ValueError("depth must be 1 or more")
+        if not 1 <= self.depth <= 100:  # blocks are compiled one by one
+            raise ValueError("depth must lie between 1 and 100")
 
     def build(self, modalities: tuple[str, ...], settings: Settings, rngs: nnx.Rngs) -> "FilmFusion":
         check_target(self.target, modalities)

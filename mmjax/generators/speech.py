@@ -44,6 +44,8 @@ class SpeechVae(Output):
     def _possible(self) -> None:
         if self.latent < 2 or self.latent % 2:
             raise ValueError(f"latent={self.latent} must be even and at least 2")
+        if self.couplings > 100:  # they are compiled one by one
+            raise ValueError(f"couplings={self.couplings} must be at most 100")
         for name in ("depth", "text_depth", "kernel"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")

@@ -81,8 +81,7 @@ class Topology:
 def quiet_libtpu() -> None:
     """Keeps an installed libtpu, which JAX tries on every machine, from alarms about a TPU that is not there."""
     # On import JAX sets the one where it finds no TPU on the PCI bus, and the other where it does.
-    platforms = jax.config.jax_platforms  # type: ignore[attr-defined]
-    if os.environ.get("TPU_SKIP_MDS_QUERY") == "1" and not platforms:
+    if os.environ.get("TPU_SKIP_MDS_QUERY") == "1" and not jax.config.jax_platforms:  # type: ignore[attr-defined]
         for name, value in ALONE.items():
             os.environ.setdefault(name, value)
 

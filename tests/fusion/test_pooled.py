@@ -162,7 +162,7 @@ def test_late_adds_what_every_modality_says(streams, means):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Film(depth=0), "depth must be 1 or more"),
+        (lambda: Film(depth=0), "depth must lie between 1 and 100"),
         (lambda: Bilinear(size=0), "size must be 1 or more"),
         (lambda: LowRankTensor(rank=0), "rank must be 1 or more"),
     ],

@@ -3,7 +3,9 @@
 `pytest tests/system/test_fuzz.py --fuzz 50000` makes up more of them.
 """
 
+import ast
 import contextlib
+import functools
 import io
 import json
 import os
@@ -32,8 +34,8 @@ from mmjax.evaluation.figures import panels
 from mmjax.fields import choices
 from mmjax.training.metrics import MetricsLog, read_history, read_summary, write_summary
 
-# Seconds that one answer may take.
-LONGEST = 10
+# Seconds of computing that one answer may take, and of waiting.
+LONGEST, PATIENCE = 10, 100
 
 NUMBERS = ("-1", "0", "1", "2", "7", "16", "0.5", "1e-30", "1e30", "1e39", "1e308", "-1e308", "1e999", "nan", "-inf")
 LARGE = ("2147483647", "2147483648", "9223372036854775808", "1" + "0" * 23, "9" * 5000, "-" + "9" * 400, "0x10", "1_0")
@@ -77,13 +79,17 @@ def limited() -> Iterator[None]:
     def late(*_: Any) -> None:
         raise Late
 
-    before = signal.signal(signal.SIGALRM, late)
-    signal.alarm(LONGEST)
+    clocks = {signal.ITIMER_PROF: (signal.SIGPROF, LONGEST), signal.ITIMER_REAL: (signal.SIGALRM, PATIENCE)}
+    before = {number: signal.signal(number, late) for number, _ in clocks.values()}
     try:
+        for clock, (_, seconds) in clocks.items():
+            signal.setitimer(clock, seconds)
         yield
     finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+        for clock in clocks:
+            signal.setitimer(clock, 0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +116,7 @@ def commands(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> "dict[str, Comma
     ):
         monkeypatch.setattr(owner, name, reached)
     monkeypatch.setattr("mmjax.profiling.profile.profile", reached)
+    monkeypatch.setattr(ast, "parse", functools.cache(ast.parse))  # all experiments' files, for every command line
     monkeypatch.setattr(Cell, "check", lambda self: None)
     monkeypatch.setattr(ablate, "ablate", lambda request: reached(ablate.plan(chz.replace(request, match="none"))))
     names = [*command_line.experiment_names()]
@@ -164,10 +171,12 @@ class Command:
 
 def pair(random: random.Random, parts: Sequence[Draft]) -> str:
     part = random.choice(parts)
-    key = part.key if random.random() < 0.85 else mutated(random, part.key)
+    key = part.key if random.random() < 0.9 else mutated(random, part.key)
     kinds = [*choices(part.annotation)]
     if kinds and random.random() < 0.5:
         return f"{key}={random.choice(kinds)}"
+    if random.random() < 0.3:
+        return f"{key}={part.shown()}"
     return f"{key}={random.choice(random.choice(VALUES))}"
 
 
