@@ -18,6 +18,13 @@ def draw(make: Callable[[nnx.Rngs], Any], seed: int = 0, scale: float = 0.3) -> 
     return jax.tree.map(fill, jax.eval_shape(lambda key: make(nnx.Rngs(key)), jax.random.key(0)))
 
 
+def slopes(function: Callable[[Any], Any], x: Any, step: float) -> tuple[float, float]:
+    """How fast a function of an array rises in a random direction, by its gradient and by a central difference."""
+    direction = np.random.default_rng(0).normal(size=x.shape).astype(x.dtype)
+    difference = float(function(x + step * direction)) - float(function(x - step * direction))
+    return float((jax.grad(function)(x) * direction).sum()), difference / (2 * step)
+
+
 def wide(parameter: Any) -> np.ndarray:
     return np.asarray(parameter[...], np.float64)
 
