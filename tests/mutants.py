@@ -78,15 +78,13 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
             "jax.nn.one_hot(codes, self.quantizer.size)",
         ),
     },
-    ("generators/canvas.py", "generators/test_vae.py -k 'bound or absent'"): {
+    ("generators/canvas.py", "generators/test_canvas.py"): {
         "pixels_from_zero": ("2 * values - 1", "values"),
         "colours_counted_once": ("self.real[1] * self.channels", "self.real[1]"),
         "absent_pixels_are_painted": ("jnp.where(weights[..., None, None] > 0, x, 0)", "x"),
-    },
-    ("generators/canvas.py", "generators/test_adversary.py -k each_players"): {
         "critic_sees_what_is_absent": ("jnp.where((real > 0) & (jnp.arange(width) < columns)[:, None], x, 0)", "x"),
     },
-    ("generators/gan.py", "generators/test_adversary.py -k 'hand or gan'"): {
+    ("generators/gan.py", "generators/test_adversary.py -k a_gan"): {
         "reconstruction_at_full_weight": ("self.reconstruction * squares(made)", "squares(made)"),
     },
     ("generators/code_decoder.py", "generators/test_code_decoder.py -k 'loss_is'"): {
@@ -335,7 +333,7 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
         "masked_frames_reach_others": ("x = jnp.where(mask[..., None], x, 0)", "x = x"),
         "nothing_is_told": ("self.into(x) + self.condition(summary.astype(x.dtype))[:, None]", "self.into(x)"),
     },
-    ("layers/pyramid.py", "generators/test_vae.py -k 'residual or condition'"): {
+    ("layers/pyramid.py", "layers/test_pyramid.py"): {
         "scaled_without_the_one": ("y * (1 + scale) + shift", "y * scale + shift"),
     },
     ("layers/mel.py", "data/test_spectrogram.py -k 'mel or definition'"): {

@@ -41,8 +41,8 @@ def test_cider_weighs_a_rare_word_more():
     """ "a" stands in two of three true texts, "b", "c" and "d" in one each: weights of log 3/2 and log 3."""
     common, rare = math.log(3 / 2), math.log(3)
     both = common**2 + rare**2
-    found = cider(["a c", "a", "d a"], ["a b", "a c", "d"])
-    # One word: [a c] against [a b], [a] against [a c], [d a] against [d]. Two words: none in common.
+    found = cider(["a c", "a", "d a"], ["a b", "a c", "d d"])
+    # One word: [a c] against [a b], [a] against [a c], [d a] against [d d]. Two words: none in common.
     expected = [common**2 / both, common / math.sqrt(both), rare / math.sqrt(both)]
     assert found == pytest.approx([10 * value / 4 for value in expected])
 

@@ -212,7 +212,6 @@ def test_routers_learn(part):
     fusion, streams = build(Experts(experts=3, chosen=2, balance=0.5, depth=2, heads=2), ALL), make_streams(ALL)
     weights = np.random.default_rng(2).normal(size=(4, 9, WIDTH)).astype(np.float32)
 
-    @jax.jit
     def loss(routers):
         other = jax.tree.map(jnp.asarray, fusion)
         other.stack.blocks.routers[...] = routers

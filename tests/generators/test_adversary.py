@@ -27,6 +27,7 @@ from mmjax.sharding.mesh import MeshShape
 from mmjax.sharding.rules import PRESETS
 from mmjax.training.state import build_critics, build_model, init_state
 from mmjax.training.step import compute_gradients, train_step
+from mmjax.types import Fused, Tokens
 from tests.golden import check_collectives
 from tests.reference import convolve, draw, linear, wide
 from tests.small import FEATURES, make_batch, put
@@ -208,6 +209,17 @@ def test_an_adaptive_weight_makes_both_slopes_alike(played):
     near = 2 * np.asarray(made - true) * np.asarray(WEIGHTS)[:, None, None, None] / 6 / sum(WEIGHTS)
     far = slopes(made, config) - near
     np.testing.assert_allclose(jnp.linalg.norm(far), jnp.linalg.norm(near), rtol=1e-3)
+
+
+def test_a_gan_counts_its_squared_error_as_it_is_told():
+    config = chz.replace(MODEL.outputs["image"], reconstruction=0.3)
+    gan = draw(lambda rngs: config.build(FEATURES, Settings(width=16, rules=RULES), rngs))
+    values, mask, pooled = jax.device_put(
+        (np.ones((8, 2, 16), np.float32), np.ones((8, 2), bool), np.ones((8, 16), np.float32)), RULES.spec("batch")
+    )
+    fused = Fused(Tokens(values, mask), pooled, {})
+    loss, metrics = jax.jit(lambda batch: gan.loss(fused, batch, jax.random.key(0), None))(put(make_batch(), RULES))
+    np.testing.assert_allclose(loss.value(), 0.3 * metrics["square_error"].value(), rtol=1e-5)
 
 
 def test_a_patch_critic_in_numpy():

@@ -117,7 +117,6 @@ def test_the_reconstruction_reaches_the_encoder(batch, fused):
     """Through the draw: the divergence weighs nothing here, and the slope is that of finite differences."""
     vae, batch = build(chz.replace(CONFIG, beta=0.0)), put(batch, RULES)
 
-    @jax.jit
     def loss(kernel):
         other = jax.tree.map(jnp.asarray, vae)
         other.shrink.stem.kernel[...] = kernel
