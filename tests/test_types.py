@@ -13,6 +13,7 @@ def test_average_is_the_weighted_mean():
     average = Average.of(jnp.asarray(values), weights)
     expected = np.average(values, weights=np.broadcast_to(weights, values.shape))
     np.testing.assert_allclose(average.value(), expected, rtol=1e-5)
+    assert float(Average.of(jnp.asarray([2.0, 4.0]), 0.25).value()) == 3
 
 
 def test_averages_of_parts_add_up_to_that_of_the_whole():

@@ -122,7 +122,8 @@ def test_the_seed_decides():
 
 
 def test_augmentation_belongs_to_the_position():
-    """The same example is changed differently in the next epoch; another input beside it changes nothing."""
+    """The same example is changed differently in the next epoch; another input beside it changes nothing, and is not
+    changed alike."""
     source = loader(count=4, batch_size=4)
     first, second = source.batch(0), source.batch(1)
     assert sorted(first.ids) == sorted(second.ids)
@@ -133,6 +134,10 @@ def test_augmentation_belongs_to_the_position():
     fewer = chz.replace(whole, inputs={"speech": whole.inputs["speech"]})
     alone, beside = (Loader(each, "", "train", SIZE, seed=7).batch(1) for each in (fewer, whole))
     np.testing.assert_array_equal(alone.batch.values["speech"], beside.batch.values["speech"])
+    picture = chz.replace(whole.inputs["image"], field="image")
+    twice = chz.replace(whole, inputs={"image": picture, "again": picture})
+    values = Loader(twice, "", "train", SIZE, seed=7).batch(1).batch.values
+    assert np.abs(values["image"] - values["again"]).max() > 0.1
 
 
 @pytest.mark.parametrize("batch_size", [8, 23, 50])
@@ -173,8 +178,9 @@ def test_the_chain_of_digests():
         chain("", ["train/1train/2"]),
         chain(first, []),
         chain(first, ["train/1"]),
+        chain("", ["train/1"]),
     ]
-    assert len({first, *others}) == 5
+    assert len({first, *others}) == 6
 
 
 PICTURE = Memory("train", 1, {})[0]["image"]

@@ -74,6 +74,36 @@ def test_every_device_has_its_rows(mesh, axes):
             np.testing.assert_array_equal(shard.data, expected[shard.index])
 
 
+class Part(jax.sharding.Sharding):
+    """A sharding of which this process has the devices `mine`."""
+
+    def __init__(self, sharding, mine):
+        self.sharding, self.mine = sharding, mine
+
+    def addressable_devices_indices_map(self, shape):
+        everywhere = self.sharding.devices_indices_map(shape)
+        return {device: index for device, index in everywhere.items() if device in self.mine}
+
+
+@pytest.mark.parametrize("mine", [[4, 5, 6, 7], [2, 6], [1, 7]])
+def test_a_process_with_a_part_of_the_rows_places_them(mesh, mine, monkeypatch):
+    """Each of its devices is given its own rows of the global batch; asked as JAX would ask another process."""
+    sharding = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    part = Part(sharding, [mesh.devices.ravel()[index] for index in mine])
+    given = []
+
+    def ask(shape, sharding, callback):
+        assert shape[0] == 16
+        given.extend((index[0], callback(index)) for index in sharding.addressable_devices_indices_map(shape).values())
+        return jax.numpy.zeros(())
+
+    monkeypatch.setattr(jax, "make_array_from_callback", ask)
+    place(host_batch(rows=rows_of(part, 16)), part)
+    assert len(given) == 5 * len(mine)
+    for rows, values in given[len(mine) : 2 * len(mine)]:
+        np.testing.assert_array_equal(values[:, 0], np.arange(16)[rows])
+
+
 def test_one_process_needs_all_rows(mesh):
     for axes in (None, "tensor", ("data", "fsdp")):
         np.testing.assert_array_equal(rows_of(NamedSharding(mesh, PartitionSpec(axes)), 16), np.arange(16))
@@ -81,16 +111,6 @@ def test_one_process_needs_all_rows(mesh):
 
 def test_a_process_needs_the_rows_of_its_devices(mesh):
     """Another process's devices are stood in for by asking a sharding that says only some are at hand."""
-
-    class Part(jax.sharding.Sharding):
-        """A sharding of which this process has the devices `mine`."""
-
-        def __init__(self, sharding, mine):
-            self.sharding, self.mine = sharding, mine
-
-        def addressable_devices_indices_map(self, shape):
-            everywhere = self.sharding.devices_indices_map(shape)
-            return {device: index for device, index in everywhere.items() if device in self.mine}
 
     sharding = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
     devices = list(mesh.devices.ravel())

@@ -33,10 +33,18 @@ def test_errors_are_counted_by_words_and_characters():
 
 def test_cider_by_hand():
     """Of "a b" and "c": "a" is said where "a b" is true, and "c c" where "c" is."""
-    weight = math.log(2)
-    assert weight > 0
     # One word: [a] against [a b], all weights log 2: cos = 1 / sqrt 2; [c c] against [c]: 1. Two words: none in common.
     assert cider(["a", "c c"], ["a b", "c"]) == pytest.approx([10 / math.sqrt(2) / 4, 10 / 4])
+
+
+def test_cider_weighs_a_rare_word_more():
+    """ "a" stands in two of three true texts, "b", "c" and "d" in one each: weights of log 3/2 and log 3."""
+    common, rare = math.log(3 / 2), math.log(3)
+    both = common**2 + rare**2
+    found = cider(["a c", "a", "d a"], ["a b", "a c", "d d"])
+    # One word: [a c] against [a b], [a] against [a c], [d a] against [d d]. Two words: none in common.
+    expected = [common**2 / both, common / math.sqrt(both), rare / math.sqrt(both)]
+    assert found == pytest.approx([10 * value / 4 for value in expected])
 
 
 def test_figures_of_a_corpus_are_those_of_sacrebleu_and_jiwer():

@@ -1,5 +1,6 @@
 """Fusions of token streams against plain NumPy in float64."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -203,6 +204,34 @@ def test_experts(modalities, capacity, places):
     check(config, modalities, expected)
     _, _, between = build(config, modalities)(make_streams(modalities), None)
     close(between["losses"]["balance"], 0.5 * np.mean(losses))
+
+
+@pytest.mark.parametrize("part", ["task", "balance"])
+def test_routers_learn(part):
+    """From what their experts answer and from the balancing loss, by finite differences."""
+    fusion, streams = build(Experts(experts=3, chosen=2, balance=0.5, depth=2, heads=2), ALL), make_streams(ALL)
+    weights = np.random.default_rng(2).normal(size=(4, 9, WIDTH)).astype(np.float32)
+
+    def loss(routers):
+        other = jax.tree.map(jnp.asarray, fusion)
+        other.stack.blocks.routers[...] = routers
+        tokens, _, between = other(streams, None)
+        values = jnp.where(tokens.mask[..., None], tokens.values, 0)
+        return (values * weights).sum() if part == "task" else between["losses"]["balance"]
+
+    # So short a step that no token changes its experts.
+    np.testing.assert_allclose(*reference.slopes(loss, fusion.stack.blocks.routers[...], 1e-4), rtol=0.03)
+
+
+def test_the_balancing_loss_is_differentiated_by_the_mean_share():
+    """E sum F_e P_e over the square of the modalities: E F_e / tokens / modalities^2 by each token's p_e."""
+    rng = np.random.default_rng(0)
+    shares = {name: jnp.asarray(rng.dirichlet(np.ones(3), (2, length))) for name, length in (("image", 4), ("text", 5))}
+    masks = {"image": jnp.ones((2, 4), bool), "text": jnp.arange(5)[None] < jnp.asarray([[5], [2]])}
+    counts = {name: int(mask.sum()) for name, mask in masks.items()}
+    first = sum(np.eye(3)[np.asarray(shares[name].argmax(-1))[masks[name]]].mean(0) for name in shares)
+    for name, slope in jax.grad(balance_loss)(shares, masks).items():
+        close(slope, np.broadcast_to(3 * first / counts[name] / 4, slope.shape))
 
 
 def test_a_balanced_load_costs_least():

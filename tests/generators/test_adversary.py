@@ -30,6 +30,7 @@ from mmjax.sharding.rules import PRESETS
 from mmjax.training.program import Program
 from mmjax.training.state import build_critics, build_model, init_state
 from mmjax.training.step import compute_gradients, train_step
+from mmjax.types import Fused, Tokens
 from tests.golden import check_collectives
 from tests.reference import convolve, draw, linear, wide
 from tests.small import FEATURES, make_batch, put
@@ -152,6 +153,41 @@ def test_the_critics_loss_by_hand(played):
     np.testing.assert_allclose(metrics["true_score"].value(), expected(on_true.mean(1)), rtol=1e-5)
 
 
+def critic_gradients(config, played, usual=None):
+    """Of the critic's loss: by the critic's weights, and by what is usual."""
+    true, made, _, tilt = played
+
+    def loss(weights, usual):
+        critic = Tilt(nnx.Rngs(0))
+        critic.weights[...] = weights
+        return judge(config, critic, true, made, usual=usual)[1].value()
+
+    return jax.grad(loss, argnums=(0, 1) if usual else 0)(jnp.asarray(tilt, jnp.float32), usual and jnp.asarray(usual))
+
+
+def test_the_penalty_is_differentiated(played):
+    """The slope of a weighted sum is its weights w: penalty / 2 * 2 |w|^2 has the gradient 2 penalty w."""
+    with_penalty, without = (critic_gradients(chz.replace(PLAIN, penalty=weight), played) for weight in (0.7, 0.0))
+    np.testing.assert_allclose(with_penalty - without, 2 * 0.7 * played[3], rtol=1e-4, atol=1e-5)
+
+
+def test_usual_scores_follow_and_hold_the_critic(played):
+    """What is usual is drawn to the mean scores, at any weight of LeCam; scores to what is usual of the other kind."""
+    true, made, _, tilt = played
+    config = chz.replace(PLAIN, penalty=0.0, lecam=0.3)
+    weights, usual = critic_gradients(config, played, usual=(0.02, -0.01))
+    scores = [(np.asarray(x, np.float64) * tilt).sum((1, 2, 3)) for x in (true, made)]
+    np.testing.assert_allclose(usual, [200 * expected(2 - scores[0]), 200 * expected(-1 - scores[1])], rtol=1e-4)
+    pulls = [scores[0] + 1, scores[1] - 2]
+    share = np.asarray(WEIGHTS) / np.sum(WEIGHTS)
+    by_hand = sum(
+        0.3 * 2 * np.einsum("b,b...->...", share * pull, np.asarray(x))
+        for pull, x in zip(pulls, (true, made), strict=True)
+    )
+    without = critic_gradients(chz.replace(config, lecam=0.0), played)
+    np.testing.assert_allclose(weights - without, by_hand, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(("step", "counts"), [(None, 1), (9, 0), (10, 1)])
 def test_the_generators_loss_by_hand(played, step, counts):
     true, made, critic, tilt = played
@@ -176,6 +212,17 @@ def test_an_adaptive_weight_makes_both_slopes_alike(played):
     near = 2 * np.asarray(made - true) * np.asarray(WEIGHTS)[:, None, None, None] / 6 / sum(WEIGHTS)
     far = slopes(made, config) - near
     np.testing.assert_allclose(jnp.linalg.norm(far), jnp.linalg.norm(near), rtol=1e-3)
+
+
+def test_a_gan_counts_its_squared_error_as_it_is_told():
+    config = chz.replace(MODEL.outputs["image"], reconstruction=0.3)
+    gan = draw(lambda rngs: config.build(FEATURES, Settings(width=16, rules=RULES), rngs))
+    values, mask, pooled = jax.device_put(
+        (np.ones((8, 2, 16), np.float32), np.ones((8, 2), bool), np.ones((8, 16), np.float32)), RULES.spec("batch")
+    )
+    fused = Fused(Tokens(values, mask), pooled, {})
+    loss, metrics = jax.jit(lambda batch: gan.loss(fused, batch, jax.random.key(0), None))(put(make_batch(), RULES))
+    np.testing.assert_allclose(loss.value(), 0.3 * metrics["square_error"].value(), rtol=1e-5)
 
 
 def test_a_patch_critic_in_numpy():

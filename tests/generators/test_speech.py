@@ -23,7 +23,7 @@ from mmjax.sharding.mesh import MeshShape
 from mmjax.sharding.rules import PRESETS
 from mmjax.types import Batch, Fused, Spectrum, Text, Tokens
 from tests.layers.test_alignment import every
-from tests.reference import draw
+from tests.reference import draw, slopes
 from tests.small import FEATURES, make_batch, put
 
 WIDTH, SIZE = 16, 8
@@ -136,6 +136,18 @@ def test_the_loss_is_the_bound(speaker, batch, fused, step):
     np.testing.assert_allclose(metrics["length_error"].value(), np.mean(length_errors), rtol=1e-4)
     assert len(sizes) == SIZE - 2
     assert float(speaker.weight(put(batch, RULES))) == numbers == float(loss.weight)
+
+
+def test_the_recording_reaches_the_encoder(batch, fused):
+    """Through the draw of z: the divergence weighs nothing here, and the slope is that of finite differences."""
+    speaker, batch = build(chz.replace(CONFIG, beta=0.0)), put(batch, RULES)
+
+    def loss(kernel):
+        other = jax.tree.map(jnp.asarray, speaker)
+        other.posterior.out.kernel[...] = kernel
+        return other.loss(fused, batch, None, None)[0].value()
+
+    np.testing.assert_allclose(*slopes(loss, speaker.posterior.out.kernel[...], 1e-3), rtol=0.03)
 
 
 def test_densities_are_those_of_scipy():

@@ -12,7 +12,7 @@ from mmjax.sharding.mesh import MeshShape
 from mmjax.sharding.rules import PRESETS
 from mmjax.types import Fused, Tokens
 from tests import reference
-from tests.reference import draw, wide
+from tests.reference import draw, slopes, wide
 from tests.small import FEATURES, make_batch, put
 
 WIDTH, SIZE = 16, 8
@@ -77,6 +77,20 @@ def test_the_loss_is_the_bound(step):
         np.testing.assert_allclose(loss.value(), total / there.sum(), rtol=1e-4)
         np.testing.assert_allclose(metrics["tokens"].value(), losses[there].mean(), rtol=1e-4)
         np.testing.assert_allclose(metrics["kl"].value(), kl[some].sum(1).mean(), rtol=1e-4)
+
+
+def test_the_text_reaches_the_encoder():
+    """Through the draw of z: the divergence weighs nothing here, and the slope is that of finite differences."""
+    rules = PRESETS["data"]
+    with jax.set_mesh(MeshShape(data=1).build()):
+        writer, fused, batch = build(rules, chz.replace(CONFIG, beta=0.0)), features(rules), put(make(), rules)
+
+        def loss(kernel):
+            other = jax.tree.map(jnp.asarray, writer)
+            other.posterior.kernel[...] = kernel
+            return other.loss(fused, batch, jax.random.key(0), None)[0].value()
+
+        np.testing.assert_allclose(*slopes(loss, writer.posterior.kernel[...], 1e-2), rtol=0.03)
 
 
 @pytest.mark.parametrize("name", MESHES)

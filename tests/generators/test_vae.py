@@ -16,7 +16,7 @@ from mmjax.layers.settings import Settings
 from mmjax.sharding.mesh import MeshShape
 from mmjax.sharding.rules import PRESETS
 from mmjax.types import Fused, Tokens
-from tests.reference import draw
+from tests.reference import draw, slopes
 from tests.small import FEATURES, make_batch, put
 
 WIDTH, SIZE = 16, 6
@@ -97,6 +97,32 @@ def test_divergence_against_an_integral():
     integral = np.trapezoid(ours.pdf(x) * (ours.logpdf(x) - other.logpdf(x)), x)
     ours, other = (Gaussian(*(jnp.full((1,), value) for value in of)) for of in (q, p))
     np.testing.assert_allclose(ours.divergence(other), integral, rtol=1e-5)
+
+
+def test_a_draw_is_differentiated_by_its_mean_and_deviation():
+    """mean + exp(s) noise: 1 by the mean, exp(s) noise by s, the logarithm of the deviation (Kingma & Welling 2014)."""
+    numbers = jnp.asarray([[0.3, -1.0, 0.2, -0.7]])
+
+    def total(numbers):
+        return (Gaussian.of(numbers).draw(jax.random.key(0)) * jnp.asarray([2.0, 5.0])).sum()
+
+    noise = (Gaussian.of(numbers).draw(jax.random.key(0)) - numbers[:, :2]) / jnp.exp(numbers[:, 2:])
+    expected = jnp.concatenate(
+        [jnp.asarray([[2.0, 5.0]]), jnp.asarray([[2.0, 5.0]]) * jnp.exp(numbers[:, 2:]) * noise], 1
+    )
+    np.testing.assert_allclose(jax.grad(total)(numbers), expected, rtol=1e-5)
+
+
+def test_the_reconstruction_reaches_the_encoder(batch, fused):
+    """Through the draw: the divergence weighs nothing here, and the slope is that of finite differences."""
+    vae, batch = build(chz.replace(CONFIG, beta=0.0)), put(batch, RULES)
+
+    def loss(kernel):
+        other = jax.tree.map(jnp.asarray, vae)
+        other.shrink.stem.kernel[...] = kernel
+        return other.loss(fused, batch, jax.random.key(0), None)[0].value()
+
+    np.testing.assert_allclose(*slopes(loss, vae.shrink.stem.kernel[...], 1e-2), rtol=0.02)
 
 
 def test_what_is_absent_changes_nothing(batch, fused):

@@ -66,6 +66,25 @@ def test_gradients_pass_straight_through(z):
     assert not np.asarray(code.table[...]).any()
 
 
+def test_codes_are_drawn_to_vectors_and_vectors_a_quarter_as_much_to_codes(z):
+    """By |e - sg(z)|^2 + 0.25 |z - sg(e)|^2: each distance has a gradient on one side only."""
+    book = build(SMALL)
+
+    def normal(x):
+        return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+
+    def cost(table, z):
+        return jax.tree.map(lambda _: table, book)(z, None)[2].sum()
+
+    table = book.table[...]
+    codes, vectors, entries = book(z, None)[1], normal(z), normal(table)
+    by_table, by_z = jax.grad(cost, argnums=(0, 1))(table, z)
+    expected = jax.grad(lambda table: jnp.square(normal(table)[codes] - vectors).mean((1, 2, 3)).sum())(table)
+    np.testing.assert_allclose(by_table, expected, rtol=1e-3, atol=1e-5)
+    expected = jax.grad(lambda z: 0.25 * jnp.square(normal(z) - entries[codes]).mean((1, 2, 3)).sum())(z)
+    np.testing.assert_allclose(by_z, expected, rtol=1e-3, atol=1e-5)
+
+
 def test_only_unused_codes_are_revived_and_toward_the_batch(z):
     """A step against the gradient brings each nearer to some vector, in the end to the batch itself."""
     book = build(chz.replace(SMALL, size=18, commitment=0.0))

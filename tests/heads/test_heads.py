@@ -178,13 +178,20 @@ def infonce(first, second, scale, _):
 def test_contrast(batch, fused, kind, by_hand):
     head = build(Contrast(first="image", second="text", kind=kind, size=8, heads=2))
     head.temperature[...] = head.temperature[...] + 1.5
-    loss, metrics, weight, _, prediction = run(head, fused, batch)
+    loss, metrics, weight, (gradient, _, _), prediction = run(head, fused, batch)
     there = batch.present["image"] & batch.present["text"]
     assert there.sum() == 3
     first, second = embeddings(head, fused)
     scale = np.exp(wide(head.temperature))
     bias = None if head.bias is None else wide(head.bias)
     close(loss.value(), by_hand(first[there], second[there], scale, bias), 1e-4)
+    # By finite differences, the temperature's gradient being that by the logarithm of the scale.
+    step, pair = 1e-5, (first[there], second[there])
+    slope = by_hand(*pair, scale * np.exp(step), bias) - by_hand(*pair, scale * np.exp(-step), bias)
+    close(gradient.temperature[...], slope / 2 / step, 1e-4)
+    if bias is not None:
+        slope = by_hand(*pair, scale, bias + step) - by_hand(*pair, scale, bias - step)
+        close(gradient.bias[...], slope / 2 / step, 1e-4)
     assert float(weight) == float(loss.weight) == 3
     nearest = (first[there] @ second[there].T).argmax(1)
     close(metrics["batch_accuracy"].value(), (nearest == np.arange(3)).mean())
