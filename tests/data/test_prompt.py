@@ -113,7 +113,8 @@ def content(kind: str) -> bytes:
         ("speech", content("png"), r"\d+ bytes are no recording that libsndfile can decode"),
         ("speech", content("wav")[:-100], r"the WAV is truncated: \d+ bytes of \d+"),
         ("speech", b"", "0 bytes are no recording that libsndfile can decode"),
-        ("count", b"two", "labels are integers, not bytes"),
+        ("image", b"P5 60000 60000 255\n", "the picture has 60000 x 60000 pixels, and max_pixels is 67108864"),
+        ("count", b"three", "label 'three' is not one of the 2 names, such as one, two"),
     ],
 )
 def test_files_that_cannot_be_used(name, raw, reason, tmp_path: Path):
