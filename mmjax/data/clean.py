@@ -13,7 +13,8 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from mmjax.data.headers import picture_size
-from mmjax.data.sources.base import Recording
+from mmjax.data.sources.base import Recording, Records
+from mmjax.errors import UserError
 
 
 class BadInput(Exception):
@@ -56,6 +57,17 @@ def refusing(reason: str) -> Iterator[None]:
         raise
     except Exception as error:  # OpenCV, libsndfile and SciPy have errors of their own, and NumPy's on top
         raise BadInput(reason) from error
+
+
+def read_example(records: Records, index: int) -> dict[str, Any]:
+    """The raw fields of an example; BadInput where its source fails to read it."""
+    try:
+        return records[index]
+    except UserError:
+        raise
+    except Exception as error:  # of whatever reads it, from bytes that may be anything
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise BadInput(f"the example cannot be read ({reason[:200]})") from error
 
 
 def clean_picture(

@@ -307,7 +307,7 @@ def test_recordings_that_ask_for_too_much(node):
         node.read(flac(4000, 2**32 - 2**28), None)
     assert node.read(with_rate(wav(np.tile(samples(), 250)), 7), None)[1].all()
     assert node.read(Recording(np.zeros(10**6, np.float32), 999_983), None)[1].all()
-    with pytest.raises(BadInput, match="4000 samples .* and max_samples is 3999"):
+    with pytest.raises(BadInput, match=r"4000 samples .* and max_samples is 3999"):
         chz.replace(node, max_samples=3999).read(wav(samples()), None)
 
 
