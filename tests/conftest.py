@@ -16,6 +16,7 @@ jaxtyping.install_import_hook("mmjax", "beartype.beartype")
 
 def pytest_addoption(parser):
     parser.addoption("--kills", type=int, default=2, help="how often the resumed run is killed")
+    parser.addoption("--damaged-files", type=int, default=1200, help="how many damaged files are read")
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ from pathlib import Path
 from mmjax.data.clean import BadInput, clean_text
 from mmjax.data.inputs import Input, Sentence
 from mmjax.data.loader import blank, put
+from mmjax.data.sources.archives import read_file
 from mmjax.errors import UserError
 from mmjax.types import Batch
 
@@ -38,7 +39,7 @@ def _content(path: str) -> bytes:
     if not path:
         raise BadInput("no file is named")
     try:
-        return Path(path).expanduser().read_bytes()
+        return read_file(Path(path).expanduser())
     except (OSError, ValueError, RuntimeError) as error:  # a zero byte in the name, no such user's home
         raise BadInput(getattr(error, "strerror", None) or str(error)) from error
 
