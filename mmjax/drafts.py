@@ -97,8 +97,7 @@ class Node(Draft):
 
     def children(self, decisive: bool = False) -> dict[str, Draft]:
         kinds = keyed_fields(self.cls)
-        operational = {name for name in kinds if (kinds[name].metadata or {}).get("operational")} if decisive else set()
-        return {name: field for name, field in self.fields.items() if name not in operational}
+        return {name: field for name, field in self.fields.items() if not (decisive and _operational(kinds[name]))}
 
     def make(self) -> Any:
         kinds = keyed_fields(self.cls)
@@ -243,15 +242,26 @@ def draft_data(data: Any, key: str, annotation: Any, origin: str) -> Draft:
 
 def _node_data(data: dict[str, Any], key: str, annotation: Any, origin: str) -> Node:
     cls = _known_class(data.get("class"), key, annotation)
-    kinds = {name: field.x_type for name, field in keyed_fields(cls).items()}
+    known = keyed_fields(cls)
     given = {name: value for name, value in data.items() if name != "class"}
-    for name in [*given, *kinds]:
-        if name not in kinds:
-            raise UserError(f"{join(key, name)} is no key of {cls.__name__}, which has {', '.join(kinds) or 'none'}")
-        if name not in given:
-            raise UserError(f"{join(key, name)} is missing: {cls.__name__} needs it ({describe(kinds[name])})")
-    fields = {name: draft_data(given[name], join(key, name), kind, origin) for name, kind in kinds.items()}
+    for name in given:
+        if name not in known:
+            raise UserError(f"{join(key, name)} is no key of {cls.__name__}, which has {', '.join(known) or 'none'}")
+    fields: dict[str, Draft] = {}
+    for name, field in known.items():
+        default = field_default(field)
+        if name in given:
+            fields[name] = draft_data(given[name], join(key, name), field.x_type, origin)
+        elif _operational(field) and default is not MISSING:  # a run older than the field, which changes nothing of it
+            fields[name] = draft_value(default, join(key, name), field.x_type, DEFAULT)
+        else:
+            raise UserError(f"{join(key, name)} is missing: {cls.__name__} needs it ({describe(field.x_type)})")
     return Node(key, annotation, origin, cls, fields)
+
+
+def _operational(field: Any) -> bool:
+    """Whether a field's metadata says that it does not decide a run's result."""
+    return bool((field.metadata or {}).get("operational"))
 
 
 def _leaf(value: Any, key: str, annotation: Any, origin: str) -> Leaf:

@@ -10,7 +10,7 @@ class NoCheckpoint(UserError):
 
 
 class Preempted(Exception):
-    """A run that was asked to stop has saved a checkpoint and stopped; the same command resumes it."""
+    """A run was asked to stop, or a process of it was killed; the same command resumes it from its last checkpoint."""
 
 
 class Diverged(Exception):

@@ -19,6 +19,7 @@ def pytest_addoption(parser):
     parser.addoption(
         "--fuzz", type=int, default=150, help="how many command lines, and files of each kind, are made up"
     )
+    parser.addoption("--damaged-files", type=int, default=1200, help="how many damaged files are read")
 
 
 @pytest.fixture(scope="session")

@@ -225,6 +225,14 @@ def test_what_is_no_regular_file_is_not_read(tmp_path: Path):
         config.claim(EXPERIMENT, "~nobody-of-this-name/run")
 
 
+def test_a_file_that_is_older_than_an_operational_field_is_read(tmp_path: Path):
+    path = config.write(EXPERIMENT, tmp_path)
+    whole = json.loads(path.read_text())
+    del whole["experiment"]["data"]["inputs"]["image"]["max_pixels"]
+    path.write_text(json.dumps(whole))
+    assert config.read(tmp_path) == EXPERIMENT
+
+
 def test_a_file_in_the_place_of_the_run_directory_is_named(tmp_path: Path):
     (tmp_path / "run").write_text("")
     with pytest.raises(UserError, match=r"^cannot write .*experiment.json: (File exists|Not a directory)"):

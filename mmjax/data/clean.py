@@ -1,19 +1,34 @@
 """One raw field to one checked value of known kind, or `BadInput` with the reason."""
 
+import contextlib
+import difflib
 import functools
 import io
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from mmjax.data.sources.base import Recording
+from mmjax.data.headers import picture_size
+from mmjax.data.sources.base import Recording, Records
+from mmjax.errors import UserError
 
 
 class BadInput(Exception):
     """This field of this example cannot be used; str() says why."""
+
+
+class WrongKind(BadInput):
+    """The field holds something that its input never reads, such as a float where labels are wanted."""
+
+
+MAX_PIXELS = 2**26  # 8,192 x 8,192: 200 MB as RGB
+MAX_SAMPLES = 2**26  # 2 hours at 8 kHz: 256 MB as float32
+MAX_RATE = 1_000_000  # no recorder takes more samples a second, and to resample from odd rates costs memory by the rate
+LONGEST_NAME = 50  # characters of a label that are looked at and shown
 
 
 # How encoded pictures begin, and what stands at the end of a whole one. A part of a JPEG may decode to grey, one of a
@@ -29,19 +44,45 @@ def opencv() -> ModuleType:
     import cv2
 
     cv2.setNumThreads(0)
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # BadInput says what it could not decode
     return cv2
 
 
-def clean_picture(raw: Any, channels: int, side: int | None = None) -> UInt8[np.ndarray, "H W C"]:
-    """Decodes PNG, JPEG and what else OpenCV reads, or takes uint8[H W] or [H W C]; gives 1 (grey) or 3 (RGB) channels.
+@contextlib.contextmanager
+def refusing(reason: str) -> Iterator[None]:
+    """Turns every error of a decoder, out of memory included, into BadInput with a reason."""
+    try:
+        yield
+    except BadInput:
+        raise
+    except Exception as error:  # OpenCV, libsndfile and SciPy have errors of their own, and NumPy's on top
+        raise BadInput(reason) from error
+
+
+def read_example(records: Records, index: int) -> dict[str, Any]:
+    """The raw fields of an example; BadInput where its source fails to read it."""
+    try:
+        return records[index]
+    except UserError:
+        raise
+    except Exception as error:  # of whatever reads it, from bytes that may be anything
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise BadInput(f"the example cannot be read ({reason[:200]})") from error
+
+
+def clean_picture(
+    raw: Any, channels: int, side: int | None = None, max_pixels: int = MAX_PIXELS
+) -> UInt8[np.ndarray, "H W C"]:
+    """Decodes PNG, JPEG, BMP, PNM, GIF, WebP or TIFF, or takes uint8[H W] or [H W C]; gives 1 or 3 (RGB) channels.
 
     Transparent pictures are laid on white; 16-bit ones lose their lower byte. Where no side need be longer than `side`,
-    a JPEG comes at a half, a quarter or an eighth of its size, as long as its sides are not shorter.
+    a JPEG comes at a half, a quarter or an eighth of its size, as long as its sides are not shorter. A picture whose
+    header announces more than `max_pixels` is not decoded.
     """
     cv2 = opencv()
-    pixels = _decode_picture(raw, side) if isinstance(raw, bytes) else raw
+    pixels = _decode_picture(raw, side, max_pixels) if isinstance(raw, bytes) else raw
     if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8:
-        raise BadInput(f"a picture is bytes or uint8 pixels, not {_kind(pixels)}")
+        raise WrongKind(f"a picture is bytes or uint8 pixels, not {_kind(pixels)}")
     if pixels.ndim == 2:
         pixels = pixels[:, :, None]
     if pixels.ndim != 3 or 0 in pixels.shape or pixels.shape[2] not in (1, 3, 4):
@@ -56,7 +97,7 @@ def clean_picture(raw: Any, channels: int, side: int | None = None) -> UInt8[np.
     return np.repeat(pixels, 3, axis=2)
 
 
-def _decode_picture(content: bytes, side: int | None) -> np.ndarray:
+def _decode_picture(content: bytes, side: int | None, max_pixels: int) -> np.ndarray:
     """uint8[H W], RGB or RGBA, as stored; a JPEG no larger than it need be for sides of `side` pixels."""
     cv2 = opencv()
     if not content:
@@ -64,62 +105,68 @@ def _decode_picture(content: bytes, side: int | None) -> np.ndarray:
     for start, (name, end) in _PICTURES.items():
         if content.startswith(start) and end not in content[-_TAIL:]:
             raise BadInput(f"the {name} ends early")
-    # Only the colour mode turns a photograph as its camera was held, only the unchanged mode keeps transparency.
-    mode = _jpeg_mode(content, side) if content.startswith(b"\xff\xd8") else cv2.IMREAD_UNCHANGED
-    pixels = cv2.imdecode(np.frombuffer(content, np.uint8), mode)
-    if pixels is None:
-        raise BadInput(f"{len(content)} bytes are no picture that OpenCV can decode")
-    if pixels.dtype == np.uint16:
-        pixels = (pixels // 256).astype(np.uint8)
-    if pixels.ndim == 3 and pixels.shape[2] in (3, 4):
-        pixels = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB if pixels.shape[2] == 3 else cv2.COLOR_BGRA2RGBA)
+    unreadable = f"{len(content)} bytes are no picture that OpenCV can decode"
+    with refusing(unreadable):
+        width, height = picture_size(content)
+        if width * height > max_pixels:
+            raise BadInput(f"the picture has {width} x {height} pixels, and max_pixels is {max_pixels}")
+        # Only the colour mode turns a photograph as its camera was held, only the unchanged mode keeps transparency.
+        jpeg = content.startswith(b"\xff\xd8")
+        mode = _jpeg_mode(min(width, height), side) if jpeg else cv2.IMREAD_UNCHANGED
+        pixels = cv2.imdecode(np.frombuffer(content, np.uint8), mode)
+        if pixels is None:
+            raise BadInput(unreadable)
+        if pixels.dtype == np.uint16:
+            pixels = (pixels // 256).astype(np.uint8)
+        if pixels.ndim == 3 and pixels.shape[2] in (3, 4):
+            pixels = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB if pixels.shape[2] == 3 else cv2.COLOR_BGRA2RGBA)
     return pixels
 
 
-def _jpeg_mode(content: bytes, side: int | None) -> int:
+def _jpeg_mode(shortest: int, side: int | None) -> int:
     """How OpenCV is to decode a JPEG: by its coarse frequencies alone where these suffice, in half the time."""
     cv2 = opencv()
-    shortest = 0 if side is None else _jpeg_side(content)
     reduced = ((8, cv2.IMREAD_REDUCED_COLOR_8), (4, cv2.IMREAD_REDUCED_COLOR_4), (2, cv2.IMREAD_REDUCED_COLOR_2))
     return next((mode for parts, mode in reduced if side and shortest // parts >= side), cv2.IMREAD_COLOR)
 
 
-def _jpeg_side(content: bytes) -> int:
-    """The shorter side of a JPEG as its frame header tells it; 0 if there is none (ITU-T T.81, annex B)."""
-    place = 2
-    while place + 9 < len(content) and content[place] == 0xFF:
-        marker, size = content[place + 1], int.from_bytes(content[place + 2 : place + 4], "big")
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            return min(int.from_bytes(content[place + at : place + at + 2], "big") for at in (5, 7))
-        place += 2 + size
-    return 0
+def clean_recording(
+    raw: Any, seconds: float | None = None, max_samples: int = MAX_SAMPLES
+) -> tuple[Float[np.ndarray, "T"], int]:
+    """A `Recording`, or the bytes of a WAV, FLAC or Ogg file, as mono float32 samples in [-1, 1] and their rate.
 
-
-def clean_recording(raw: Any) -> tuple[Float[np.ndarray, "T"], int]:
-    """A `Recording`, or the bytes of a WAV, FLAC or Ogg file, as mono float32 samples in [-1, 1] and their rate."""
+    What comes after `seconds` is not even decoded. A file that holds more than `max_samples` before, all channels
+    together, is refused.
+    """
     if isinstance(raw, bytes):
-        samples, rate = _decode_recording(raw)
-    elif isinstance(raw, Recording):
-        samples, rate = raw.samples, raw.rate
+        samples, rate = _decode_recording(raw, seconds, max_samples)
+    elif isinstance(raw, Recording) and isinstance(raw.samples, np.ndarray) and isinstance(raw.rate, int | np.integer):
+        samples, rate = raw.samples, int(raw.rate)
     else:
-        raise BadInput(f"a recording is a Recording or bytes, not {_kind(raw)}")
+        raise WrongKind(f"a recording is a Recording or bytes, not {_kind(raw)}")
+    if not 0 < rate <= MAX_RATE:
+        raise BadInput(f"a recording of {rate} samples a second")
+    samples = samples[: _count(seconds, rate)] if samples.ndim else samples
     if samples.dtype == np.int16:
         samples = samples.astype(np.float32) / 32768
     elif samples.dtype.kind != "f":
-        raise BadInput(f"samples are int16 or float, not {samples.dtype}")
+        raise WrongKind(f"samples are int16 or float, not {samples.dtype}")
     if samples.ndim == 2:  # [T, channels]
         samples = samples.mean(axis=1)
     if samples.ndim != 1 or not samples.size:
         raise BadInput("the recording is empty")
-    if rate <= 0:
-        raise BadInput(f"a recording of {rate} samples a second")
     samples = samples.astype(np.float32, copy=False)
     if not np.isfinite(samples).all():
         raise BadInput(f"{np.sum(~np.isfinite(samples))} of {samples.size} samples are not finite")
     return samples, rate
 
 
-def _decode_recording(content: bytes) -> tuple[np.ndarray, int]:
+def _count(seconds: float | None, rate: int) -> int | None:
+    """How many samples last so long; None for all."""
+    return None if seconds is None else math.ceil(seconds * rate)
+
+
+def _decode_recording(content: bytes, seconds: float | None, max_samples: int) -> tuple[np.ndarray, int]:
     """float32[T, channels] and the rate."""
     import soundfile
 
@@ -128,10 +175,15 @@ def _decode_recording(content: bytes) -> tuple[np.ndarray, int]:
         declared = int.from_bytes(content[4:8], "little")
         if declared not in _UNKNOWN_SIZES and declared + 8 > len(content):
             raise BadInput(f"the WAV is truncated: {len(content)} bytes of {declared + 8}")
-    try:
-        return soundfile.read(io.BytesIO(content), dtype="float32", always_2d=True)
-    except soundfile.SoundFileError as error:
-        raise BadInput(f"{len(content)} bytes are no recording that libsndfile can decode") from error
+    unreadable = f"{len(content)} bytes are no recording that libsndfile can decode"
+    with refusing(unreadable), soundfile.SoundFile(io.BytesIO(content)) as file:
+        count = min(file.frames, _count(seconds, file.samplerate) or file.frames)
+        if count * file.channels > max_samples:
+            raise BadInput(
+                f"the recording has {count * file.channels} samples ({file.channels} channels at {file.samplerate} a "
+                f"second), and max_samples is {max_samples}"
+            )
+        return file.read(count, dtype="float32", always_2d=True), file.samplerate
 
 
 def clean_text(raw: Any) -> str:
@@ -139,7 +191,7 @@ def clean_text(raw: Any) -> str:
     try:
         text = raw.decode() if isinstance(raw, bytes) else raw
         if not isinstance(text, str):
-            raise BadInput(f"a text is str, not {_kind(raw)}")
+            raise WrongKind(f"a text is str, not {_kind(raw)}")
         text.encode()
     except UnicodeError as error:
         raise BadInput("the text is not valid Unicode") from error
@@ -149,25 +201,42 @@ def clean_text(raw: Any) -> str:
     return text
 
 
-def clean_labels(raw: Any, classes: int, slots: int) -> Int[np.ndarray, "S"]:
-    """One answer or up to `slots` of them, each in [0, classes)."""
-    labels = np.atleast_1d(np.asarray(raw))
-    if labels.dtype.kind not in "iu" or labels.ndim != 1:
-        raise BadInput(f"labels are integers, not {_kind(raw)}")
+def clean_labels(raw: Any, names: Sequence[str], slots: int) -> Int[np.ndarray, "S"]:
+    """One answer or up to `slots` of them, each a place in `names` or one of the names itself (str or UTF-8)."""
+    try:
+        labels = np.atleast_1d(np.asarray(raw))
+    except ValueError as error:  # lists of unequal lengths
+        raise WrongKind(f"labels are integers or names, not {_kind(raw)}") from error
+    if labels.dtype.kind not in "iuUS" or labels.ndim != 1:
+        raise WrongKind(f"labels are integers or names, not {_kind(raw)}")
     if not 0 < labels.size <= slots:
         raise BadInput(f"{labels.size} labels where 1 to {slots} are wanted")
-    wrong = labels[(labels < 0) | (labels >= classes)]
+    if labels.dtype.kind in "US":
+        return np.array([_place(label, names) for label in labels.tolist()], np.int32)
+    wrong = labels[(labels < 0) | (labels >= len(names))]
     if wrong.size:
-        raise BadInput(f"label {wrong[0]} is out of range: there are {classes} classes")
+        raise BadInput(f"label {wrong[0]} is out of range: there are {len(names)} classes")
     return labels.astype(np.int32)
+
+
+def _place(label: str | bytes, names: Sequence[str]) -> int:
+    """Where a label stands in `names`; BadInput, with the names that look like it, where it does not."""
+    text = label.decode(errors="replace") if isinstance(label, bytes) else label
+    try:
+        return names.index(text)
+    except ValueError:
+        near = difflib.get_close_matches(text[:LONGEST_NAME], names) or names[:3]
+        raise BadInput(
+            f"label {text[:LONGEST_NAME]!r} is not one of the {len(names)} names, such as {', '.join(near)}"
+        ) from None
 
 
 def clean_quantities(raw: Any, size: int, slots: int) -> Float[np.ndarray, "S Q"]:
     """One vector of `size` finite numbers or up to `slots` of them."""
     try:
         vectors = np.atleast_2d(np.asarray(raw, np.float32))
-    except (TypeError, ValueError) as error:
-        raise BadInput(f"quantities are numbers, not {_kind(raw)}") from error
+    except (TypeError, ValueError, OverflowError) as error:
+        raise WrongKind(f"quantities are numbers, not {_kind(raw)}") from error
     if vectors.ndim != 2 or vectors.shape[1] != size or not 0 < len(vectors) <= slots:
         raise BadInput(f"quantities of shape {vectors.shape} where 1 to {slots} vectors of {size} are wanted")
     if not np.isfinite(vectors).all():

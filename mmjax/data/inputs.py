@@ -15,6 +15,7 @@ from mmjax.data.augment import PictureAugment, SpeechAugment
 from mmjax.data.clean import BadInput
 from mmjax.data.sources.base import Recording
 from mmjax.data.tokenize import END, Bytes, Corpus, Tokenizer
+from mmjax.fields import OPERATIONAL
 from mmjax.layers.mel import mel_filters
 from mmjax.types import Feature, Image, Label, Quantity, Spectrum, Text, Waveform
 
@@ -22,6 +23,10 @@ from mmjax.types import Feature, Image, Label, Quantity, Spectrum, Text, Wavefor
 LEVEL = 0.1
 
 __all__ = ["BadInput", "Input", "Labels", "Picture", "Quantities", "Sentence", "Speech", "Wave"]
+
+# Seconds of a recording that are read beyond those that are used. Augmentation and resampling look there; what an hour
+# of sound holds after that need not even be decoded.
+BEYOND = 60.0
 
 # Of the log-mel frames of FSDD's recordings, each recording by itself: medians. No signal within full scale is LOUDEST.
 USUAL_MEAN, USUAL_DEVIATION, LOUDEST = -10.2, 3.45, 8.0
@@ -68,11 +73,16 @@ class Picture(Input):
     width: int | None = chz.field(default=None, doc="width, pixels; None: the height")
     channels: int = chz.field(default=3, doc="1 is grey, 3 is RGB")
     augment: PictureAugment = chz.field(default=PictureAugment(), doc="random changes in training")
+    max_pixels: int = chz.field(
+        default=clean.MAX_PIXELS, doc="a file of a larger picture is not decoded but bad input", metadata=OPERATIONAL
+    )
 
     @chz.validate
     def _valid(self) -> None:
         if min(self._shape) < 1:
             raise ValueError("size and width must be 1 or more")
+        if self.max_pixels < 1:
+            raise ValueError("max_pixels must be 1 or more")
         if self.channels not in (1, 3):
             raise ValueError("channels must be 1 or 3")
 
@@ -90,12 +100,13 @@ class Picture(Input):
 
     def read(self, raw: Any, rng: np.random.Generator | None) -> tuple[np.ndarray, None]:
         cv2 = clean.opencv()
-        pixels = clean.clean_picture(raw, self.channels, max(self._shape))
         height, width = self._shape
-        if pixels.shape[:2] != (height, width):
-            # Averaging over areas when shrinking is what keeps fine structure from turning into noise.
-            how = cv2.INTER_AREA if pixels.shape[0] > height and pixels.shape[1] > width else cv2.INTER_LINEAR
-            pixels = cv2.resize(pixels, (width, height), interpolation=how)
+        with clean.refusing("the picture cannot be resized"):
+            pixels = clean.clean_picture(raw, self.channels, max(self._shape), self.max_pixels)
+            if pixels.shape[:2] != (height, width):
+                # Averaging over areas when shrinking is what keeps fine structure from turning into noise.
+                how = cv2.INTER_AREA if pixels.shape[0] > height and pixels.shape[1] > width else cv2.INTER_LINEAR
+                pixels = cv2.resize(pixels, (width, height), interpolation=how)
         pixels = pixels.reshape(height, width, self.channels)
         picture = np.multiply(pixels, np.float32(1 / 255), dtype=np.float32)
         return (picture if rng is None else self.augment(picture, rng)), None
@@ -157,11 +168,18 @@ class Speech(Input):
     low: float = chz.field(default=50.0, doc="where the lowest band begins, Hz")
     high: float | None = chz.field(default=None, doc="where the highest band ends, Hz; half the rate if not given")
     augment: SpeechAugment = chz.field(default=SpeechAugment(), doc="random changes in training")
+    max_samples: int = chz.field(
+        default=clean.MAX_SAMPLES,
+        doc="a file with more samples, in all channels, before it is cut is not decoded but bad input",
+        metadata=OPERATIONAL,
+    )
 
     @chz.validate
     def _valid(self) -> None:
         if self.rate < 1:
             raise ValueError("rate must be 1 or more")
+        if self.max_samples < 1:
+            raise ValueError("max_samples must be 1 or more")
         if self._window < 2:
             raise ValueError("window must hold 2 samples or more")
         if self._hop < 1:
@@ -209,7 +227,7 @@ class Speech(Input):
         return self.augment.active
 
     def read(self, raw: Any, rng: np.random.Generator | None) -> tuple[np.ndarray, np.ndarray]:
-        samples = spectrogram.resample(*clean.clean_recording(raw), self.rate)
+        samples = _read_samples(raw, self.rate, self.seconds + self.augment.shift, self.max_samples)
         if rng is not None:
             samples = self.augment.samples(samples, self.rate, rng)
         frames = self._log_mel(samples[: self._samples])
@@ -258,11 +276,18 @@ class Wave(Input):
 
     rate: int = chz.field(default=8000, doc="samples a second; recordings of another rate are resampled")
     seconds: float = chz.field(default=1.0, doc="longest recording; the rest is cut")
+    max_samples: int = chz.field(
+        default=clean.MAX_SAMPLES,
+        doc="a file with more samples, in all channels, before it is cut is not decoded but bad input",
+        metadata=OPERATIONAL,
+    )
 
     @chz.validate
     def _valid(self) -> None:
         if self.rate < 1:
             raise ValueError("rate must be 1 or more")
+        if self.max_samples < 1:
+            raise ValueError("max_samples must be 1 or more")
         if self.feature.samples < 1:
             raise ValueError("seconds must hold a sample or more")
 
@@ -272,16 +297,27 @@ class Wave(Input):
 
     def read(self, raw: Any, rng: np.random.Generator | None) -> tuple[np.ndarray, np.ndarray]:
         length = self.feature.samples
-        samples = spectrogram.resample(*clean.clean_recording(raw), self.rate)[:length]
+        samples = _read_samples(raw, self.rate, self.seconds, self.max_samples)[:length]
         loudness = np.sqrt(np.mean(np.square(samples, dtype=np.float64)))
         values = np.zeros(length, np.float32)
         values[: len(samples)] = samples * (LEVEL / (loudness + 1e-4))
+        if not np.isfinite(values).all():
+            raise BadInput(f"samples of up to {np.abs(samples).max():.1g} times full scale")
         return values, np.arange(length) < len(samples)
+
+
+def _read_samples(raw: Any, rate: int, seconds: float, max_samples: int) -> Float[np.ndarray, "T"]:
+    """A recording's samples at a rate: the first `seconds` at least, and no more than `BEYOND` after them."""
+    with clean.refusing("the recording cannot be resampled"):
+        return spectrogram.resample(*clean.clean_recording(raw, seconds + BEYOND, max_samples), rate)
 
 
 @chz.chz
 class Labels(Input):
-    """Answers from `names` as Int[slots]: one, or as many as the example has, the other slots masked."""
+    """Answers from `names` as Int[slots]: one, or as many as the example has, the other slots masked.
+
+    The raw field holds places in `names`, or the names themselves.
+    """
 
     names: tuple[str, ...] = chz.field(doc="the classes")
     slots: int = chz.field(default=1, doc="most answers of one example")
@@ -298,7 +334,7 @@ class Labels(Input):
         return Label(self.names, self.slots)
 
     def read(self, raw: Any, rng: np.random.Generator | None) -> tuple[np.ndarray, np.ndarray]:
-        labels = clean.clean_labels(raw, len(self.names), self.slots)
+        labels = clean.clean_labels(raw, self.names, self.slots)
         values = np.zeros(self.slots, np.int32)
         values[: len(labels)] = labels
         return values, np.arange(self.slots) < len(labels)

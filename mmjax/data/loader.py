@@ -17,26 +17,21 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing import resource_tracker
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import chz
 import numpy as np
 from jaxtyping import Bool, Int
 
-from mmjax.data.clean import BadInput
+from mmjax.data.check import check_inputs
+from mmjax.data.clean import BadInput, read_example
 from mmjax.data.inputs import Input
+from mmjax.data.prefetch import Batches
 from mmjax.data.sources.base import Records, Source
 from mmjax.data.tokenize import Corpus, store
 from mmjax.errors import UserError
 from mmjax.fields import OPERATIONAL
 from mmjax.types import Batch, Feature, Image, Label, Quantity, Spectrum, Text, Waveform
-
-if TYPE_CHECKING:
-    import grain
-
-
-# So many examples tell which fields a source has; single ones may lack one that was damaged.
-FIELDS_LOOKED_AT = 32
 
 
 @chz.chz
@@ -83,17 +78,9 @@ class Data:
         return records
 
     def check_fields(self, data_dir: str) -> None:
-        """Raise UserError for an input whose field no example has, by a look at some of them."""
-        records = self.open(data_dir, "train")
-        looked = range(0, len(records), max(1, len(records) // FIELDS_LOOKED_AT))
-        there = {field for index in looked for field in records[index]}
-        for name, input in self.inputs.items():
-            field = input.field or name
-            if field not in there:
-                raise UserError(
-                    f"data.inputs.{name} reads the field {field}, which no example has (they have "
-                    f"{', '.join(sorted(there))}); set data.inputs.{name}=None or data.inputs.{name}.field"
-                )
+        """Raise UserError where an input can read nothing of a split, by a look at a few of its examples."""
+        for split in self.source.splits:
+            check_inputs(self.inputs, self.open(data_dir, split), split)
 
     def clusters(self, data_dir: str, split: str) -> Int[np.ndarray, "E"] | None:
         """The number of the cluster that each example of a split is in (see `Source.cluster`); None: there are none."""
@@ -255,7 +242,11 @@ class Loader:
 
     def _read(self, batch: Batch, place: int, index: int, position: int) -> Iterator[tuple[str, str]]:
         """Fills one row; yields features that cannot be used, and why. A field that is None is absent and not wrong."""
-        raw = self.records[index]
+        try:
+            raw = read_example(self.records, index)
+        except BadInput as error:
+            yield from ((name, str(error)) for name in self.data.inputs)
+            return
         for name, input in self.data.inputs.items():
             field = input.field or name
             try:
@@ -275,10 +266,11 @@ class Loader:
             return None
         return np.random.default_rng([self.seed, position, zlib.crc32(name.encode())])
 
-    def iterate(self, start: int, stop: int, then: Callable[[HostBatch], Any] | None = None) -> "grain.DatasetIterator":
+    def iterate(self, start: int, stop: int, then: Callable[[HostBatch], Any] | None = None) -> Batches:
         """Batches `start` to `stop` (not included), made ahead; `then` is applied to each, also ahead, in this process.
 
-        They are begun on at once. Closing the iterator ends its threads and processes.
+        They are begun on at once. Closing the iterator ends its threads and processes. It raises Preempted where one of
+        its processes was killed.
         """
         import grain
 
@@ -293,11 +285,9 @@ class Loader:
             )
             dataset = dataset.mp_prefetch(options, worker_init_fn=_end_with_parent)
         if then is not None:
-            dataset = grain.experimental.ThreadPrefetchIterDataset(dataset.map(then), prefetch_buffer_size=1)
+            dataset = dataset.map(then)
         with _signals_kept():
-            iterator = iter(dataset)
-            iterator.start_prefetch()
-        return iterator
+            return Batches(iter(dataset))
 
 
 @contextlib.contextmanager

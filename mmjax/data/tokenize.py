@@ -9,7 +9,7 @@ from pathlib import Path
 
 import chz
 
-from mmjax.data.clean import BadInput, clean_text
+from mmjax.data.clean import BadInput, clean_text, read_example
 from mmjax.data.sources.base import Records
 from mmjax.errors import UserError
 from mmjax.files import explained, write_atomic
@@ -37,7 +37,7 @@ class Corpus:
         """Every usable text of `CORPUS_EXAMPLES` examples, in order."""
         for index in range(0, len(self.records), max(1, -(-len(self.records) // CORPUS_EXAMPLES))):
             try:
-                yield clean_text(self.records[index].get(self.field))
+                yield clean_text(read_example(self.records, index).get(self.field))
             except BadInput:
                 continue  # counted and named when the loader reads it
 

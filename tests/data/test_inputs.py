@@ -1,7 +1,10 @@
 """Every kind of raw field to arrays, and every kind of damage to a reason."""
 
 import io
+import struct
+import zlib
 
+import chz
 import cv2
 import numpy as np
 import pytest
@@ -9,6 +12,7 @@ import soundfile
 
 from mmjax.data import TABLE
 from mmjax.data.clean import clean_picture
+from mmjax.data.headers import picture_size
 from mmjax.data.inputs import BadInput, Input, Labels, Picture, Quantities, Sentence, Speech, Wave
 from mmjax.data.sources.base import Recording
 from mmjax.types import Image, Label, Quantity, Spectrum, Text, Waveform
@@ -138,6 +142,48 @@ def test_bad_pictures(raw, reason):
         Picture(size=8).read(raw, None)
 
 
+def huge_png(width: int, height: int) -> bytes:
+    """A header and an end, and no pixels between."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", b""), (b"IEND", b"")]
+    parts = [
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+BMP = b"BM" + struct.pack("<IIIIiiHHIIiiII", 100, 0, 54, 40, 60000, -17000, 1, 24, 0, 0, 0, 0, 0, 0) + bytes(46)
+
+
+@damaged(
+    (b"P5 60000 60000 255\n", "60000 x 60000 pixels, and max_pixels is 67108864"),
+    (huge_png(40_000, 40_000), "40000 x 40000"),
+    (huge_png(30_000, 30_000), "30000 x 30000"),
+    (BMP, "60000 x 17000"),
+    (b"P5 1 60000 255\n", "no picture"),
+    (b"P5 9999999999 1 255\n", "no picture"),
+)
+def test_pictures_that_announce_too_much_are_not_decoded(raw, reason):
+    with pytest.raises(BadInput, match=reason):
+        Picture(size=8).read(raw, None)
+
+
+@pytest.mark.parametrize("kind", [".png", ".jpg", ".bmp", ".ppm", ".gif", ".webp", ".tiff"])
+def test_the_largest_picture_is_a_setting(kind):
+    raw = encode(np.concatenate([picture(32), picture(32)], 1), kind)
+    assert picture_size(raw) == (64, 32)
+    assert Picture(size=8, max_pixels=64 * 32).read(raw, None)[0].shape == (8, 8, 3)
+    with pytest.raises(BadInput, match="64 x 32 pixels, and max_pixels is 2047"):
+        Picture(size=8, max_pixels=64 * 32 - 1).read(raw, None)
+
+
+def test_a_lossless_webp_tells_its_size_too():
+    lossless = cv2.imencode(".webp", picture(24), [cv2.IMWRITE_WEBP_QUALITY, 101])[1].tobytes()
+    assert picture_size(lossless) == (24, 24)
+    transparent = cv2.imencode(".webp", np.full((30, 20, 4), 100, np.uint8))[1].tobytes()
+    assert picture_size(transparent) == (20, 30)
+
+
 def test_sentences():
     sentence = Sentence(length=8)
     values, mask = sentence.read("  Hi é ", None)
@@ -233,10 +279,46 @@ HUGE[100] = 1e30
     (Recording(samples(), 0), "0 samples a second"),
     (Recording(np.zeros(10, np.int64), 8000), "int64"),
     (samples(), "float32"),
+    (Recording(np.zeros((), np.float32), 8000), "empty"),
 )
 def test_bad_recordings(raw, reason):
     with pytest.raises(BadInput, match=reason):
         Speech().read(raw, None)
+
+
+def with_rate(content: bytes, rate: int) -> bytes:
+    """A WAV whose header tells another rate."""
+    return content[:24] + struct.pack("<I", rate) + content[28:]
+
+
+def flac(frames: int, claimed: int) -> bytes:
+    """A FLAC whose header tells another number of frames."""
+    file = io.BytesIO()
+    soundfile.write(file, samples(frames / 8000), 8000, format="FLAC")
+    content = file.getvalue()
+    return content[:22] + struct.pack(">I", claimed) + content[26:]
+
+
+@pytest.mark.parametrize("node", [Speech(), Wave()], ids=["speech", "wave"])
+def test_recordings_that_ask_for_too_much(node):
+    """Each would take hundreds of gigabytes or minutes if its header were believed, or cut after it is resampled."""
+    with pytest.raises(BadInput, match="2147483647 samples a second"):
+        node.read(with_rate(wav(samples()), 2**31 - 1), None)
+    with pytest.raises(BadInput, match="no recording"):
+        node.read(flac(4000, 2**32 - 2**28), None)
+    assert node.read(with_rate(wav(np.tile(samples(), 250)), 7), None)[1].all()
+    assert node.read(Recording(np.zeros(10**6, np.float32), 999_983), None)[1].all()
+    with pytest.raises(BadInput, match=r"4000 samples .* and max_samples is 3999"):
+        chz.replace(node, max_samples=3999).read(wav(samples()), None)
+
+
+def test_what_comes_after_the_cut_changes_nothing():
+    long = samples(3.0, 16000)
+    for node in (Speech(seconds=0.5), Wave(seconds=0.5)):
+        expected = node.read(Recording(long, 16000), None)[0]
+        longer = np.concatenate([long, np.zeros(70 * 16000, np.float32), [np.nan]]).astype(np.float32)
+        np.testing.assert_array_equal(node.read(Recording(longer, 16000), None)[0], expected)
+        np.testing.assert_array_equal(node.read(wav(longer, 16000), None)[0], expected)
 
 
 def test_silence_is_no_error():
@@ -282,13 +364,26 @@ def test_labels():
     assert (values.tolist(), mask.tolist()) == ([1, 0, 0], [True, True, False])
 
 
+def test_labels_by_name():
+    names = ("zero", "one", "two")
+    for raw in ("two", b"two", np.str_("two"), np.bytes_(b"two"), ["two"], np.array(["two"])):
+        values, mask = Labels(names=names).read(raw, None)
+        assert (values.tolist(), mask.tolist()) == ([2], [True])
+    assert Labels(names=names, slots=3).read(["two", "one"], None)[0].tolist() == [2, 1, 0]
+    with pytest.raises(BadInput, match="label 'tow' is not one of the 3 names, such as two"):
+        Labels(names=names).read("tow", None)
+
+
 @damaged(
     (3, "label 3 is out of range"),
     (-1, "label -1"),
     ([0, 1, 2], "3 labels"),
     ([], "integers|labels"),
     (1.0, "integers"),
-    ("a", "integers"),
+    ([[0], [0, 1]], "integers"),
+    ("A", "label 'A' is not one of the 3 names, such as a, b, c"),
+    (b"\xff", "is not one of the 3 names"),
+    ("a" * 20_000, "label 'a{50}' is not one"),
 )
 def test_bad_labels(raw, reason):
     with pytest.raises(BadInput, match=reason):
@@ -308,6 +403,7 @@ def test_quantities():
     ([[1.0]], "shape"),
     ([[1.0, 2.0]] * 4, "shape"),
     ("x", "numbers"),
+    ([10**400, 1], "numbers"),
 )
 def test_bad_quantities(raw, reason):
     with pytest.raises(BadInput, match=reason):
@@ -338,6 +434,8 @@ def test_features_tell_the_shapes():
     [
         lambda: Picture(size=0),
         lambda: Picture(size=8, channels=2),
+        lambda: Picture(size=8, max_pixels=0),
+        lambda: Speech(max_samples=0),
         lambda: Sentence(length=1),
         lambda: Speech(bands=400),
         lambda: Speech(high=5000.0),

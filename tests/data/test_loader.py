@@ -1,8 +1,10 @@
 """Batches as a function of (seed, step): order, layouts, resuming, damage, evaluation, prefetching."""
 
 import dataclasses
+import multiprocessing
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,14 @@ import cv2
 import numpy as np
 import pytest
 
+from mmjax.data import prefetch
 from mmjax.data.augment import PictureAugment, SpeechAugment
+from mmjax.data.check import check_inputs
 from mmjax.data.inputs import Labels, Picture, Quantities, Sentence, Speech
 from mmjax.data.loader import Data, HostBatch, Loader, Tally, chain
 from mmjax.data.sources.base import Recording, Source
 from mmjax.data.tokenize import Bpe
-from mmjax.errors import UserError
+from mmjax.errors import Preempted, UserError
 
 # Worker processes cannot import a test file.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -329,6 +333,98 @@ def test_workers_end_with_a_process_that_is_killed():
     reading.kill()
     # The workers have the pipe too: it ends when the last of them does.
     assert reading.communicate(timeout=30)[0] == ""
+
+
+class Large(Memory):
+    """Examples whose batches do not fit into a pipe at once: a worker is killed while it writes one."""
+
+    def __getitem__(self, index):
+        return {"place": np.zeros((50_000, 2))}
+
+
+@pytest.mark.parametrize("kind", [Memory, Large])
+def test_a_worker_that_is_killed_interrupts_the_run(kind, monkeypatch):
+    monkeypatch.setattr(InMemory, "open", lambda self, data_dir, split: kind(split, self.count, self.broken))
+    whole = Data(source=InMemory(), inputs={"place": Quantities(size=2, slots=50_000)}, workers=1, prefetch=1)
+    batches = Loader(whole, "", "train", SIZE, seed=7).iterate(0, 10**6, lambda host: host)
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    time.sleep(0.5)  # it goes on until nothing more fits
+    worker.kill()
+    with pytest.raises(Preempted, match=r"a process of the data loader was killed.*the same command resumes"):
+        list(batches)
+    monkeypatch.setattr(prefetch, "GRACE", 0.1)
+    batches.close()
+
+
+def test_a_long_wait_is_told(monkeypatch, capsys):
+    monkeypatch.setattr(prefetch, "PATIENCE", 0.2)
+    monkeypatch.setattr(prefetch, "LOOK", 0.02)
+    batches = loader().iterate(0, 3, lambda host: time.sleep(1.0 if host.step == 1 else 0.0))
+    next(batches)
+    capsys.readouterr()
+    list(batches)
+    lines = capsys.readouterr().err.splitlines()
+    assert 1 <= len(lines) <= 4  # after 0.2, 0.4 and 0.8 s
+    assert all(line.startswith("no batch for ") for line in lines)
+
+
+class Damaged(Memory):
+    """Examples that cannot be read, as of a damaged file."""
+
+    def __getitem__(self, index):
+        raise EOFError(f"record {index}\nends early")
+
+
+def test_an_example_that_cannot_be_read_is_bad_input():
+    source = loader(threads=1)
+    source.records = Damaged("train", COUNT, {})
+    (host,) = source.iterate(0, 1)
+    assert {error.feature for error in host.errors} == set(data().inputs)
+    assert len(host.errors) == SIZE * len(data().inputs)
+    assert host.errors[0].reason.startswith("the example cannot be read (EOFError: record ")
+    assert not any(present.any() for present in host.batch.present.values())
+    with pytest.raises(
+        UserError, match=r"^the examples of the split train cannot be read: .*EOFError.* prepare the data"
+    ):
+        check_inputs(data().inputs, source.records, "train")
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        (
+            {"label": 1.5},
+            "data.inputs.label cannot read the field label of train/0 in the split train: labels are integers",
+        ),
+        (
+            {"label": "z"},
+            "label 'z' is not one of the 5 names, such as a, b, c; correct the data, or set data.inputs.label",
+        ),
+        ({"caption": 7}, "data.inputs.text cannot read the field caption of train/0 in the split train: a text is str"),
+        (
+            {"image": b"no picture"},
+            "data.inputs.image cannot read the field image .* no picture that OpenCV can decode",
+        ),
+        (
+            {"caption": "gone"},
+            "reads the field caption, which no example of the split train has .they have image, label",
+        ),
+    ],
+)
+def test_what_no_input_can_read_is_told_at_once(changes, found):
+    source = data(broken=dict.fromkeys(range(COUNT), changes))
+    with pytest.raises(UserError, match=found) as caught:
+        source.check_fields("")
+    assert "\n" not in str(caught.value)
+
+
+def test_one_value_of_another_kind_is_told_and_one_that_is_damaged_is_not():
+    with pytest.raises(UserError, match="the field label of train/5 in the split train"):
+        data(broken={5: {"label": 0.0}}).check_fields("")
+    data(broken={5: {"label": 99}, 6: {"image": b""}, 7: {"speech": None}}).check_fields("")
+    data(broken={index: {"label": "abcde"[index % 5]} for index in range(COUNT)}).check_fields("")
+    data(broken={index: {"label": None} for index in range(COUNT)}).check_fields("")
 
 
 def test_an_error_of_the_user_stays_one():

@@ -113,7 +113,8 @@ def content(kind: str) -> bytes:
         ("speech", content("png"), r"\d+ bytes are no recording that libsndfile can decode"),
         ("speech", content("wav")[:-100], r"the WAV is truncated: \d+ bytes of \d+"),
         ("speech", b"", "0 bytes are no recording that libsndfile can decode"),
-        ("count", b"two", "labels are integers, not bytes"),
+        ("image", b"P5 60000 60000 255\n", "the picture has 60000 x 60000 pixels, and max_pixels is 67108864"),
+        ("count", b"three", "label 'three' is not one of the 2 names, such as one, two"),
     ],
 )
 def test_files_that_cannot_be_used(name, raw, reason, tmp_path: Path):
@@ -140,7 +141,7 @@ def test_texts_that_cannot_be_used(text, reason):
 
 
 def test_folders_and_odd_names_are_no_files(tmp_path: Path):
-    with pytest.raises(UserError, match=r"cannot be used: Is a directory$"):
+    with pytest.raises(UserError, match=r"cannot be used: it is a folder$"):
         make_prompt(INPUTS, {"image": str(tmp_path)})
     with pytest.raises(UserError, match="cannot be used: "):
         make_prompt(INPUTS, {"image": "a\0b"})

@@ -206,18 +206,32 @@ def test_a_run_with_bad_values_is_the_run_without_these_values(bad_run, data, tm
 
 @pytest.mark.parametrize(("split", "step"), [("train", 0), ("validation", 4)])
 def test_too_much_bad_data_ends_the_run(data, tmp_path, capsys, monkeypatch, split, step):
-    replace(monkeypatch, {(split, index): ("image", b"no picture") for index in range(96)})
+    replace(monkeypatch, {(split, index): ("image", b"no picture") for index in range(1, 96)})
     assert go(tmp_path / "run", data, "data.max_bad_share=0.03") == 2
     line = error_line(capsys)
     assert "'image' cannot be used" in line
     assert f"of {split}/" in line
     assert "raise data.max_bad_share, which is 0.03" in line
     errors = errors_of(tmp_path / "run")
-    assert len(errors) == (16 if split == "train" else 9)
+    first = loaders(data, split, 0 if split == "train" else None).ids(0)
+    assert {error["id"] for error in errors} == {*first} - {f"{split}/0", ""}
     assert {(error["step"], error["split"], error["reason"]) for error in errors} == {
         (step, split, "10 bytes are no picture that OpenCV can decode")
     }
     assert not (tmp_path / "run" / "summary.json").exists()
+
+
+@pytest.mark.usefixtures("nothing_compiles")
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_what_an_input_cannot_read_shows_before_compiling(data, tmp_path, capsys, monkeypatch, split):
+    replace(monkeypatch, {(split, index): ("shape", [0.5]) for index in range(96)})
+    assert go(tmp_path / "run", data) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert (
+        f"data.inputs.shape cannot read the field shape of {split}/0 in the split {split}: labels are integers" in line
+    )
+    assert "data.inputs.shape.field" in line
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_loss_without_a_finite_value_ends_the_run_with_a_report(data, tmp_path, capsys, monkeypatch):

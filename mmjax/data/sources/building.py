@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmjax.data.sources.archives import check_regular, read_file
 from mmjax.errors import UserError
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
+
+LARGEST_JSON = 2**26  # bytes of a file that describes a data set
 
 
 def is_built(folder: Path) -> bool:
@@ -61,7 +64,7 @@ def _line(error: Exception) -> str:
 def _lock(folder: Path) -> Iterator[None]:
     """Keeps other processes, on other machines too if the file system can, from building the same data set."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with open(folder.parent / ".lock", "w") as file:
+    with open(folder.parent / ".lock", "w", opener=_open_at_once) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -70,12 +73,29 @@ def _lock(folder: Path) -> Iterator[None]:
         yield
 
 
+def _open_at_once(path: str, flags: int) -> int:
+    """Opens a file as `open` does, and raises an error for a pipe instead of waiting for its reader."""
+    return os.open(path, flags | os.O_NONBLOCK, 0o666)
+
+
 class Stored:
     """The examples of one split of a built data set as arrays, numbers and text; safe in threads, picklable."""
 
     def __init__(self, folder: Path, split: str):
+        """Raises UserError where what lies in the folder is damaged."""
+        try:
+            self._open(folder, split)
+        except UserError:
+            raise
+        except Exception as error:  # TFDS takes its JSON files for what it wrote, and raises whatever comes of others
+            reason = f"{type(error).__name__}: {_line(error)[:200]}"
+            raise UserError(f"{folder} is damaged ({reason}): delete it and prepare the data again") from error
+
+    def _open(self, folder: Path, split: str) -> None:
         import tensorflow_datasets as tfds
 
+        for path in folder.glob("*.json"):
+            read_file(path, LARGEST_JSON)
         builder = tfds.builder_from_directory(folder)
         info = builder.info
         for path, length in zip(info.splits[split].filepaths, info.splits[split].shard_lengths, strict=True):
@@ -118,10 +138,11 @@ def _check_file(path: Path, length: int) -> None:
     from array_record.python.array_record_module import ArrayRecordReader
 
     try:
+        check_regular(path)
         reader = ArrayRecordReader(os.fspath(path))
         whole = reader.num_records() == length
         reader.close()
-    except RuntimeError:
+    except (OSError, RuntimeError):
         whole = False
     if not whole:
         raise UserError(f"{path} is damaged: delete {path.parent} and prepare the data again")

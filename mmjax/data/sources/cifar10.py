@@ -70,7 +70,7 @@ class Cifar10Records:
         example = self._stored[index]
         if "image" in example:
             example["image"] = example["image"].tobytes()
-        if "label" in example:
+        if example.get("label") in range(len(CLASSES)):
             template = np.random.default_rng((len(self), index)).choice(TEMPLATES)
             example["text"] = template.format(_with_article(CLASSES[example["label"]]))
         return example

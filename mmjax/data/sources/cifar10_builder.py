@@ -2,10 +2,7 @@
 
 import functools
 import hashlib
-import lzma
 import re
-import tarfile
-import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -15,6 +12,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from mmjax.data.clean import opencv
+from mmjax.data.sources.archives import tar_files
 from mmjax.data.sources.cifar10 import CLASSES, VERSION
 from mmjax.errors import UserError
 
@@ -94,16 +92,14 @@ def read_pictures(archive: Path, split: str) -> list[Example]:
     """The pictures SPLIT/CLASS/NAME.jpg of an archive that is never unpacked, classes taking turns."""
     by_class: dict[int, list[Example]] = {label: [] for label in range(len(CLASSES))}
     try:
-        with tarfile.open(archive, "r:*") as opened:
-            for member in opened:
-                found = re.fullmatch(rf"{split}/(\w+)/\w+\.jpe?g", member.name)
-                file = opened.extractfile(member) if found and found[1] in CLASSES else None
-                if found and file is not None:
-                    label = CLASSES.index(found[1])
-                    by_class[label].append((label, file.read()))
+        for name, content in tar_files(archive):
+            found = re.fullmatch(rf"{split}/(\w+)/\w+\.jpe?g", name)
+            if found and found[1] in CLASSES:
+                label = CLASSES.index(found[1])
+                by_class[label].append((label, content))
     except FileNotFoundError:
         raise UserError(f"{archive} is missing: it is an archive of CIFAR-10's pictures") from None
-    except (OSError, EOFError, tarfile.TarError, lzma.LZMAError, zlib.error) as error:
+    except OSError as error:
         raise UserError(f"{archive} cannot be read ({error}): fetch it again") from None
     if not all(by_class.values()):
         raise UserError(f"{archive} has no {split}/{CLASSES[0]}/NAME.jpg, or lacks another class")
@@ -116,17 +112,12 @@ def read_binary(archive: Path) -> dict[str, list[Example]]:
     cv2 = opencv()
     rows: dict[str, list[Example]] = {"train": [], "test": []}
     try:
-        with tarfile.open(archive, "r:*") as opened:
-            for member in sorted(opened.getmembers(), key=lambda member: member.name):
-                file = opened.extractfile(member) if member.name.endswith(".bin") else None
-                if file is None:
-                    continue
-                table = np.frombuffer(file.read(), np.uint8).reshape(-1, ROW)
-                for row in table:
-                    pixels = row[1:].reshape(3, 32, 32).transpose(1, 2, 0)
-                    content = cv2.imencode(".png", pixels[..., ::-1])[1].tobytes()
-                    rows["test" if "test" in member.name else "train"].append((int(row[0]), content))
-    except (OSError, EOFError, ValueError, tarfile.TarError, zlib.error) as error:
+        for name, content in sorted((name, content) for name, content in tar_files(archive) if name.endswith(".bin")):
+            for row in np.frombuffer(content, np.uint8).reshape(-1, ROW):
+                pixels = row[1:].reshape(3, 32, 32).transpose(1, 2, 0)
+                picture = cv2.imencode(".png", pixels[..., ::-1])[1].tobytes()
+                rows["test" if "test" in name else "train"].append((int(row[0]), picture))
+    except (OSError, ValueError) as error:
         raise UserError(f"{archive} is not the archive of {URL} ({error}): fetch it again") from None
     if not all(rows.values()):
         raise UserError(f"{archive} is not the archive of {URL}: it has no batches of pictures")

@@ -4,8 +4,6 @@ import functools
 import hashlib
 import json
 import re
-import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow_datasets as tfds
 
+from mmjax.data.sources.archives import open_zip, read_file
 from mmjax.data.sources.emoji import GROUPS, TONE, VERSION
 from mmjax.errors import UserError
 
@@ -104,7 +103,7 @@ def read_table(path: Path) -> list[Row]:
     """The rows of a file with a JSON object a line, whose keys include those of `Row` (validation is "val")."""
     rows: list[Row] = []
     try:
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in read_file(path).decode().splitlines():
             fields = json.loads(line)
             row = Row(
                 fields["file"],
@@ -116,8 +115,9 @@ def read_table(path: Path) -> list[Row]:
             )
             if row.group not in GROUPS or row.split not in SPLITS:
                 raise ValueError(f"no group {row.group!r} or no split {row.split!r}")
+            "".join([row.file, row.name, *row.tags]).encode()  # they are texts, and valid ones
             rows.append(row)
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is no table of emoji (line {len(rows) + 1}: {error})") from None
     return rows
 
@@ -126,14 +126,17 @@ def read_gemoji(archive: Path) -> list[Row]:
     """The rows of what the repository github/gemoji holds: Unicode's own list, and its tags."""
     inside = f"gemoji-{GEMOJI}/"
     try:
-        with zipfile.ZipFile(archive) as file:
-            listed = file.read(f"{inside}vendor/unicode-emoji-test.txt").decode()
-            tagged = json.loads(file.read(f"{inside}db/emoji.json"))
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        with open_zip(archive) as (_, read):
+            listed = read(f"{inside}vendor/unicode-emoji-test.txt").decode()
+            tagged = {
+                _file(entry["emoji"]): tuple(entry["tags"]) for entry in json.loads(read(f"{inside}db/emoji.json"))
+            }
+            "".join(tag for tags in tagged.values() for tag in tags).encode()  # they are texts, and valid ones
+    except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise UserError(
             f"{archive} is not the archive of {URLS['gemoji']} ({error}): delete it and try again"
         ) from None
-    return make_rows(listed, {_file(entry["emoji"]): tuple(entry["tags"]) for entry in tagged})
+    return make_rows(listed, tagged)
 
 
 def make_rows(listed: str, tags: Mapping[str, tuple[str, ...]]) -> list[Row]:
@@ -163,16 +166,15 @@ def read_pictures(archive: Path, prefix: str, files: Iterable[str]) -> dict[str,
     """The PNG files that there are, by name, read out of an archive that is never unpacked; b"" for a damaged one."""
     pictures: dict[str, bytes] = {}
     try:
-        with zipfile.ZipFile(archive) as opened:
-            inside = set(opened.namelist())
+        with open_zip(archive) as (inside, read):
             for file in files:
                 if prefix + file in inside:
                     try:
-                        pictures[file] = opened.read(prefix + file)
-                    except (zipfile.BadZipFile, zlib.error):
+                        pictures[file] = read(prefix + file)
+                    except OSError:
                         pictures[file] = b""
     except FileNotFoundError:
         raise UserError(f"{archive} is missing: it is the archive of Noto's pictures") from None
-    except (OSError, zipfile.BadZipFile) as error:
+    except OSError as error:
         raise UserError(f"{archive} cannot be read ({error}): fetch it again") from None
     return pictures

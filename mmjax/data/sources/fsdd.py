@@ -4,16 +4,17 @@ import hashlib
 import io
 import re
 import wave
-import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 
+from mmjax.data.sources.archives import open_zip, read_file
 from mmjax.errors import UserError
 
 RATE = 8000
 SPEAKERS = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")
+LARGEST = 2**20  # bytes of a recording; the longest has 37,000
 COMMIT = "26eb9aaf76e81b692f806f9140c2d2777410d7a1"
 URL = f"https://github.com/Jakobovski/free-spoken-digit-dataset/archive/{COMMIT}.zip"
 # The archive is packed anew by its host, so its own checksum is not fixed; that of the recordings inside is.
@@ -41,15 +42,15 @@ def digest(contents: Iterable[tuple[str, bytes]]) -> str:
 
 def folder_reader(folder: Path) -> Callable[[str], bytes]:
     """Reads recordings by name from a folder of WAV files."""
-    return lambda name: (folder / name).read_bytes()
+    return lambda name: read_file(folder / name, LARGEST)
 
 
 def archive_reader(path: Path) -> Callable[[str], bytes]:
     """Reads recordings by name out of the repository's archive, which is never unpacked; UserError if any differs."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            contents = {name: archive.read(f"free-spoken-digit-dataset-{COMMIT}/recordings/{name}") for name in names()}
-    except (OSError, KeyError, zipfile.BadZipFile) as error:
+        with open_zip(path) as (_, read):
+            contents = {name: read(f"free-spoken-digit-dataset-{COMMIT}/recordings/{name}") for name in names()}
+    except OSError as error:
         raise UserError(f"{path} is not the archive of {URL} ({error}): delete it and run the command again") from None
     if digest(contents.items()) != DIGEST:
         raise UserError(f"the recordings in {path} are not those of {URL}: delete it and run the command again")
@@ -62,7 +63,7 @@ def decode(content: bytes) -> np.ndarray | None:
         with wave.open(io.BytesIO(content)) as file:
             frames, samples = file.getnframes(), file.readframes(file.getnframes())
             form = (file.getnchannels(), file.getsampwidth(), file.getframerate())
-    except (wave.Error, EOFError):
+    except Exception:  # wave.Error, EOFError, struct.error and what else its parser meets
         return None
     if form != (1, 2, RATE) or frames == 0 or len(samples) != 2 * frames:
         return None

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mmjax.data.sources.archives import LARGEST, read_file
 from mmjax.errors import UserError
 
 URL = "https://storage.googleapis.com/cvdf-datasets/mnist/"
@@ -18,21 +19,24 @@ def read_pictures(path: Path) -> np.ndarray:
 
 
 def read_labels(path: Path) -> np.ndarray:
-    """uint8[N] of an idx file."""
-    return _read_idx(path, ())
+    """uint8[N] of an idx file, from 0 to 9."""
+    labels = _read_idx(path, ())
+    if (labels > 9).any():
+        raise UserError(f"{path} holds the label {labels.max()}, which is no digit: fetch MNIST's file again")
+    return labels
 
 
 def _read_idx(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     try:
         # A decompressor by hand, because gzip.open gives nothing at all of a file that ends too early.
-        data = zlib.decompressobj(wbits=31).decompress(path.read_bytes())
+        data = zlib.decompressobj(wbits=31).decompress(read_file(path), LARGEST)
     except FileNotFoundError:
         raise UserError(f"{path} is missing: it is one of MNIST's four files") from None
     except (OSError, zlib.error) as error:
         raise UserError(f"{path} cannot be read ({error}): fetch MNIST's file again") from None
     header = 4 + 4 * (1 + len(shape))
     expected = bytes([0, 0, 8, 1 + len(shape)]), np.array(shape, ">u4").tobytes()
-    if (data[:4], data[8:header]) != expected:
+    if len(data) < header or (data[:4], data[8:header]) != expected:
         raise UserError(f"{path} is not an idx file of {'pictures of 28 x 28' if shape else 'labels'}")
     item = int(np.prod(shape, dtype=int))
     whole = (len(data) - header) // item

@@ -1,8 +1,8 @@
 """Which MNIST picture goes with which FSDD recording: the tables of av_digits, read or made by their rule."""
 
 import csv
-import gzip
 import hashlib
+import io
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mmjax.data.sources import fsdd
+from mmjax.data.sources.archives import inflate
 from mmjax.errors import UserError
 
 PAIRINGS = ("recording_disjoint", "speaker_disjoint")
@@ -36,24 +37,21 @@ def read_pairs(path: Path) -> Pairs:
     pairs: Pairs = {"train": [], "validation": [], "test": []}
     line = 1
     try:
-        with gzip.open(path, "rt", newline="") as file:
-            for row in csv.DictReader(file):
-                line += 1
-                if fsdd.describe(row["fsdd_file"]) is None or row["mnist_file"] not in ("train", "t10k"):
-                    raise ValueError(f"no files are called {row['fsdd_file']!r} and {row['mnist_file']!r}")
-                pairs["validation" if row["split"] == "val" else row["split"]].append(
-                    Pair(
-                        row["mnist_file"],
-                        int(row["mnist_index"]),
-                        int(row["label"]),
-                        row["fsdd_file"],
-                        int(row["noise_seed"]),
-                    )
-                )
-    except (OSError, EOFError, KeyError, TypeError, ValueError, csv.Error) as error:
+        for row in csv.DictReader(io.StringIO(inflate(path).decode(), newline="")):
+            line += 1
+            if fsdd.describe(row["fsdd_file"]) is None or row["mnist_file"] not in ("train", "t10k"):
+                raise ValueError(f"no files are called {row['fsdd_file']!r} and {row['mnist_file']!r}")
+            numbers = [int(row[name]) for name in ("mnist_index", "label", "noise_seed")]
+            if not all(0 <= number < 2**63 for number in numbers):
+                raise ValueError(f"{numbers} are not numbers from 0 to 2^63")
+            index, label, seed = numbers
+            split = "validation" if row["split"] == "val" else row["split"]
+            pairs[split].append(Pair(row["mnist_file"], index, label, row["fsdd_file"], seed))
+    except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
         raise UserError(f"{path} is no table of pairs (line {line}: {error})") from None
     if not all(pairs.values()):
-        raise UserError(f"{path} has no rows for {', '.join(split for split, rows in pairs.items() if not rows)}")
+        missing = ", ".join(split for split, rows in pairs.items() if not rows)
+        raise UserError(f"{path} is no table of pairs: it has no rows for {missing}")
     return pairs
 
 
@@ -81,6 +79,8 @@ def make_pairs(pairing: str, train_labels: np.ndarray, test_labels: np.ndarray) 
             Pair(file, index, int(labels[index]), next(takers[int(labels[index])]), _bits(f"noise:{short}:{index}"))
             for index in indices
         ]
+    if not all(pairs.values()):
+        raise UserError(f"MNIST's files hold {len(train_labels)} and {len(test_labels)} labels, too few for each split")
     return pairs
 
 
