@@ -31,6 +31,7 @@ from mmjax.data.sources.base import Records, Source
 from mmjax.data.tokenize import Corpus, store
 from mmjax.errors import UserError
 from mmjax.fields import OPERATIONAL
+from mmjax.files import local_path
 from mmjax.types import Batch, Feature, Image, Label, Quantity, Spectrum, Text, Waveform
 
 
@@ -99,7 +100,7 @@ class Data:
         fingerprint, and is the same in every process.
         """
         open_train = functools.cache(lambda: self.open(data_dir, "train"))
-        folder = Path(data_dir).expanduser() / "tokenizers"
+        folder = local_path(data_dir) / "tokenizers"
 
         def bound(name: str, input: Input) -> Input:
             stored = None if run_dir is None else _stored(run_dir, name)
@@ -116,7 +117,7 @@ class Data:
 
 
 def _stored(run_dir: str | Path, name: str) -> Path:
-    return Path(run_dir).expanduser() / "tokenizers" / f"{name}.json"
+    return local_path(run_dir) / "tokenizers" / f"{name}.json"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ import chz
 from mmjax.data.clean import BadInput, clean_text, read_example
 from mmjax.data.sources.base import Records
 from mmjax.errors import UserError
-from mmjax.files import explained, write_atomic
+from mmjax.files import explained, local_path, write_atomic
 from mmjax.types import END, PADDING
 
 SPECIAL = ("<pad>", "<end>")  # their places are their ids
@@ -121,7 +121,7 @@ class Bpe(Tokenizer):
         if stored is not None and stored.is_file():
             file = stored
         elif self.file is not None:
-            file = Path(self.file).expanduser()
+            file = local_path(self.file)
         else:
             file = self._trained(corpus)
         if not file.is_file():

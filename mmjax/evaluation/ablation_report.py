@@ -28,7 +28,7 @@ from mmjax.evaluation.ablation_figures import (
 )
 from mmjax.evaluation.figures import DASHES
 from mmjax.evaluation.page import render
-from mmjax.files import write_atomic
+from mmjax.files import local_path, write_atomic
 from mmjax.units import duration
 
 SIGNIFICANT = 0.05
@@ -75,7 +75,7 @@ def write_ablation_report(folder: str | os.PathLike[str], table: Table) -> Path:
         verdicts={name: entry["verdict"] for name, entry in ranked(table).items() if entry.get("verdict")},
         growth=_growth(table),
     )
-    return write_atomic(Path(folder).expanduser() / "report.html", page)
+    return write_atomic(local_path(folder) / "report.html", page)
 
 
 def write_ablation_markdown(folder: str | os.PathLike[str], table: Table) -> Path:
@@ -93,7 +93,7 @@ def write_ablation_markdown(folder: str | os.PathLike[str], table: Table) -> Pat
     lines += ["", "Failed:", ""] if table["failed"] else []
     for cell in table["failed"]:
         lines.append(f"- {_escaped(cell['choice'])}, seed {cell['seed']}: {_escaped(cell['reason'])}")
-    return write_atomic(Path(folder).expanduser() / "table.md", "\n".join(lines) + "\n")
+    return write_atomic(local_path(folder) / "table.md", "\n".join(lines) + "\n")
 
 
 def _line(*cells: str) -> str:

@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from mmjax.evaluation.figures import curves_svg, panels, picture_uri, spectrum_uri
 from mmjax.evaluation.page import render
-from mmjax.files import write_atomic
+from mmjax.files import local_path, write_atomic
 from mmjax.units import duration
 
 SPLITS = ("train", "validation", "test")
@@ -69,7 +69,7 @@ def write_report(
     """
     from markupsafe import Markup
 
-    run_dir = Path(run_dir).expanduser()
+    run_dir = local_path(run_dir)
     drawn = panels(history)
     shown = list(_cards(examples))
     page = render(

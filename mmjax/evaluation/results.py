@@ -15,7 +15,7 @@ from mmjax.evaluation.figures import curves_svg, panels
 from mmjax.evaluation.findings import Card, Figure, Findings, Section, Table
 from mmjax.evaluation.page import render
 from mmjax.evaluation.statistic import Statistic, intervals
-from mmjax.files import explained, step_of, write_atomic
+from mmjax.files import explained, local_path, step_of, write_atomic
 
 FOLDER, PAGE, SECTIONS = "evaluations", "report.html", "sections.json"
 MOST_PANELS = 24
@@ -45,7 +45,7 @@ class Results:
     """
 
     def __init__(self, run_dir: str | Path):
-        self.folder = Path(run_dir).expanduser() / FOLDER
+        self.folder = local_path(run_dir) / FOLDER
 
     def path(self, step: int) -> Path:
         """Where what is known of a step is."""

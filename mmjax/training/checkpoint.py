@@ -19,7 +19,7 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from mmjax.errors import NoCheckpoint, UserError
-from mmjax.files import read_json, step_of
+from mmjax.files import local_path, read_json, step_of
 from mmjax.layers.tree import named_leaves
 from mmjax.sharding.distributed import barrier, gather_lines, is_lead
 from mmjax.training.seal import disk_problem, find_damage, mute_refusals, seal
@@ -75,7 +75,7 @@ class Checkpoints:
         warn: Callable[[str], None] = print,
         read_only: bool = False,
     ):
-        self._folder = Path(run_dir).expanduser().absolute() / FOLDER
+        self._folder = local_path(run_dir).absolute() / FOLDER
         self._fingerprint, self._warn, self._read_only = fingerprint, warn, read_only
         self._keep = _Keep(config, self._folder)
         self._saving: int | None = None

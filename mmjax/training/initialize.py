@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 from collections.abc import Callable
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Any, TypeVar
 
 import chz
@@ -13,6 +12,7 @@ from jax.sharding import NamedSharding
 from jaxtyping import Array, Float
 
 from mmjax.errors import UserError
+from mmjax.files import local_path
 from mmjax.layers.tree import named_leaves
 from mmjax.training.checkpoint import Checkpoint, Checkpoints
 
@@ -95,7 +95,7 @@ class _Found:
 def _open(config: Initialize, say: Callable[[str], None] = print) -> contextlib.closing[Checkpoints]:
     from mmjax.config import stored_fingerprint
 
-    run_dir = Path(config.run_dir).expanduser()
+    run_dir = local_path(config.run_dir)
     fingerprint = stored_fingerprint(run_dir)
     return contextlib.closing(Checkpoints(run_dir, Checkpoint(), fingerprint=fingerprint, warn=say, read_only=True))
 

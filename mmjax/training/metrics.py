@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from mmjax.errors import UserError
-from mmjax.files import explained, read_json, read_regular, write_atomic
+from mmjax.files import explained, local_path, read_json, read_regular, write_atomic
 from mmjax.layers.tree import named_leaves
 
 # TensorBoard's file is flushed to the disk this often; metrics.jsonl after every line.
@@ -35,7 +35,7 @@ class MetricsLog:
     """
 
     def __init__(self, run_dir: str | os.PathLike[str], step: int = 0, *, writer: bool = True):
-        self.path = Path(run_dir).expanduser() / "metrics.jsonl"
+        self.path = local_path(run_dir) / "metrics.jsonl"
         self._writer = writer
         self._began = time.monotonic()
         self._last: dict[str, Any] = {"step": -1}
@@ -140,7 +140,7 @@ class _EventFile:
 
 def read_history(run_dir: str | os.PathLike[str]) -> list[dict[str, float | int]]:
     """The logged steps of a run directory, oldest first, null read as NaN; empty where nothing was logged."""
-    path = Path(run_dir).expanduser() / "metrics.jsonl"
+    path = local_path(run_dir) / "metrics.jsonl"
     if not path.exists():
         return []
     with explained(path):
@@ -178,7 +178,7 @@ def _json(value: float) -> float | None:
 
 def read_summary(run_dir: str | os.PathLike[str]) -> dict[str, Any]:
     """The outcome of a run, as `write_summary` wrote it. Raises UserError where it is not there or damaged."""
-    path = Path(run_dir).expanduser() / "summary.json"
+    path = local_path(run_dir) / "summary.json"
     try:
         summary = read_json(path)
         math.isfinite(summary["step"] + summary["seconds"])
@@ -207,9 +207,7 @@ def write_summary(
         "parameters_digest": parameters_digest,
         "examples_digest": examples_digest,
     }
-    return write_atomic(
-        Path(run_dir).expanduser() / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n"
-    )
+    return write_atomic(local_path(run_dir) / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
 
 
 def parameters_digest(tree: Any) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import jax
 
 from mmjax.errors import NoCheckpoint, UserError
-from mmjax.files import step_of
+from mmjax.files import local_path, step_of
 from mmjax.model import Multimodal
 from mmjax.sharding.rules import Rules
 from mmjax.training.checkpoint import FOLDER, Checkpoints
@@ -28,7 +28,7 @@ REMOVAL_SECONDS = 5
 
 def saved_steps(run_dir: str | Path) -> list[int]:
     """The steps of a run's finished checkpoints, oldest first; whether they are whole shows when they are read."""
-    folder = Path(run_dir).expanduser() / FOLDER
+    folder = local_path(run_dir) / FOLDER
     return sorted(step for path in folder.glob("*") if (step := step_of(path.name)) is not None)
 
 
@@ -59,7 +59,7 @@ def _removed(run_dir: str | Path, steps: list[int]) -> set[int]:
 
     Files go one after the other, so that of one that is being removed anything may be missing for a while.
     """
-    folder = Path(run_dir).expanduser() / FOLDER
+    folder = local_path(run_dir) / FOLDER
     for _ in range(REMOVAL_SECONDS):
         there = set(steps).intersection(saved_steps(run_dir))
         if all(find_damage(folder / str(step), step) is None for step in there):

@@ -17,7 +17,7 @@ from mmjax.data.place import rows_of
 from mmjax.errors import Diverged
 from mmjax.evaluation.examples import show_examples
 from mmjax.evaluation.report import write_report
-from mmjax.files import locked
+from mmjax.files import local_path, locked
 from mmjax.sharding.distributed import barrier, gather_lines, is_lead
 from mmjax.training.checkpoint import Checkpoints
 from mmjax.training.data_errors import DataErrorsLog
@@ -41,7 +41,7 @@ class Run:
         from mmjax import config
 
         self.experiment, self.lead = experiment, is_lead()
-        self.run_dir = Path(experiment.run_dir).expanduser()
+        self.run_dir = local_path(experiment.run_dir)
         size = experiment.train.batch_size
         rows = rows_of(sharding, size)
         rows_of(sharding, size // experiment.train.accumulate)

@@ -9,6 +9,7 @@ import numpy as np
 from mmjax.data.sources import building, fsdd
 from mmjax.data.sources.base import Recording, Records, Source
 from mmjax.errors import UserError
+from mmjax.files import local_path
 
 VERSION = "1.0.0"
 CLASSES = tuple("0123456789")
@@ -42,7 +43,7 @@ class AvDigits(Source):
         return "fsdd_file"
 
     def _folder(self, data_dir: str) -> Path:
-        return Path(data_dir).expanduser() / "av_digits" / self.config / VERSION
+        return local_path(data_dir) / "av_digits" / self.config / VERSION
 
     def open(self, data_dir: str, split: str) -> Records:
         folder = self._folder(data_dir)
@@ -59,8 +60,8 @@ class AvDigits(Source):
         if not building.is_built(folder):
             from mmjax.data.sources.av_digits_builder import AvDigitsBuilder
 
-            raw = Path(manual_dir).expanduser() if manual_dir else None
-            building.build(AvDigitsBuilder(data_dir=Path(data_dir).expanduser(), config=self.config, manual_dir=raw))
+            raw = local_path(manual_dir) if manual_dir else None
+            building.build(AvDigitsBuilder(data_dir=local_path(data_dir), config=self.config, manual_dir=raw))
         return folder
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from mmjax.data.sources import building
 from mmjax.data.sources.base import Records, Source
 from mmjax.errors import UserError
+from mmjax.files import local_path
 
 VERSION = "1.0.0"
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -35,7 +36,7 @@ class Cifar10(Source):
         return ("train", "validation", "test")
 
     def _folder(self, data_dir: str) -> Path:
-        return Path(data_dir).expanduser() / "cifar10" / VERSION
+        return local_path(data_dir) / "cifar10" / VERSION
 
     def open(self, data_dir: str, split: str) -> Records:
         folder = self._folder(data_dir)
@@ -51,8 +52,8 @@ class Cifar10(Source):
         if not building.is_built(folder):
             from mmjax.data.sources.cifar10_builder import Cifar10Builder
 
-            raw = Path(manual_dir).expanduser() if manual_dir else None
-            building.build(Cifar10Builder(data_dir=Path(data_dir).expanduser(), manual_dir=raw))
+            raw = local_path(manual_dir) if manual_dir else None
+            building.build(Cifar10Builder(data_dir=local_path(data_dir), manual_dir=raw))
         return folder
 
 

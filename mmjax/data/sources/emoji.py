@@ -9,6 +9,7 @@ import chz
 from mmjax.data.sources import building
 from mmjax.data.sources.base import Records, Source
 from mmjax.errors import UserError
+from mmjax.files import local_path
 
 VERSION = "1.0.0"
 GROUPS = (
@@ -42,7 +43,7 @@ class Emoji(Source):
         return ("train", "validation", "test")
 
     def _folder(self, data_dir: str) -> Path:
-        return Path(data_dir).expanduser() / "emoji" / self.skin_tones / VERSION
+        return local_path(data_dir) / "emoji" / self.skin_tones / VERSION
 
     def open(self, data_dir: str, split: str) -> Records:
         folder = self._folder(data_dir)
@@ -59,8 +60,8 @@ class Emoji(Source):
         if not building.is_built(folder):
             from mmjax.data.sources.emoji_builder import EmojiBuilder
 
-            raw = Path(manual_dir).expanduser() if manual_dir else None
-            building.build(EmojiBuilder(data_dir=Path(data_dir).expanduser(), config=self.skin_tones, manual_dir=raw))
+            raw = local_path(manual_dir) if manual_dir else None
+            building.build(EmojiBuilder(data_dir=local_path(data_dir), config=self.skin_tones, manual_dir=raw))
         return folder
 
 

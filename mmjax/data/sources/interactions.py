@@ -11,6 +11,7 @@ from jaxtyping import UInt8
 
 from mmjax.data.sources.base import Recording, Records, Source
 from mmjax.errors import UserError
+from mmjax.files import local_path
 from mmjax.types import Information
 
 VERSION = "1.0.0"
@@ -106,7 +107,7 @@ class Interactions(Source):
     def prepare(self, data_dir: str, manual_dir: str | None = None) -> Path:
         if manual_dir:
             raise UserError("interactions is made, not read: leave manual_dir out")
-        return Path(data_dir).expanduser()
+        return local_path(data_dir)
 
 
 class InteractionRecords:

@@ -12,6 +12,7 @@ from mmjax.data.sources import building, drawing, espeak
 from mmjax.data.sources.base import Recording, Records, Source
 from mmjax.data.sources.drawing import Scene
 from mmjax.errors import UserError
+from mmjax.files import local_path
 
 VERSION = "1.0.0"
 SPLITS = ("train", "validation", "test")
@@ -57,7 +58,7 @@ class Scenes(Source):
     def prepare(self, data_dir: str, manual_dir: str | None = None) -> Path:
         if manual_dir:
             raise UserError("scenes is made, not read: leave manual_dir out")
-        root = Path(data_dir).expanduser()
+        root = local_path(data_dir)
         if not self.speech:
             return root
         root = root / "scenes" / f"seed_{self.seed}_train_{self.train}_validation_{self.validation}_test_{self.test}"
