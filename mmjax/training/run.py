@@ -95,8 +95,9 @@ class Run:
             self.digest = extra["examples_digest"]
             self.say(f"resuming {self.run_dir} at step {self.start}")
         self.log = stack.enter_context(contextlib.closing(MetricsLog(self.run_dir, self.start, writer=self.lead)))
-        lines = [json.dumps(line) for line in self.log.history() if _is_evaluation(line)] if self.lead else []
-        self.evaluated = {line["step"]: line for line in map(json.loads, gather_lines(lines))}
+        logged = self.log.history() if self.lead else []
+        lines = [json.dumps([line["step"], found]) for line in logged if (found := _evaluation(line))]
+        self.evaluated: dict[int, dict[str, float]] = dict(map(json.loads, gather_lines(lines)))
         for step, metrics in self.evaluated.items():
             if self.experiment.checkpoint.best_metric in metrics:
                 self.checkpoints.note(step, metrics)
@@ -196,6 +197,6 @@ class Run:
         )
 
 
-def _is_evaluation(line: Mapping[str, float]) -> bool:
-    """Whether a line of metrics.jsonl is, among others, of an evaluation."""
-    return any(name.startswith("validation/") for name in line)
+def _evaluation(line: Mapping[str, Any]) -> dict[str, float]:
+    """What a line of metrics.jsonl says of an evaluation."""
+    return {name: value for name, value in line.items() if name.startswith("validation/")}
