@@ -22,7 +22,7 @@ def picture_size(content: bytes) -> tuple[int, int]:
 
 def _size(content: bytes) -> tuple[int, int]:
     if content.startswith(b"\x89PNG"):
-        return struct.unpack_from(">II", content, 16)
+        return _png_size(content)
     if content.startswith(b"\xff\xd8"):
         return _jpeg_size(content)
     if content.startswith(b"GIF8"):
@@ -38,6 +38,17 @@ def _size(content: bytes) -> tuple[int, int]:
     if match := _PNM.match(content):
         return int(match[1]), int(match[2])
     raise ValueError("it is no PNG, JPEG, BMP, PNM, GIF, WebP or TIFF")
+
+
+def _png_size(content: bytes) -> tuple[int, int]:
+    """From the first chunk (ISO/IEC 15948). OpenCV makes room for what a chunk says it holds, so all are looked at."""
+    place = 8
+    while place < len(content) and content[place + 4 : place + 8] != b"IEND":
+        (length,) = struct.unpack_from(">I", content, place)
+        place += 12 + length
+        if place > len(content):
+            raise ValueError("a chunk of the PNG reaches beyond its end")
+    return struct.unpack_from(">II", content, 16)
 
 
 def _jpeg_size(content: bytes) -> tuple[int, int]:

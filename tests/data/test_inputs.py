@@ -161,6 +161,7 @@ BMP = b"BM" + struct.pack("<IIIIiiHHIIiiII", 100, 0, 54, 40, 60000, -17000, 1, 2
     (huge_png(30_000, 30_000), "30000 x 30000"),
     (BMP, "60000 x 17000"),
     (b"P5 1 60000 255\n", "no picture"),
+    (encode(picture(), ".png")[:33] + b"\xff" + encode(picture(), ".png")[34:], "no picture"),
     (b"P5 9999999999 1 255\n", "no picture"),
 )
 def test_pictures_that_announce_too_much_are_not_decoded(raw, reason):

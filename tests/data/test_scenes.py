@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from mmjax.data.sources import building, drawing, espeak
+from mmjax.data.sources import building, drawing, espeak, scenes_builder
 from mmjax.data.sources.drawing import COLOURS, PLACES, SHAPES, SIZES
 from mmjax.data.sources.scenes import Scenes
 from mmjax.errors import UserError
@@ -177,9 +177,13 @@ def test_silence_writes_nothing(tmp_path):
 SMALL = {"train": 5, "validation": 2, "test": 2}
 
 
-def test_speech_is_made_on_opening_and_the_same_each_time(tmp_path, monkeypatch):
+def test_speech_is_made_on_opening_and_the_same_each_time(tmp_path, monkeypatch, capsys):
     source = Scenes(**SMALL)
+    monkeypatch.setattr(scenes_builder, "MEASURED", 3)
     before = source.open(str(tmp_path / "one"), "train")
+    told = capsys.readouterr().err
+    assert "making speech for 9 sentences before anything else; this is done once\n" in told
+    assert re.search(r"at \d+ sentences a second, speech takes \d+ s more\n", told)
     assert len(before) == 5
     for index in range(5):
         recording = before[index]["speech"]

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -20,8 +21,10 @@ from mmjax.data.sources import espeak
 from mmjax.data.sources.espeak import Utterance
 from mmjax.data.sources.scenes import VERSION
 from mmjax.errors import UserError
+from mmjax.units import duration
 
 FILE = 2048  # utterances
+MEASURED = 100  # utterances after which it is told how long all will take
 
 
 class ScenesSpeechBuilder(tfds.core.ShardBasedBuilder):
@@ -50,6 +53,7 @@ class ScenesSpeechBuilder(tfds.core.ShardBasedBuilder):
         self._pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
         self._digest = hashlib.sha256()
         total = sum(map(len, self._utterances.values()))
+        print(f"making speech for {total:,} sentences before anything else; this is done once", file=sys.stderr)
         with tqdm(
             desc="speaking the scenes' sentences", total=total, unit=" sentences", mininterval=1
         ) as self._progress:
@@ -73,6 +77,13 @@ class ScenesSpeechBuilder(tfds.core.ShardBasedBuilder):
     def _said(self) -> None:
         with self._progress.get_lock():
             self._progress.update()
+            made, total = self._progress.n, self._progress.total
+            if made == 1:
+                self._start = time.perf_counter()  # without the time that the first process takes to begin
+            if made == MEASURED + 1:
+                rate = MEASURED / (time.perf_counter() - self._start)
+                left = duration((total - made) / rate)
+                tqdm.write(f"at {rate:.0f} sentences a second, speech takes {left} more", file=sys.stderr)
 
     def _examples(self, start: int, recordings: concurrent.futures.Future) -> Iterator:
         for row, samples in enumerate(recordings.result(), start):
