@@ -46,6 +46,10 @@ def test_the_calibration_error_bin_by_bin():
         if inside.any():
             error += inside.mean() * abs(right[inside].mean() - best[inside].mean())
     assert found == pytest.approx(error, abs=1e-9)
+    # What lies on an edge, 9 / 15, belongs to the bin below.
+    edge = np.array([[[0.6, 0.4]], [[0.58, 0.42]]])
+    two = classification_statistics(edge, np.array([[0], [1]]), np.ones((2, 1), bool), ("a", "b"))
+    assert two["calibration_error"].value == pytest.approx(abs((1 - 0.6) - 0.58) / 2)
     # Answers of a coin, always sure of themselves, are wrong by half.
     sure = np.tile([1.0, 0.0], (1000, 1, 1))
     coin = np.arange(1000)[:, None] % 2

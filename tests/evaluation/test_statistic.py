@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 from mmjax.evaluation.statistic import Statistic, compare, intervals
+from mmjax.evaluation.statistics import RESAMPLES
 
 RNG = np.random.default_rng(0)
 
@@ -58,7 +59,8 @@ def test_a_slice_is_the_figure_of_its_examples():
 
 def test_comparing_is_the_paired_test_of_scipy():
     a = RNG.normal(0.30, 1, 200)
-    b = 0.8 * a + RNG.normal(0, 0.6, 200) - 0.1
+    b = 0.8 * a + RNG.normal(0, 0.6, 200)
+    b += (a - b).mean() - 0.06
     ones = np.ones(200)
     found = compare(Statistic.ratio(a, ones), Statistic.ratio(b, ones))
     assert found.value == pytest.approx((a - b).mean(), rel=1e-9)
@@ -69,7 +71,8 @@ def test_comparing_is_the_paired_test_of_scipy():
         n_resamples=20_000,
         rng=np.random.default_rng(3),
     )
-    assert found.p_value == pytest.approx(theirs.pvalue, abs=0.02)
+    assert found.p_value == pytest.approx(theirs.pvalue, abs=0.03)
+    assert 0.1 < theirs.pvalue < 0.9  # where one side and both are told apart
     resampled = stats.bootstrap(
         (a - b,), np.mean, method="percentile", n_resamples=20_000, rng=np.random.default_rng(4)
     )
@@ -137,6 +140,8 @@ def test_comparing_what_is_alike():
     assert (found.value, found.low, found.high, found.p_value) == (0, 0, 0, 1)
     other = Statistic.ratio(1 - right, np.ones(100))
     assert compare(same, other).p_value < 0.01
+    always, never = (Statistic.ratio(np.full(100, value), np.ones(100)) for value in (1.0, 0.0))
+    assert compare(always, never).p_value == 1 / (1 + RESAMPLES)  # never 0
     assert compare(same, other).value == -compare(other, same).value
     with pytest.raises(ValueError, match="cannot be compared"):
         compare(same, Statistic.ratio(right[:50], np.ones(50)))
