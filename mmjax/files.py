@@ -8,7 +8,7 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from mmjax.errors import UserError
 
@@ -40,8 +40,9 @@ def local_path(text: str | os.PathLike[str]) -> Path:
     return path
 
 
-def read_regular(path: str | os.PathLike[str], limit: int = LARGEST) -> bytes:
-    """The content of a regular file of at most `limit` bytes.
+@contextlib.contextmanager
+def open_regular(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """A regular file, open for reading bytes.
 
     Raises OSError where there is no such file: also for a pipe or a device, which could be read for ever.
     """
@@ -49,6 +50,12 @@ def read_regular(path: str | os.PathLike[str], limit: int = LARGEST) -> bytes:
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
+        yield file
+
+
+def read_regular(path: str | os.PathLike[str], limit: int = LARGEST) -> bytes:
+    """The content of a regular file of at most `limit` bytes. Raises OSError as `open_regular` does, and for more."""
+    with open_regular(path) as file:
         content = file.read(limit + 1)
     if len(content) > limit:
         raise OSError(errno.EFBIG, f"larger than {limit:,} bytes", os.fspath(path))

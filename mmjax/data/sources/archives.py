@@ -8,30 +8,16 @@ import contextlib
 import gzip
 import io
 import lzma
-import stat
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-LARGEST = 2**29  # bytes that a file may have, or that what is read of an archive may inflate to
-_OPENERS: dict[bytes, Callable[[Path], Any]] = {b"\x1f\x8b": gzip.open, b"\xfd7zXZ": lzma.open, b"BZh": bz2.open}
+from mmjax.files import open_regular
 
-
-def check_regular(path: Path) -> int:
-    """How many bytes a file has. OSError for a folder, and for a pipe or a device, which might never end."""
-    about = path.stat()
-    if not stat.S_ISREG(about.st_mode):
-        raise OSError("it is a folder" if stat.S_ISDIR(about.st_mode) else "it is no regular file")
-    return about.st_size
-
-
-def read_file(path: Path, largest: int = LARGEST) -> bytes:
-    """The content of a regular file."""
-    if check_regular(path) > largest:
-        raise OSError(f"it has more than {largest} bytes")
-    return path.read_bytes()
+LARGEST = 2**29  # bytes that what is read of an archive may inflate to
+_OPENERS: dict[bytes, Callable[[BinaryIO], Any]] = {b"\x1f\x8b": gzip.open, b"\xfd7zXZ": lzma.open, b"BZh": bz2.open}
 
 
 @contextlib.contextmanager
@@ -65,12 +51,12 @@ class _Bounded(io.RawIOBase):
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[_Bounded]:
     """The content of a gzip, xz or bzip2 file, or of one that is not compressed, as a stream."""
-    check_regular(path)
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         start = file.read(8)
-    opener = next((opener for magic, opener in _OPENERS.items() if start.startswith(magic)), None)
-    with path.open("rb") if opener is None else opener(path) as stream:
-        yield _Bounded(stream)
+        file.seek(0)
+        opener = next((opener for magic, opener in _OPENERS.items() if start.startswith(magic)), contextlib.nullcontext)
+        with opener(file) as stream:
+            yield _Bounded(stream)
 
 
 def inflate(path: Path) -> bytes:
@@ -96,15 +82,15 @@ def open_zip(path: Path) -> Iterator[tuple[set[str], Callable[[str], bytes]]]:
 
     def read(name: str) -> bytes:
         nonlocal left
-        with _explained(), archive.open(name) as file:
-            content = file.read(left + 1)
+        with _explained(), archive.open(name) as member:
+            content = member.read(left + 1)
         left -= len(content)
         if left < 0:
             raise OSError(f"it inflates to more than {LARGEST} bytes")
         return content
 
-    with _explained():
-        check_regular(path)
-        archive = zipfile.ZipFile(path)
-    with archive:
-        yield set(archive.namelist()), read
+    with open_regular(path) as file:
+        with _explained():
+            archive = zipfile.ZipFile(file)
+        with archive:
+            yield set(archive.namelist()), read

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmjax.data.sources.archives import check_regular, read_file
 from mmjax.errors import UserError
+from mmjax.files import open_regular, read_regular
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
@@ -95,7 +95,7 @@ class Stored:
         import tensorflow_datasets as tfds
 
         for path in folder.glob("*.json"):
-            read_file(path, LARGEST_JSON)
+            read_regular(path, LARGEST_JSON)
         builder = tfds.builder_from_directory(folder)
         info = builder.info
         for path, length in zip(info.splits[split].filepaths, info.splits[split].shard_lengths, strict=True):
@@ -138,8 +138,8 @@ def _check_file(path: Path, length: int) -> None:
     from array_record.python.array_record_module import ArrayRecordReader
 
     try:
-        check_regular(path)
-        reader = ArrayRecordReader(os.fspath(path))
+        with open_regular(path):
+            reader = ArrayRecordReader(os.fspath(path))
         whole = reader.num_records() == length
         reader.close()
     except (OSError, RuntimeError):

@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow_datasets as tfds
 
-from mmjax.data.sources.archives import open_zip, read_file
+from mmjax.data.sources.archives import open_zip
 from mmjax.data.sources.emoji import GROUPS, TONE, VERSION
 from mmjax.errors import UserError
+from mmjax.files import read_regular
 
 NOTO = "b3e3051a088047d19fd4d49b1c3ac42fb8c3aaf8"
 GEMOJI = "5476a66d2794e0d1551b1f96e449afc72e9f7bec"
@@ -103,7 +104,7 @@ def read_table(path: Path) -> list[Row]:
     """The rows of a file with a JSON object a line, whose keys include those of `Row` (validation is "val")."""
     rows: list[Row] = []
     try:
-        for line in read_file(path).decode().splitlines():
+        for line in read_regular(path).decode().splitlines():
             fields = json.loads(line)
             row = Row(
                 fields["file"],

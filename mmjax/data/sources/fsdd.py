@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from mmjax.data.sources.archives import open_zip, read_file
+from mmjax.data.sources.archives import open_zip
 from mmjax.errors import UserError
+from mmjax.files import read_regular
 
 RATE = 8000
 SPEAKERS = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")
@@ -42,7 +43,7 @@ def digest(contents: Iterable[tuple[str, bytes]]) -> str:
 
 def folder_reader(folder: Path) -> Callable[[str], bytes]:
     """Reads recordings by name from a folder of WAV files."""
-    return lambda name: read_file(folder / name, LARGEST)
+    return lambda name: read_regular(folder / name, LARGEST)
 
 
 def archive_reader(path: Path) -> Callable[[str], bytes]:

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from mmjax.data.sources.archives import LARGEST, read_file
+from mmjax.data.sources.archives import LARGEST
 from mmjax.errors import UserError
+from mmjax.files import read_regular
 
 URL = "https://storage.googleapis.com/cvdf-datasets/mnist/"
 PICTURES = {"train": "train-images-idx3-ubyte.gz", "t10k": "t10k-images-idx3-ubyte.gz"}
@@ -29,7 +30,7 @@ def read_labels(path: Path) -> np.ndarray:
 def _read_idx(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     try:
         # A decompressor by hand, because gzip.open gives nothing at all of a file that ends too early.
-        data = zlib.decompressobj(wbits=31).decompress(read_file(path), LARGEST)
+        data = zlib.decompressobj(wbits=31).decompress(read_regular(path), LARGEST)
     except FileNotFoundError:
         raise UserError(f"{path} is missing: it is one of MNIST's four files") from None
     except (OSError, zlib.error) as error:
