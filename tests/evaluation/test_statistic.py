@@ -134,7 +134,7 @@ def test_intervals_over_clusters_hold_what_is_true_as_often_as_they_say():
 
 
 def test_comparing_what_is_alike():
-    right = (RNG.random(100) < 0.7).astype(float)
+    right = (np.random.default_rng(5).random(100) < 0.7).astype(float)
     same = Statistic.ratio(right, np.ones(100))
     found = compare(same, same)
     assert (found.value, found.low, found.high, found.p_value) == (0, 0, 0, 1)

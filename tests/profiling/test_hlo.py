@@ -213,6 +213,7 @@ def test_collectives_are_those_that_were_asked_for(shape):
     total = kinds["all-reduce"]
     assert sorted(np.concatenate(total.groups).tolist()) == list(range(8))
     assert total.count == 1
+    assert total.bytes == 2 * 4 * 7 // 8  # one float32, on a ring of 8 there and back
     if size > 1:
         gather = kinds["all-gather"]
         assert gather.groups.tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
