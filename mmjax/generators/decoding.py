@@ -12,6 +12,7 @@ from mmjax.sharding.rules import Rules
 from mmjax.types import END, PADDING
 
 IMPOSSIBLE = -1e9
+MOST_BEAMS = 1024
 
 # (token before, its place, what is remembered) -> logits of the token at that place, what is remembered then.
 Step = Callable[[Int[Array, "B"], Int[Array, ""], Any], tuple[Float[Array, "B V"], Any]]
@@ -37,8 +38,8 @@ class Decoding:
             raise ValueError(f"top_k={self.top_k} must be at least 1")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ValueError(f"top_p={self.top_p} must lie in (0, 1]")
-        if self.beams < 1:
-            raise ValueError(f"beams={self.beams} must be at least 1")
+        if not 1 <= self.beams <= MOST_BEAMS:
+            raise ValueError(f"beams={self.beams} must lie between 1 and {MOST_BEAMS}")
         if self.temperature > 0 and self.beams > 1:
             raise ValueError("beams are for the likeliest sequence: leave temperature at 0, or beams at 1")
 

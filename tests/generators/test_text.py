@@ -197,7 +197,7 @@ def test_draws_have_the_frequencies_of_the_distribution():
         ({"temperature": -1.0}, "must not be negative"),
         ({"top_k": 0}, "top_k=0 must be at least 1"),
         ({"top_p": 0.0}, "must lie in"),
-        ({"beams": 0}, "beams=0 must be at least 1"),
+        ({"beams": 0}, "beams=0 must lie between 1 and 1024"),
         ({"beams": 2, "temperature": 1.0}, "leave temperature at 0"),
     ],
 )
