@@ -687,10 +687,6 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
         "a_peak_with_sparsity": ("197e12", "394e12"),
     },
     ("profiling/memory.py", "profiling/test_memory.py -k hand"): {
-        "results_die_with_their_operands": (
-            "if last[buffer] == place and buffer not in kept",
-            "if last[buffer] == place",
-        ),
         "aliased_results_take_room": (" and instruction.name not in elsewhere", ""),
     },
     ("profiling/growth.py", "profiling/test_growth.py -k 'linear or quadratic or hand'"): {

@@ -59,6 +59,7 @@ def test_memory_is_shared_by_those_it_is_split_over(drawn):
     assert eight["parameters"] == pytest.approx(one["parameters"] / 8, rel=0.05)
     # What is kept are a device's own examples' activations, and the weights as they were gathered.
     assert one["activations"] / 8 < eight["activations"] < one["activations"] / 8 + 4 * drawn.parameters
+    assert one["gradients"] == one["parameters"]
     assert one["optimizer"] == pytest.approx(2 * one["parameters"], rel=0.01)
     for memory in (one, eight, copied):
         assert memory["peak"] == pytest.approx(sum(memory.values()) - memory["peak"], abs=8)

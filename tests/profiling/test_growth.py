@@ -16,7 +16,7 @@ WIDTH = 32
 
 
 def exponents(**fusions):
-    return growth(fusions, MODALITIES, WIDTH, (1024, 4096), timed=False)["exponents"]
+    return growth(fusions, MODALITIES, WIDTH, (8, 1024, 4096), timed=False)["exponents"]
 
 
 def test_latents_make_the_cost_linear():
