@@ -121,9 +121,9 @@ READERS = {
 def test_folders_pipes_and_devices_are_no_files(reader, tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path, reason in (
-        (tmp_path, "a folder"),
-        (tmp_path / "pipe", "no regular file"),
-        (Path("/dev/zero"), "no regular"),
+        (tmp_path, "Is a directory"),
+        (tmp_path / "pipe", "not a regular"),
+        (Path("/dev/zero"), "not a regular"),
     ):
         with pytest.raises(UserError, match=reason):
             READERS[reader](path)

@@ -141,7 +141,7 @@ def test_texts_that_cannot_be_used(text, reason):
 
 
 def test_folders_and_odd_names_are_no_files(tmp_path: Path):
-    with pytest.raises(UserError, match=r"cannot be used: it is a folder$"):
+    with pytest.raises(UserError, match=r"cannot be used: Is a directory$"):
         make_prompt(INPUTS, {"image": str(tmp_path)})
     with pytest.raises(UserError, match="cannot be used: "):
         make_prompt(INPUTS, {"image": "a\0b"})

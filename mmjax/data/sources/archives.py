@@ -5,9 +5,11 @@ What is wrong with them is an OSError with one line, whatever the decompressor r
 
 import bz2
 import contextlib
+import errno
 import gzip
 import io
 import lzma
+import os
 import stat
 import tarfile
 import zipfile
@@ -22,8 +24,10 @@ _OPENERS: dict[bytes, Callable[[Path], Any]] = {b"\x1f\x8b": gzip.open, b"\xfd7z
 def check_regular(path: Path) -> int:
     """How many bytes a file has. OSError for a folder, and for a pipe or a device, which might never end."""
     about = path.stat()
+    if stat.S_ISDIR(about.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     if not stat.S_ISREG(about.st_mode):
-        raise OSError("it is a folder" if stat.S_ISDIR(about.st_mode) else "it is no regular file")
+        raise OSError("it is not a regular file")
     return about.st_size
 
 
