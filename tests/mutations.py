@@ -9,6 +9,7 @@ pass there without it. The last lines name the survivors; the exit code is 1 whe
 import contextlib
 import importlib
 import os
+import resource
 import shlex
 import shutil
 import signal
@@ -23,7 +24,7 @@ from tests.mutants import MUTANTS
 
 ROOT = Path(__file__).resolve().parents[1]
 MOST_SURVIVORS = 0.03
-LIMIT = 900  # seconds of a test run; a mutant that makes it run longer is killed
+LIMIT = 600  # seconds of the processor that a test run takes at most; a mutant that makes it run longer is killed
 LEFT_OUT = shutil.ignore_patterns(".*", "__pycache__", "runs")
 # Imported once, before the processes of the tests are forked: it would take most of their time.
 HEAVY = (
@@ -122,8 +123,8 @@ def run(tasks: list[Task], texts: dict[Task, str], trees: list[Path]) -> dict[Ta
         if code > 2 or (code and name is None):  # no test was found, or one fails for itself
             print((tree.parent / "output").read_text()[-2000:])
         failed[task] = code != 0
-        outcome = ("killed  " if failed[task] else "survived") if name else ("FAILS   " if failed[task] else "passes  ")
-        print(f"{outcome}  {group[0]}  {name or group[1]}", flush=True)
+        outcome = ("killed" if failed[task] else "survived") if name else ("FAILS" if failed[task] else "passes")
+        print(f"{'too long' if code < 0 else outcome:8}  {group[0]}  {name or group[1]}", flush=True)
     return failed
 
 
@@ -134,7 +135,8 @@ def start(tree: Path, tests: str) -> int:
         return pid
     code = 1
     with contextlib.suppress(BaseException):
-        signal.alarm(LIMIT)
+        resource.setrlimit(resource.RLIMIT_CPU, (LIMIT, LIMIT))
+        signal.alarm(10 * LIMIT)  # one that waits for ever takes none
         output = os.open(tree.parent / "output", os.O_CREAT | os.O_TRUNC | os.O_WRONLY)
         os.dup2(output, 1)
         os.dup2(output, 2)
