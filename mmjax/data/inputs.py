@@ -27,6 +27,8 @@ __all__ = ["BadInput", "Input", "Labels", "Picture", "Quantities", "Sentence", "
 # Seconds of a recording that are read beyond those that are used. Augmentation and resampling look there; what an hour
 # of sound holds after that need not even be decoded.
 BEYOND = 60.0
+# Weights of the mel filters, frequencies x bands: 128 MB while they are computed.
+LARGEST_FILTERS = 2**24
 
 # Of the log-mel frames of FSDD's recordings, each recording by itself: medians. No signal within full scale is LOUDEST.
 USUAL_MEAN, USUAL_DEVIATION, LOUDEST = -10.2, 3.45, 8.0
@@ -188,6 +190,9 @@ class Speech(Input):
             raise ValueError("seconds must hold a hop or more")
         if not 0 <= self.low < self._high <= self.rate / 2:
             raise ValueError(f"high must lie above low and not above half the rate, {self.rate / 2} Hz")
+        frequencies = spectrogram.fft_size(self._window) // 2 + 1
+        if self.bands * frequencies > LARGEST_FILTERS:
+            raise ValueError(f"bands must be fewer than {self.bands} in a window of {self._window} samples")
         if self.bands < 1 or not self._filters.any(axis=0).all():
             raise ValueError(f"bands must be 1 or more, and so few that each holds a frequency of {self.window} s")
 

@@ -439,6 +439,8 @@ def test_features_tell_the_shapes():
         lambda: Speech(max_samples=0),
         lambda: Sentence(length=1),
         lambda: Speech(bands=400),
+        lambda: Speech(bands=2**31 - 1),
+        lambda: Speech(rate=10**9),
         lambda: Speech(high=5000.0),
         lambda: Speech(hop=0.0),
         lambda: Wave(seconds=0.0),
