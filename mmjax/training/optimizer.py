@@ -226,7 +226,7 @@ def matrix_dimensions(model: Any) -> dict[str, optax.contrib.MuonDimensionNumber
 
 def _parameters(model: Any) -> dict[str, tuple[int, Mapping[str, Any]]]:
     """Every parameter's number of dimensions and metadata (see `mmjax.layers.linear.make_parameter`), by path name."""
-    found = jax.tree_util.tree_flatten_with_path(model, is_leaf=lambda node: isinstance(node, nnx.Variable))[0]
+    found = jax.tree_util.tree_flatten_with_path(model, is_leaf=lambda node: isinstance(node, nnx.Param))[0]
     return {path_name(path): (leaf.ndim, leaf.get_metadata()) for path, leaf in found}
 
 
