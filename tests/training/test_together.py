@@ -80,7 +80,7 @@ def test_seeds_that_stand_at_different_steps_or_do_not_fit_go_one_after_another(
     sizes = []
     finish = loop.Loop.finish
     monkeypatch.setattr(loop.Loop, "finish", lambda self: sizes.append((self.start, len(self.runs))) or finish(self))
-    monkeypatch.setattr(loop, "_device_memory", lambda: 1000.0)
+    monkeypatch.setattr(loop, "_device_memory", lambda: 300_000.0)  # what one run holds takes 230 kB
     first, second = runs(tmp_path / "fit", data_dir)
     loop.train_together([first, second])
     assert sizes == [(0, 1), (0, 1)]
