@@ -21,14 +21,14 @@ from mmjax.types import Feature, Image, Label, Quantity, Spectrum, Text, Wavefor
 
 # What the samples of a waveform come to: 20 dB below full scale leaves room for the peaks of speech.
 LEVEL = 0.1
+# Of recordings: samples a second, as the highest rate in use; seconds, a day; and of spectra.
+HIGHEST_RATE, LONGEST, LARGEST_WINDOW, MOST_BANDS = 768_000, 86_400, 2**16, 1024
 
 __all__ = ["BadInput", "Input", "Labels", "Picture", "Quantities", "Sentence", "Speech", "Wave"]
 
 # Seconds of a recording that are read beyond those that are used. Augmentation and resampling look there; what an hour
 # of sound holds after that need not even be decoded.
 BEYOND = 60.0
-# Weights of the mel filters, frequencies x bands: 128 MB while they are computed.
-LARGEST_FILTERS = 2**24
 
 # Of the log-mel frames of FSDD's recordings, each recording by itself: medians. No signal within full scale is LOUDEST.
 USUAL_MEAN, USUAL_DEVIATION, LOUDEST = -10.2, 3.45, 8.0
@@ -178,23 +178,24 @@ class Speech(Input):
 
     @chz.validate
     def _valid(self) -> None:
-        if self.rate < 1:
-            raise ValueError("rate must be 1 or more")
+        if not 1 <= self.rate <= HIGHEST_RATE:
+            raise ValueError(f"rate must lie between 1 and {HIGHEST_RATE}")
+        if self.seconds > LONGEST:
+            raise ValueError(f"seconds must be at most {LONGEST}")
+        if not 2 <= self._window <= LARGEST_WINDOW:
+            raise ValueError(f"window must hold 2 to {LARGEST_WINDOW} samples")
         if self.max_samples < 1:
             raise ValueError("max_samples must be 1 or more")
-        if self._window < 2:
-            raise ValueError("window must hold 2 samples or more")
         if self._hop < 1:
             raise ValueError("hop must be a sample or more")
         if self._samples < self._hop:
             raise ValueError("seconds must hold a hop or more")
         if not 0 <= self.low < self._high <= self.rate / 2:
             raise ValueError(f"high must lie above low and not above half the rate, {self.rate / 2} Hz")
-        frequencies = spectrogram.fft_size(self._window) // 2 + 1
-        if self.bands * frequencies > LARGEST_FILTERS:
-            raise ValueError(f"bands must be fewer than {self.bands} in a window of {self._window} samples")
-        if self.bands < 1 or not self._filters.any(axis=0).all():
-            raise ValueError(f"bands must be 1 or more, and so few that each holds a frequency of {self.window} s")
+        if not 1 <= self.bands <= MOST_BANDS or not self._filters.any(axis=0).all():
+            raise ValueError(
+                f"bands must be 1 to {MOST_BANDS}, and so few that each holds a frequency of {self.window} s"
+            )
 
     @property
     def _high(self) -> float:
@@ -289,8 +290,10 @@ class Wave(Input):
 
     @chz.validate
     def _valid(self) -> None:
-        if self.rate < 1:
-            raise ValueError("rate must be 1 or more")
+        if not 1 <= self.rate <= HIGHEST_RATE:
+            raise ValueError(f"rate must lie between 1 and {HIGHEST_RATE}")
+        if self.seconds > LONGEST:
+            raise ValueError(f"seconds must be at most {LONGEST}")
         if self.max_samples < 1:
             raise ValueError("max_samples must be 1 or more")
         if self.feature.samples < 1:
