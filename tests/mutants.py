@@ -224,7 +224,6 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
     },
     ("layers/experts.py", "fusion/test_streams.py -k experts"): {
         "answers_without_gates": ("(slots * gates[..., None])", "slots"),
-        "tokens_that_want_nothing_take_places": ("jnp.where(gates > 0, place, capacity)", "place"),
         "the_least_wanted_first": (
             "jnp.argsort(-jax.lax.stop_gradient(gates), 1)",
             "jnp.argsort(jax.lax.stop_gradient(gates), 1)",
@@ -396,7 +395,7 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
         "perplexity_in_bits": ("np.exp(-(shares", "np.exp2(-(shares"),
     },
     # Training.
-    ("training/step.py", "training/test_step.py -k 'parts or optimizers or finite or average or randomness'"): {
+    ("training/step.py", "training/test_step.py -k 'parts or a_step_is or finite or average or randomness'"): {
         "every_step_draws_alike": ("jax.random.fold_in(key, state.step)", "jax.random.fold_in(key, 0)"),
         "average_moves_the_other_way": ("old + (1 - decay) * (new - old)", "old + decay * (new - old)"),
         "average_warms_up_slowly": ("(10.0 + state.step)", "(100.0 + state.step)"),
@@ -423,7 +422,7 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
         "cooldown_a_step_early": ("start = steps - cooldown", "start = steps - cooldown - 1"),
         "rsqrt_not_rooted": ("(1 + step / self.timescale) ** 0.5", "(1 + step / self.timescale)"),
     },
-    ("training/optimizer.py", "training/test_optimizer.py -k 'optax or muon or schulz or rules'"): {
+    ("training/optimizer.py", "training/test_optimizer.py -k 'optax or muon'"): {
         "lion_with_its_moments_swapped": ("scale_by_lion(self.b1, self.b2)", "scale_by_lion(self.b2, self.b1)"),
         "muon_by_the_shorter_side": ("0.2 * math.sqrt(max(", "0.2 * math.sqrt(min("),
         "another_polynomial": ("(3.4445, -4.7750, 2.0315)", "(3.4445, -4.7750, 2.1315)"),
@@ -695,9 +694,6 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
     ("profiling/trace.py", "profiling/test_trace.py -k intervals"): {
         "the_shorter_end": ("max(end, found[-1][1])", "end"),
     },
-    ("profiling/match.py", "profiling/test_match.py -k nearer"): {
-        "the_nearest_by_difference": ("abs(math.log(costs[width] / target))", "abs(costs[width] - target)"),
-    },
     ("config.py", "test_config.py -k 'fingerprint'"): {
         "the_order_of_mappings_decides": ("sort_keys=True", "sort_keys=False"),
         "how_a_run_is_carried_out_decides": ("data(decisive=True)", "data(decisive=False)"),
@@ -710,7 +706,6 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
         "hours_without_days": ("if whole < 86400:", "if whole < 864000:"),
     },
     ("ablation/table.py", "ablation/test_ablate.py -k holds_what"): {
-        "peaks_are_the_least": ("max(peaks, default=None)", "min(peaks, default=None)"),
         "lower_is_better": ("more = not self.metric", "more = self.metric"),
     },
 }

@@ -142,6 +142,7 @@ def test_bottleneck(modalities, first, own):
     def expected(fusion, values, masks):
         there = np.tile(join(masks, modalities).any(1)[:, None], (1, 3))
         latents = np.tile(wide(fusion.latents), (4, 1, 1))
+        assert fusion.together.depth == 2 - first
         if first:
             (layer,) = reference.layers(fusion.apart)
             values = {name: reference.block(layer.blocks[name], x, masks[name]) for name, x in values.items()}

@@ -271,6 +271,11 @@ def test_augmentation_moves_cuts_and_lets_gradients_pass():
     for picture in flat:
         values = np.unique(np.round(picture[np.abs(picture).sum(-1) > 0], 4))
         assert len(values) <= 1
+    # Whole rows and columns are zero where a picture was moved away from that side.
+    for axes in ((2, 3), (1, 3)):
+        sides = (flat == 0).all(axes)
+        assert sides[:, 0].any()
+        assert sides[:, -1].any()
     # A box of half of each side is cut, and a shift of up to two places leaves zeros besides.
     zeros = (flat == 0).all(-1).mean((1, 2))
     assert 1 / 16 <= zeros.min() <= zeros.mean() <= 0.5

@@ -13,7 +13,7 @@ from mmjax.generators.decoding import decode, narrow
 from mmjax.layers.settings import Settings
 from mmjax.sharding.mesh import MeshShape
 from mmjax.sharding.rules import PRESETS
-from mmjax.types import Fused, Text, Tokens
+from mmjax.types import END, Fused, Text, Tokens
 from tests import reference
 from tests.reference import draw, wide
 from tests.small import FEATURES, make_batch, put
@@ -187,6 +187,8 @@ def test_draws_have_the_frequencies_of_the_distribution():
     said = np.asarray(jax.jit(lambda: decode(step, (), count, 1, key, how, RULES))())[:, 0]
     squared = np.array([0.1, 0.2, 0.3, 0.4]) ** 2
     np.testing.assert_allclose(np.bincount(said, minlength=5)[1:] / count, squared / squared.sum(), atol=0.03)
+    first, second = np.asarray(jax.jit(lambda: decode(step, (), count, 2, key, how, RULES))()).T
+    assert 0.2 < (first == second)[first != END].mean() < 0.6  # each place draws for itself
     again = np.asarray(jax.jit(lambda: decode(step, (), count, 1, key, how, RULES))())[:, 0]
     np.testing.assert_array_equal(said, again)
 

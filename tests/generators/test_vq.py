@@ -96,6 +96,7 @@ def test_only_unused_codes_are_revived_and_toward_the_batch(z):
 
     used = np.unique(book(z, None)[1])
     gradient = np.asarray(jax.grad(cost)(book.table[...], key))
+    assert not np.any(jax.grad(lambda z: book(z, key)[2].sum() - book(z, None)[2].sum())(z))
     unused = np.setdiff1d(np.arange(book.size), used)
     assert len(unused)
     assert np.abs(gradient[used]).max() < 1e-6

@@ -72,6 +72,8 @@ def test_linear_starts_with_the_variance_of_its_inputs():
     assert kernel.std() == pytest.approx((0.5 / (8 * 32)) ** 0.5, rel=0.03)
     assert abs(kernel.mean()) < 0.001
     assert not np.asarray(layer.bias[...]).any()
+    table = Embedding(500, 16, rules=RULES, rngs=nnx.Rngs(0)).table[...]
+    assert np.asarray(table).std() == pytest.approx(1 / 4, rel=0.03)
 
 
 def test_norm(x):

@@ -118,16 +118,16 @@ def test_positions_are_resized_and_new_parameters_left_alone(other):
 
 
 def test_resizing_against_scipy():
-    """Sequences between their ends by linear interpolation at half-pixel places; a plane stays that plane in a grid."""
+    """Sequences by linear interpolation between their ends at half-pixel places; planes and squares as grids."""
     position = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
     places = (np.arange(11) + 0.5) * 6 / 11 - 0.5
     want = scipy.interpolate.interp1d(np.arange(6), position, axis=0)(places.clip(0, 5))
     np.testing.assert_allclose(resize_position(jnp.asarray(position), (11, 3)), want, atol=1e-5)
     row, column = np.meshgrid(np.arange(8.0), np.arange(8.0), indexing="ij")
-    grid = jnp.asarray(np.stack([row, column], -1), jnp.float32)
+    grid = jnp.asarray(np.stack([row, column**2], -1), jnp.float32)
     big = np.asarray(resize_position(grid, (16, 16, 2)))[4:-4, 4:-4]
     row, column = np.meshgrid((np.arange(16) + 0.5) / 2 - 0.5, (np.arange(16) + 0.5) / 2 - 0.5, indexing="ij")
-    np.testing.assert_allclose(big, np.stack([row, column], -1)[4:-4, 4:-4], atol=1e-4)
+    np.testing.assert_allclose(big, np.stack([row, column**2], -1)[4:-4, 4:-4], atol=1e-4)
 
 
 def test_what_does_not_fit_is_refused(other, tmp_path):

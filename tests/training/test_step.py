@@ -214,6 +214,20 @@ def test_parts_add_up_to_the_whole(two_devices):
         assert jax.typeof(ours).sharding == jax.typeof(theirs).sharding, path
 
 
+def test_parts_draw_each_their_own(two_devices):
+    """Two parts of the same examples are not the first of them twice, as what is dropped differs."""
+    config = chz.replace(TINY, modality_dropout=0.5)
+    model = draw(lambda rngs: config.build(FEATURES, rules=two_devices, rngs=rngs))
+    half, key = make_batch(size=4), jax.random.key(KEY)
+    whole = jax.tree.map(lambda array: np.repeat(array, 2, 0), half)
+
+    def loss(batch, key, parts):
+        compute = jax.jit(functools.partial(compute_gradients, rules=two_devices, parts=parts))
+        return float(compute((model, None), put(batch, two_devices), key)[0][0])
+
+    assert abs(loss(whole, key, 2) - loss(half, jax.random.split(key)[0], 1)) > 1e-4
+
+
 EMA = 0.5
 
 
@@ -281,6 +295,18 @@ def test_the_learning_rate_is_that_of_the_step_whether_or_not_others_were_skippe
         state, _ = step(state, put(batch, two_devices), jax.random.key(KEY))
         rate = 0 if number in (1, 2) else float(lion.rate(4)(number))
         assert np.abs(vector(state.model) - before).max() == pytest.approx(rate, rel=1e-4)
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing(two_devices):
+    """Though the loss is: the norm of gradients of 1e30 is beyond float32."""
+    config = chz.replace(TINY, outputs={"place": Regress(target="place", weight=1e30)})
+    model, optimizer = draw(lambda rngs: config.build(FEATURES, rules=two_devices, rngs=rngs)), optax.sgd(1.0)
+    step = jax.jit(functools.partial(train_step, optimizer=optimizer, rules=two_devices))
+    state = init_state(model, optimizer, ema=False)
+    after, metrics = step(state, put(make_batch(), two_devices), jax.random.key(KEY))
+    assert np.isfinite(metrics["loss"].value())
+    assert int(after.skipped) == 1
+    identical(after.model, state.model)
 
 
 def test_the_average_moves_towards_the_model(trainer):
