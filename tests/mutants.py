@@ -343,8 +343,8 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
     },
     ("layers/low_precision.py", "layers/test_low_precision.py -k 'int8'"): {
         "one_scale_for_all_columns": (
-            "_round(kernel, kind, range(inputs, kernel.ndim))",
-            "_round(kernel, kind, range(0))",
+            "* of_rows * of_columns\n",
+            "* of_rows * of_columns.mean()\n",
         ),
     },
     # Encoders.
@@ -433,7 +433,7 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
         "digest_without_shapes": (" {list(np.shape(leaf))}\\n", "\\n"),
     },
     ("training/checkpoint.py", "training/test_checkpoint.py -k 'newest_and'"): {
-        "the_oldest_are_kept": ("steps[-self._config.keep :]", "steps[: self._config.keep]"),
+        "the_oldest_are_kept": ("lasting[-self._config.keep :]", "lasting[: self._config.keep]"),
         "the_worst_are_kept": ('best_mode == "max"', 'best_mode == "min"'),
     },
     ("training/seal.py", "training/test_checkpoint.py -k 'any_damage'"): {

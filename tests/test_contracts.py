@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 from importlinter.cli import lint_imports
 
+from tests.mutants import MUTANTS
+from tests.mutations import mutated
+
 ROOT = Path(__file__).parents[1]
 FILES = sorted(path for room in ("mmjax", "launch", "experiments") for path in (ROOT / room).rglob("*.py"))
 # A model is a pytree and everything that computes is a pure function, so nothing else of NNX has a use.
@@ -64,3 +67,10 @@ def test_heavy_libraries_wait_until_they_are_needed(module):
     script = f"import sys, {module}; print(*(name for name in {HEAVY} if name in sys.modules))"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, text=True, capture_output=True, timeout=60)
     assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
+
+
+def test_every_mutant_still_changes_its_file():
+    for group, mutants in MUTANTS.items():
+        for name in mutants:
+            mutated(group, name)
+        assert (ROOT / "tests" / group[1].split()[0]).exists(), group[1]
