@@ -1,6 +1,8 @@
 """av_digits: a handwritten digit and the same digit spoken, which is it?"""
 
-from mmjax.config import Experiment
+from mmjax.checkpoint.manager import Checkpoint
+from mmjax.config.experiment import Experiment
+from mmjax.config.train import Train
 from mmjax.data.augment import SpeechAugment
 from mmjax.data.inputs import Labels, Picture, Speech
 from mmjax.data.loader import Data
@@ -9,10 +11,8 @@ from mmjax.encoders import Spectrogram, ViT
 from mmjax.fusion import CrossAttention
 from mmjax.heads import Classify
 from mmjax.model import Model
-from mmjax.training.checkpoint import Checkpoint
-from mmjax.training.loop import Train
-from mmjax.training.optimizer import Muon
-from mmjax.training.schedule import Cosine
+from mmjax.optim.optimizers import Muon
+from mmjax.optim.schedules import Cosine
 
 
 def av_digits() -> Experiment:

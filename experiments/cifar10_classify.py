@@ -1,6 +1,8 @@
 """cifar10_classify: small photographs of ten kinds of things; its eyes judge what other runs make of them."""
 
-from mmjax.config import Experiment
+from mmjax.checkpoint.manager import Checkpoint
+from mmjax.config.experiment import Experiment
+from mmjax.config.train import Train
 from mmjax.data.augment import PictureAugment
 from mmjax.data.inputs import Labels, Picture
 from mmjax.data.loader import Data
@@ -9,10 +11,8 @@ from mmjax.encoders import ConvNet
 from mmjax.fusion import AttentionPool
 from mmjax.heads import Classify
 from mmjax.model import Model
-from mmjax.training.checkpoint import Checkpoint
-from mmjax.training.loop import Train
-from mmjax.training.optimizer import Muon
-from mmjax.training.schedule import Constant
+from mmjax.optim.optimizers import Muon
+from mmjax.optim.schedules import Constant
 
 
 def cifar10_classify() -> Experiment:

@@ -1,6 +1,8 @@
 """cifar10_code: small photographs as few numbers, and back: a tokenizer of pictures."""
 
-from mmjax.config import Experiment
+from mmjax.checkpoint.manager import Checkpoint
+from mmjax.config.experiment import Experiment
+from mmjax.config.train import Train
 from mmjax.data.inputs import Picture
 from mmjax.data.loader import Data
 from mmjax.data.sources.cifar10 import Cifar10
@@ -9,10 +11,8 @@ from mmjax.fusion import Concat
 from mmjax.generators import VqVae
 from mmjax.generators.codes import Fsq
 from mmjax.model import Model
-from mmjax.training.checkpoint import Checkpoint
-from mmjax.training.loop import Train
-from mmjax.training.optimizer import Muon
-from mmjax.training.schedule import Cosine
+from mmjax.optim.optimizers import Muon
+from mmjax.optim.schedules import Cosine
 
 
 def cifar10_code() -> Experiment:

@@ -3,7 +3,7 @@
 import chz
 
 from experiments.cifar10_code import cifar10_code
-from mmjax.config import Experiment
+from mmjax.config.experiment import Experiment
 from mmjax.generators import Vae
 
 

@@ -3,12 +3,12 @@
 import chz
 
 from experiments.cifar10_code import cifar10_code
-from mmjax.config import Experiment
+from mmjax.checkpoint.initialize import Initialize, Rename
+from mmjax.config.experiment import Experiment
 from mmjax.generators import VqGan
 from mmjax.generators.perceptual import Perceptual
-from mmjax.training.initialize import Initialize, Rename
-from mmjax.training.optimizer import AdamW, Rule
-from mmjax.training.schedule import Cosine
+from mmjax.optim.optimizers import AdamW, Rule
+from mmjax.optim.schedules import Cosine
 
 
 def cifar10_vqgan() -> Experiment:

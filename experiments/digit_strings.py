@@ -1,6 +1,8 @@
 """digit_strings: numbers of one to four digits, written by hand, spoken and in words, each made of each."""
 
-from mmjax.config import Experiment
+from mmjax.checkpoint.manager import Checkpoint
+from mmjax.config.experiment import Experiment
+from mmjax.config.train import Train
 from mmjax.data.inputs import Picture, Sentence, Speech
 from mmjax.data.loader import Data
 from mmjax.data.sources.digit_strings import MOST_DIGITS, SIDE, DigitStrings
@@ -9,10 +11,8 @@ from mmjax.fusion import SingleStream
 from mmjax.generators import CodeDecoder, SpeechVae, TextDecoder
 from mmjax.generators.codes import Codebook
 from mmjax.model import Model
-from mmjax.training.checkpoint import Checkpoint
-from mmjax.training.loop import Train
-from mmjax.training.optimizer import Muon
-from mmjax.training.schedule import Constant
+from mmjax.optim.optimizers import Muon
+from mmjax.optim.schedules import Constant
 
 
 def digit_strings() -> Experiment:

@@ -1,6 +1,8 @@
 """digit_strings_classify: numbers written by hand or spoken, digit by digit; reads back what other runs make."""
 
-from mmjax.config import Experiment
+from mmjax.checkpoint.manager import Checkpoint
+from mmjax.config.experiment import Experiment
+from mmjax.config.train import Train
 from mmjax.data.augment import PictureAugment, SpeechAugment
 from mmjax.data.inputs import Labels, Picture, Speech
 from mmjax.data.loader import Data
@@ -10,10 +12,8 @@ from mmjax.encoders import Spectrogram, ViT
 from mmjax.fusion import SingleStream
 from mmjax.heads import Classify
 from mmjax.model import Model
-from mmjax.training.checkpoint import Checkpoint
-from mmjax.training.loop import Train
-from mmjax.training.optimizer import Muon
-from mmjax.training.schedule import Constant
+from mmjax.optim.optimizers import Muon
+from mmjax.optim.schedules import Constant
 
 
 def digit_strings_classify() -> Experiment:

@@ -1,6 +1,8 @@
 """emoji_name: the picture of an emoji, and its name, written."""
 
-from mmjax.config import Experiment
+from mmjax.checkpoint.manager import Checkpoint
+from mmjax.config.experiment import Experiment
+from mmjax.config.train import Train
 from mmjax.data.augment import PictureAugment
 from mmjax.data.inputs import Picture, Sentence
 from mmjax.data.loader import Data
@@ -10,10 +12,8 @@ from mmjax.encoders import ConvNet
 from mmjax.fusion import SingleStream
 from mmjax.generators import TextDecoder
 from mmjax.model import Model
-from mmjax.training.checkpoint import Checkpoint
-from mmjax.training.loop import Train
-from mmjax.training.optimizer import Muon
-from mmjax.training.schedule import Constant
+from mmjax.optim.optimizers import Muon
+from mmjax.optim.schedules import Constant
 
 
 def emoji_name() -> Experiment:

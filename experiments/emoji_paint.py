@@ -1,6 +1,8 @@
 """emoji_paint: the name of an emoji, and its picture, painted."""
 
-from mmjax.config import Experiment
+from mmjax.checkpoint.manager import Checkpoint
+from mmjax.config.experiment import Experiment
+from mmjax.config.train import Train
 from mmjax.data.inputs import Picture, Sentence
 from mmjax.data.loader import Data
 from mmjax.data.sources.emoji import Emoji
@@ -11,10 +13,8 @@ from mmjax.generators import Gan
 from mmjax.generators.adversary import Adversary
 from mmjax.generators.critics import PatchCritic
 from mmjax.model import Model
-from mmjax.training.checkpoint import Checkpoint
-from mmjax.training.loop import Train
-from mmjax.training.optimizer import AdamW, Muon
-from mmjax.training.schedule import Constant
+from mmjax.optim.optimizers import AdamW, Muon
+from mmjax.optim.schedules import Constant
 
 
 def emoji_paint() -> Experiment:

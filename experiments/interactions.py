@@ -1,6 +1,8 @@
 """interactions: which kinds of information about a label, spread over two modalities, does a fusion find?"""
 
-from mmjax.config import Experiment
+from mmjax.checkpoint.manager import Checkpoint
+from mmjax.config.experiment import Experiment
+from mmjax.config.train import Train
 from mmjax.data.inputs import Labels, Picture, Sentence
 from mmjax.data.loader import Data
 from mmjax.data.sources.interactions import CLASSES, MOST_CHARACTERS, SIDE, Interactions
@@ -8,10 +10,8 @@ from mmjax.encoders import TextTransformer, ViT
 from mmjax.fusion import CrossAttention
 from mmjax.heads import Classify
 from mmjax.model import Model
-from mmjax.training.checkpoint import Checkpoint
-from mmjax.training.loop import Train
-from mmjax.training.optimizer import Muon
-from mmjax.training.schedule import Constant
+from mmjax.optim.optimizers import Muon
+from mmjax.optim.schedules import Constant
 
 
 def interactions() -> Experiment:

@@ -1,7 +1,7 @@
 """pretrain_10b: what pretrain_300m is, at the size of a pod."""
 
 from experiments.pretrain_300m import pretrain
-from mmjax.config import Experiment
+from mmjax.config.experiment import Experiment
 
 
 def pretrain_10b() -> Experiment:

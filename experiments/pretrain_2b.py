@@ -1,7 +1,7 @@
 """pretrain_2b: what pretrain_300m is, larger."""
 
 from experiments.pretrain_300m import pretrain
-from mmjax.config import Experiment
+from mmjax.config.experiment import Experiment
 
 
 def pretrain_2b() -> Experiment:

@@ -1,6 +1,8 @@
 """pretrain_300m: pictures, words and sounds, aligned, described and made, at the size of a first real run."""
 
-from mmjax.config import Experiment
+from mmjax.checkpoint.manager import Checkpoint
+from mmjax.config.experiment import Experiment
+from mmjax.config.train import Train
 from mmjax.data.augment import SpeechAugment
 from mmjax.data.inputs import Picture, Sentence, Speech
 from mmjax.data.loader import Data
@@ -12,11 +14,9 @@ from mmjax.generators import CodeDecoder, TextDecoder
 from mmjax.generators.codes import Codebook
 from mmjax.heads import Contrast
 from mmjax.model import Model
+from mmjax.optim.optimizers import AdamW
+from mmjax.optim.schedules import Cosine
 from mmjax.sharding.mesh import MeshShape
-from mmjax.training.checkpoint import Checkpoint
-from mmjax.training.loop import Train
-from mmjax.training.optimizer import AdamW
-from mmjax.training.schedule import Cosine
 
 
 def pretrain_300m() -> Experiment:

@@ -1,6 +1,8 @@
 """scenes: pictures of coloured shapes, what is said of them, and how it sounds."""
 
-from mmjax.config import Experiment
+from mmjax.checkpoint.manager import Checkpoint
+from mmjax.config.experiment import Experiment
+from mmjax.config.train import Train
 from mmjax.data.augment import SpeechAugment
 from mmjax.data.inputs import Labels, Picture, Quantities, Sentence, Speech
 from mmjax.data.loader import Data
@@ -11,10 +13,8 @@ from mmjax.encoders import Spectrogram, TextTransformer, ViT
 from mmjax.fusion import CrossAttention
 from mmjax.heads import Classify, Contrast, Regress
 from mmjax.model import Model
-from mmjax.training.checkpoint import Checkpoint
-from mmjax.training.loop import Train
-from mmjax.training.optimizer import AdamW
-from mmjax.training.schedule import Cosine
+from mmjax.optim.optimizers import AdamW
+from mmjax.optim.schedules import Cosine
 
 
 def scenes() -> Experiment:

@@ -1,6 +1,8 @@
 """scenes_caption: a picture of coloured shapes, and the sentence that describes it, written."""
 
-from mmjax.config import Experiment
+from mmjax.checkpoint.manager import Checkpoint
+from mmjax.config.experiment import Experiment
+from mmjax.config.train import Train
 from mmjax.data.inputs import Picture, Sentence
 from mmjax.data.loader import Data
 from mmjax.data.sources.scenes import Scenes
@@ -9,10 +11,8 @@ from mmjax.encoders import ViT
 from mmjax.fusion import SingleStream
 from mmjax.generators import TextDecoder
 from mmjax.model import Model
-from mmjax.training.checkpoint import Checkpoint
-from mmjax.training.loop import Train
-from mmjax.training.optimizer import Muon
-from mmjax.training.schedule import Constant
+from mmjax.optim.optimizers import Muon
+from mmjax.optim.schedules import Constant
 
 
 def scenes_caption() -> Experiment:

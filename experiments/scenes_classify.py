@@ -1,6 +1,8 @@
 """scenes_classify: a picture of coloured shapes, and what each of them is; reads back what other runs paint."""
 
-from mmjax.config import Experiment
+from mmjax.checkpoint.manager import Checkpoint
+from mmjax.config.experiment import Experiment
+from mmjax.config.train import Train
 from mmjax.data.inputs import Labels, Picture
 from mmjax.data.loader import Data
 from mmjax.data.sources.drawing import COLOURS, COUNTS, SHAPES, SIZES
@@ -9,10 +11,8 @@ from mmjax.encoders import ViT
 from mmjax.fusion import SingleStream
 from mmjax.heads import Classify
 from mmjax.model import Model
-from mmjax.training.checkpoint import Checkpoint
-from mmjax.training.loop import Train
-from mmjax.training.optimizer import Muon
-from mmjax.training.schedule import Constant
+from mmjax.optim.optimizers import Muon
+from mmjax.optim.schedules import Constant
 
 
 def scenes_classify() -> Experiment:

@@ -1,6 +1,8 @@
 """scenes_paint: a sentence that describes coloured shapes, and a picture of them, painted."""
 
-from mmjax.config import Experiment
+from mmjax.checkpoint.manager import Checkpoint
+from mmjax.config.experiment import Experiment
+from mmjax.config.train import Train
 from mmjax.data.inputs import Picture, Sentence
 from mmjax.data.loader import Data
 from mmjax.data.sources.scenes import Scenes
@@ -10,10 +12,8 @@ from mmjax.fusion import SingleStream
 from mmjax.generators import CodeDecoder
 from mmjax.generators.codes import Codebook
 from mmjax.model import Model
-from mmjax.training.checkpoint import Checkpoint
-from mmjax.training.loop import Train
-from mmjax.training.optimizer import Muon
-from mmjax.training.schedule import Constant
+from mmjax.optim.optimizers import Muon
+from mmjax.optim.schedules import Constant
 
 
 def scenes_paint() -> Experiment:

@@ -1,6 +1,8 @@
 """scenes_speech: a sentence about coloured shapes, spoken in the voice of a short example."""
 
-from mmjax.config import Experiment
+from mmjax.checkpoint.manager import Checkpoint
+from mmjax.config.experiment import Experiment
+from mmjax.config.train import Train
 from mmjax.data.inputs import Sentence, Speech
 from mmjax.data.loader import Data
 from mmjax.data.sources.scenes import Scenes
@@ -8,10 +10,8 @@ from mmjax.encoders import Spectrogram, TextTransformer
 from mmjax.fusion import SingleStream
 from mmjax.generators import SpeechVae
 from mmjax.model import Model
-from mmjax.training.checkpoint import Checkpoint
-from mmjax.training.loop import Train
-from mmjax.training.optimizer import Muon
-from mmjax.training.schedule import Constant
+from mmjax.optim.optimizers import Muon
+from mmjax.optim.schedules import Constant
 
 
 def scenes_speech() -> Experiment:

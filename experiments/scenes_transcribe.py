@@ -1,6 +1,8 @@
 """scenes_transcribe: a sentence about coloured shapes, spoken, and written down; hears what other runs say."""
 
-from mmjax.config import Experiment
+from mmjax.checkpoint.manager import Checkpoint
+from mmjax.config.experiment import Experiment
+from mmjax.config.train import Train
 from mmjax.data.augment import SpeechAugment
 from mmjax.data.inputs import Sentence, Speech
 from mmjax.data.loader import Data
@@ -10,10 +12,8 @@ from mmjax.encoders import Spectrogram
 from mmjax.fusion import SingleStream
 from mmjax.generators import TextDecoder
 from mmjax.model import Model
-from mmjax.training.checkpoint import Checkpoint
-from mmjax.training.loop import Train
-from mmjax.training.optimizer import Muon
-from mmjax.training.schedule import Constant
+from mmjax.optim.optimizers import Muon
+from mmjax.optim.schedules import Constant
 
 
 def scenes_transcribe() -> Experiment:

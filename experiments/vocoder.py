@@ -1,6 +1,8 @@
 """vocoder: spoken digits from their log-mel frames."""
 
-from mmjax.config import Experiment
+from mmjax.checkpoint.manager import Checkpoint
+from mmjax.config.experiment import Experiment
+from mmjax.config.train import Train
 from mmjax.data.inputs import Speech, Wave
 from mmjax.data.loader import Data
 from mmjax.data.sources.av_digits import AvDigits
@@ -8,10 +10,8 @@ from mmjax.encoders import Spectrogram
 from mmjax.fusion import Concat
 from mmjax.generators import Vocoder
 from mmjax.model import Model
-from mmjax.training.checkpoint import Checkpoint
-from mmjax.training.loop import Train
-from mmjax.training.optimizer import AdamW, Muon
-from mmjax.training.schedule import Constant, Cosine
+from mmjax.optim.optimizers import AdamW, Muon
+from mmjax.optim.schedules import Constant, Cosine
 
 
 def vocoder() -> Experiment:

@@ -16,15 +16,16 @@ from pathlib import Path
 import chz
 
 from launch import command_line
-from launch.grid import Match, check_width, choices_of, keys_of, make_grid, match, own_choice
-from launch.pages import prefer_huge_pages
+from launch.huge_pages import prefer_huge_pages
 from mmjax import files
 from mmjax.ablation.cell import Cell
-from mmjax.config import FILE, Experiment, difference, fingerprint, parts, read
+from mmjax.ablation.grid import Match, check_width, choices_of, keys_of, make_grid, match, own_choice
+from mmjax.config.experiment import Experiment, parts
+from mmjax.config.experiment_file import FILE, difference, fingerprint, read
 from mmjax.errors import Preempted, UserError
 from mmjax.fields import OPERATIONAL
+from mmjax.formatting import duration
 from mmjax.signals import heed_signals
-from mmjax.units import duration
 
 GRID = "grid.json"
 MOST_SEEDS = 1000

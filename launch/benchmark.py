@@ -101,8 +101,7 @@ def versions() -> dict[str, str]:
 
 
 def _write_page(folder: Path, whole: dict[str, Any], results: Sequence[contest.Result]) -> None:
-    from mmjax.evaluation.findings import Section, Table
-    from mmjax.evaluation.page import render
+    from mmjax.reports.page import Section, Table, render
 
     rows = [
         [each.name, f"{each.ratio:.3f}", f"{each.low:.3f}", f"{each.high:.3f}", *(f"{s:.4g}" for s in each.seconds)]

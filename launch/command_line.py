@@ -18,13 +18,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from launch.overrides import apply, draft, nearest, parse_pairs, resolve, split
-from mmjax.drafts import Draft, Node, draft_value
+from mmjax.config.overrides import apply, draft, nearest, parse_pairs, resolve, split
+from mmjax.config.schema import choices, describe, field_docs
+from mmjax.config.tree import Draft, Node, draft_value
 from mmjax.errors import Diverged, Preempted, UserError
-from mmjax.fields import choices, describe, field_docs
 
 if TYPE_CHECKING:
-    from mmjax.config import Experiment
+    from mmjax.config.experiment import Experiment
 
 __all__ = ["EXPERIMENTS", "Subjects", "load_experiment", "main", "parse_pairs", "resolve", "run", "say", "split"]
 
@@ -155,7 +155,7 @@ def experiment_names() -> dict[str, str]:
 def load_experiment(name: str) -> "Experiment":
     """What function NAME of experiments/NAME.py returns. Raises UserError where there is none, or a value is wrong."""
     _check_name(name, EXPERIMENTS)
-    from mmjax.config import Experiment
+    from mmjax.config.experiment import Experiment
 
     experiment = getattr(importlib.import_module(f"experiments.{name}"), name)()
     if not isinstance(experiment, Experiment):

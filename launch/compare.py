@@ -44,8 +44,7 @@ def compare(request: Comparison) -> Path:
 
     from launch.evaluate import Evaluation
     from mmjax.evaluation.comparison import Contender, compare_figures, comparison_table, disagreements, verdict
-    from mmjax.evaluation.findings import Section
-    from mmjax.evaluation.page import render
+    from mmjax.reports.page import Section, render
 
     with make_folder(local_path(request.out)) as folder:
         sessions: dict[str, tuple[Session, int | None]] = {}

@@ -52,9 +52,8 @@ def _name(folder: str) -> str:
 
 def compare(request: ProfileComparison) -> Path:
     """Compare as asked; returns the path of the result."""
-    from mmjax.evaluation.findings import Section, Table
-    from mmjax.evaluation.page import render
-    from mmjax.profiling.difference import by_source, changes, program_difference
+    from mmjax.profiling.profile.comparison import by_source, changes, program_difference
+    from mmjax.reports.page import Section, Table, render
 
     before, after = (read_profile(folder) for folder in (request.before, request.after))
     ratio = after["step_seconds"] / before["step_seconds"]

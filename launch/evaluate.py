@@ -15,7 +15,7 @@ import chz
 
 from launch import command_line, compare
 from launch.generate import runs
-from launch.pages import prefer_huge_pages
+from launch.huge_pages import prefer_huge_pages
 from launch.session import Session
 from launch.suites import DEFAULT, SUITES, choose_suites
 from mmjax.errors import NoCheckpoint, Preempted, UserError
@@ -87,8 +87,8 @@ class Evaluation:
 
 def evaluate(request: Evaluation) -> Path:
     """Evaluate as asked; returns the path of the results of the last step."""
+    from mmjax.checkpoint.restore import saved_steps
     from mmjax.evaluation.results import Results
-    from mmjax.training.restore import saved_steps
 
     suites = _asked(request, choose_suites(request.suite))
     session, results = Session(request), Results(request.run_dir)
@@ -192,7 +192,7 @@ def _show(figures: Mapping[str, dict[str, Any]]) -> None:
 
 def _try(session: Session, suites: Mapping[str, str], step: int) -> Path | None:
     """Evaluates one checkpoint that the run may remove at any time; None, saying so, where that cannot be."""
-    from mmjax.training.restore import saved_steps
+    from mmjax.checkpoint.restore import saved_steps
 
     try:
         return _evaluate(session, suites, step)
@@ -206,8 +206,8 @@ def _try(session: Session, suites: Mapping[str, str], step: int) -> Path | None:
 
 def _watch(session: Session, suites: Mapping[str, str], asked_to_stop: Callable[[], bool]) -> Path:
     """Evaluates checkpoints as they appear, those that were evaluated before left out, until the run is complete."""
+    from mmjax.checkpoint.restore import saved_steps
     from mmjax.evaluation.results import Results
-    from mmjax.training.restore import saved_steps
 
     results, every = Results(session.run_dir), session.experiment.checkpoint.every
     settled: set[int] = {step for step in results.steps() if results.has(step, session.label, suites.values())}

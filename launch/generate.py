@@ -15,8 +15,8 @@ from typing import Any
 import chz
 
 from launch import command_line
-from launch.pages import prefer_huge_pages
-from mmjax import config
+from launch.huge_pages import prefer_huge_pages
+from mmjax.config import experiment_file
 from mmjax.data.inputs import Input, Speech
 from mmjax.errors import UserError
 from mmjax.files import explained, local_path, make_folder, read_json, write_atomic
@@ -73,9 +73,9 @@ def generate(request: Generation) -> Path:
     """Make what is asked for; returns the path of the list of what was made."""
     from mmjax.compilation import cache_compilations
     from mmjax.data.prompt import make_prompt
-    from mmjax.evaluation.gallery import show_given, show_made, write_gallery
+    from mmjax.reports.gallery import show_given, show_made, write_gallery
 
-    experiment = config.read(request.run_dir)
+    experiment = experiment_file.read(request.run_dir)
     given = sources(request.from_, experiment.model)
     outputs = choose(experiment.model, request.to, given)
     folder = local_path(request.out)
@@ -90,7 +90,7 @@ def generate(request: Generation) -> Path:
     start = time.perf_counter()
     made = {name: show_made(data.inputs[target], predictions[name]) for name, target in outputs.items()}
     seconds += time.perf_counter() - start
-    about = {"seed": request.seed, "step": step, "fingerprint": config.fingerprint(experiment)}
+    about = {"seed": request.seed, "step": step, "fingerprint": experiment_file.fingerprint(experiment)}
     facts = {**{f"from {name}": said for name, said in given.items()}, **about}
     for name in earlier:
         (folder / name).unlink(missing_ok=True)
@@ -111,7 +111,7 @@ def made_earlier(folder: Path) -> list[str]:
 
     Raises UserError where it is none, or holds something and no list of an earlier request.
     """
-    from mmjax.evaluation.gallery import SHEET
+    from mmjax.reports.gallery import SHEET
 
     place = next(path for path in (folder, *folder.parents) if path.exists())
     with explained(folder):
@@ -215,7 +215,7 @@ def write_by(decoding: Decoding | None, model: Model, outputs: Collection[str]) 
 
 def _predict(
     request: Generation,
-    experiment: config.Experiment,
+    experiment: experiment_file.Experiment,
     features: dict[str, Feature],
     prompt: Batch,
     outputs: Collection[str],
@@ -225,14 +225,16 @@ def _predict(
     import jax
     import numpy as np
 
+    from mmjax.checkpoint.restore import restore_model
     from mmjax.compilation import jit_once
     from mmjax.sharding.mesh import MeshShape, choose_rules
-    from mmjax.training.restore import restore_model
 
     mesh = MeshShape(data=1).build(jax.local_devices()[:1])
     with jax.set_mesh(mesh):
         rules = choose_rules(experiment.rules, mesh)
-        model, step = restore_model(experiment, request.run_dir, features, rules, request.step)
+        model, step = restore_model(
+            experiment.model, request.run_dir, features, rules, request.step, ema=experiment.train.ema is not None
+        )
         copies = jax.tree.map(lambda array: np.repeat(array, request.n, 0), prompt)
         batch = jax.device_put(copies, rules.spec("batch"))
 
@@ -250,14 +252,14 @@ def _voice(
     """Adds the `samples` that the vocoder of a run makes of every predicted spectrum; the seconds that it took."""
     import jax
 
+    from mmjax.checkpoint.restore import restore_model
     from mmjax.compilation import jit_once
     from mmjax.sharding.mesh import MeshShape, choose_rules
-    from mmjax.training.restore import restore_model
 
     spoken = {name: target for name, target in outputs.items() if isinstance(inputs[target], Speech)}
     if not spoken:
         raise UserError(f"vocoder={run_dir} makes sound of spectra, and {_list(outputs)} is none; leave it out")
-    experiment = config.read(run_dir)
+    experiment = experiment_file.read(run_dir)
     found = {name: output for name, output in experiment.model.outputs.items() if isinstance(output, Vocoder)}
     if not found:
         raise UserError(f"vocoder={run_dir} has no output of the kind Vocoder; give a run that was trained as one")
@@ -267,7 +269,7 @@ def _voice(
     mesh = MeshShape(data=1).build(jax.local_devices()[:1])
     with jax.set_mesh(mesh):
         rules = choose_rules(experiment.rules, mesh)
-        model, _ = restore_model(experiment, run_dir, data.features, rules)
+        model, _ = restore_model(experiment.model, run_dir, data.features, rules, ema=experiment.train.ema is not None)
         decode = jit_once(lambda model, values, mask: model.outputs[name].decode(values, mask))
         seconds = 0.0
         for output, target in spoken.items():
@@ -334,7 +336,7 @@ def _remarks(
 
 def runs() -> dict[str, str]:
     """The run directories where runs are by default."""
-    return {str(path.parent): "" for path in sorted(Path("runs").glob(f"*/{config.FILE}"))}
+    return {str(path.parent): "" for path in sorted(Path("runs").glob(f"*/{experiment_file.FILE}"))}
 
 
 SUBJECTS = command_line.Subjects("run_dir", runs, lambda run_dir: Generation(run_dir=run_dir), others=True)

@@ -18,17 +18,18 @@ import chz
 
 from launch import command_line
 from launch.compare_profiles import read_profile
-from mmjax.config import Experiment, fingerprint, parts
+from mmjax.config.experiment import Experiment, parts
+from mmjax.config.experiment_file import fingerprint
 from mmjax.errors import UserError
 from mmjax.fields import OPERATIONAL
 from mmjax.files import local_path, make_folder, write_atomic
-from mmjax.profiling.chips import CHIPS, GPUS, TPUS, Chip
+from mmjax.formatting import number
+from mmjax.hardware.chips import CHIPS, GPUS, TPUS, Chip
 from mmjax.sharding.rules import MESH_AXES
 from mmjax.sharding.topology import HERE, Topology, parse_topology
-from mmjax.units import number
 
 if TYPE_CHECKING:
-    from mmjax.evaluation.findings import Section
+    from mmjax.reports.page import Section
 
 RESULT, PAGE = "plan.json", "report.html"
 # So many collectives and places in the source are shown.
@@ -155,9 +156,9 @@ def make_plan(request: Planned) -> Path:
 def _compiled(request: Planned, experiment: Experiment, topology: Topology) -> dict[str, Any]:
     """The plan of the experiment, or of the best that a search finds, compiled."""
     from mmjax.compilation import cache_compilations
-    from mmjax.profiling.advice import advise
-    from mmjax.profiling.devices import Reached, chip_of_topology
-    from mmjax.profiling.plan import plan, usable
+    from mmjax.profiling.plan.advice import advise
+    from mmjax.profiling.plan.devices import Reached, chip_of_topology
+    from mmjax.profiling.plan.plan import plan, usable
 
     reached = None if request.calibration is None else Reached.of(read_profile(request.calibration))
     if topology.generation == HERE:  # what is compiled for others JAX can keep, but not read again without them
@@ -168,7 +169,7 @@ def _compiled(request: Planned, experiment: Experiment, topology: Topology) -> d
         found = plan(experiment, topology, reached)
         rates = {"rates": "calibrated" if reached else "measured" if topology.generation == HERE else "peak"}
         return found.json() | rates | {"advice": None if found.fits else advise(experiment, found)}
-    from mmjax.profiling.search import compile_all, promising, search
+    from mmjax.profiling.plan.search import compile_all, promising, search
 
     devices = len(topology.devices())
     chip = chip_of_topology(topology, devices)
@@ -190,10 +191,10 @@ def _outcome(plan: dict[str, Any]) -> dict[str, Any]:
 
 def _gpus(request: Planned, experiment: Experiment, chip: Chip, count: int) -> dict[str, Any]:
     """The plan of the experiment, or of the best that a search finds, by the estimate."""
-    from mmjax.profiling.advice import advise_sketched
-    from mmjax.profiling.analytic import check_mesh, sketch
-    from mmjax.profiling.plan import NODE, sketched, usable
-    from mmjax.profiling.search import search
+    from mmjax.profiling.plan.advice import advise_sketched
+    from mmjax.profiling.plan.cost_model import check_mesh, sketch
+    from mmjax.profiling.plan.plan import NODE, sketched, usable
+    from mmjax.profiling.plan.search import search
 
     rows = []
     if request.search:
@@ -244,7 +245,7 @@ def _summary(whole: dict[str, Any]) -> list[str]:
 
 
 def _write_page(folder: Path, whole: dict[str, Any]) -> None:
-    from mmjax.evaluation.page import render
+    from mmjax.reports.page import render
 
     page = render(
         "evaluation.html",
@@ -267,7 +268,7 @@ def _write_page(folder: Path, whole: dict[str, Any]) -> None:
 
 
 def _sections(whole: dict[str, Any]) -> "list[Section]":
-    from mmjax.evaluation.findings import Section, Table
+    from mmjax.reports.page import Section, Table
 
     analytic, sizes = "analytic" in whole, dict(whole["hbm_bytes"])
     if not analytic:
@@ -325,7 +326,7 @@ def _cut(rows: Collection[Any]) -> str:
 
 
 def _candidates(whole: dict[str, Any]) -> "list[Section]":
-    from mmjax.evaluation.findings import Section, Table
+    from mmjax.reports.page import Section, Table
 
     def shown(row: dict[str, Any], name: str, scale: float) -> str:
         return f"{row[name] / scale:.4g}" if name in row else ""

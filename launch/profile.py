@@ -15,16 +15,16 @@ import chz
 
 from launch import command_line
 from launch.compare_profiles import OF_RUN
-from launch.pages import prefer_huge_pages
-from mmjax import config
-from mmjax.config import Experiment, fingerprint, parts
+from launch.huge_pages import prefer_huge_pages
+from mmjax.config import experiment_file
+from mmjax.config.experiment import Experiment, parts
 from mmjax.errors import UserError
 from mmjax.fields import OPERATIONAL
 from mmjax.files import local_path, make_folder, write_atomic
 
 if TYPE_CHECKING:
-    from mmjax.evaluation.findings import Section
-    from mmjax.profiling.profile import Kernel, Profile
+    from mmjax.profiling.profile.profile import Kernel, Profile
+    from mmjax.reports.page import Section
 
 RESULT, PAGE, PROGRAM, WRITTEN = "profile.json", "report.html", "program.txt", "program_before.txt"
 # So many kernels, parts and buffers are shown.
@@ -53,8 +53,8 @@ class Profiled(Experiment):
 def load(name: str) -> Profiled:
     """The profile of the experiment of that name, or of the one whose run directory that is."""
     place = local_path(name)
-    if (place / config.FILE).is_file() or ("/" in name and place.is_dir()):
-        return Profiled(**parts(config.read(name)), out=str(place / OF_RUN))
+    if (place / experiment_file.FILE).is_file() or ("/" in name and place.is_dir()):
+        return Profiled(**parts(experiment_file.read(name)), out=str(place / OF_RUN))
     if "/" in name:
         raise UserError(f"there is no run directory {name}; name one that launch.train has written, or an experiment")
     return Profiled(**parts(command_line.load_experiment(name)))
@@ -62,12 +62,12 @@ def load(name: str) -> Profiled:
 
 def make_profile(request: Profiled) -> Path:
     """Profile as asked; returns the path of the result."""
-    from mmjax.profiling.profile import profile
+    from mmjax.profiling.profile.profile import profile
 
     folder, experiment = local_path(request.out), Experiment(**parts(request))
     with make_folder(folder), make_folder(folder / "trace") as trace:
         found = profile(experiment, request.steps, trace, command_line.say)
-    whole = found.json() | {"fingerprint": fingerprint(experiment)}
+    whole = found.json() | {"fingerprint": experiment_file.fingerprint(experiment)}
     for line in _summary(found):
         command_line.say(line)
     write_atomic(folder / PROGRAM, found.program)
@@ -104,7 +104,7 @@ def _source(kernel: "Kernel") -> str:
 
 
 def _write_page(folder: Path, whole: dict[str, Any], found: "Profile") -> None:
-    from mmjax.evaluation.page import render
+    from mmjax.reports.page import render
 
     page = render(
         "evaluation.html",
@@ -125,9 +125,9 @@ def _write_page(folder: Path, whole: dict[str, Any], found: "Profile") -> None:
 
 
 def _sections(whole: dict[str, Any], found: "Profile") -> "list[Section]":
-    from mmjax.evaluation.findings import Section, Table
-    from mmjax.evaluation.profile_figures import flame, flame_svg, memory_svg, roofline_svg
-    from mmjax.profiling.profile import TOLD
+    from mmjax.profiling.profile.profile import TOLD
+    from mmjax.reports.page import Section, Table
+    from mmjax.reports.profile_plots import flame, flame_svg, memory_svg, roofline_svg
 
     kernels = [
         [
@@ -205,7 +205,7 @@ def _sections(whole: dict[str, Any], found: "Profile") -> "list[Section]":
 
 
 def _shares(found: "Profile", name: str, key: Any) -> Any:
-    from mmjax.evaluation.findings import Table
+    from mmjax.reports.page import Table
 
     rows = [
         [part, f"{1e3 * seconds:.3f}", f"{seconds / found.worked:.1%}"]

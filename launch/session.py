@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import chz
 
 from launch.generate import write_by
-from mmjax import config
+from mmjax.config import experiment_file
 from mmjax.errors import UserError
 from mmjax.files import local_path
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from launch.evaluate import Evaluation
-    from mmjax.evaluation.findings import Findings
-    from mmjax.evaluation.outcome import Outcome
+    from mmjax.evaluation.eval_result import Outcome
+    from mmjax.evaluation.suite_result import Findings
     from mmjax.model import Multimodal
 
 # Examples that a device works on at a time, at most; few enough that what training has no need for fits, too.
@@ -55,13 +55,13 @@ class Session:
 
         from mmjax.compilation import cache_compilations
         from mmjax.evaluation.evaluator import Evaluator
-        from mmjax.evaluation.generation import makers
-        from mmjax.evaluation.reader import Reader
+        from mmjax.evaluation.judge_model import Reader
+        from mmjax.evaluation.suites.generation import makers
         from mmjax.sharding.mesh import choose_rules
 
         self.request, self.run_dir = request, local_path(request.run_dir)
-        trained = config.read(request.run_dir)
-        self.fingerprint = config.fingerprint(trained)
+        trained = experiment_file.read(request.run_dir)
+        self.fingerprint = experiment_file.fingerprint(trained)
         outputs = [name for name, part in trained.model.outputs.items() if part is not None]
         self.experiment = chz.replace(trained, model=write_by(request.decoding, trained.model, outputs))
         encoders = [name for name, part in trained.model.encoders.items() if part is not None]
@@ -101,11 +101,18 @@ class Session:
         """A checkpoint's model, and what it does. Raises NoCheckpoint where there is none."""
         import jax
 
-        from mmjax.training.restore import restore_model
+        from mmjax.checkpoint.restore import restore_model
 
         request = self.request
         with jax.set_mesh(self.mesh):
-            model, found = restore_model(self.experiment, request.run_dir, self.data.features, self.rules, step)
+            model, found = restore_model(
+                self.experiment.model,
+                request.run_dir,
+                self.data.features,
+                self.rules,
+                step,
+                ema=self.experiment.train.ema is not None,
+            )
             model = model.blindfold(self.hidden)
             model = model.only([name for name in model.outputs if model.sees(name)])
             return Subject(model, found, self._answer, self.judge)
@@ -118,7 +125,7 @@ class Session:
 
     def judge(self, model: "Multimodal", outcome: "Outcome") -> "Findings":
         """The standard figures of what the model did."""
-        from mmjax.evaluation.standard import judge_standard
+        from mmjax.evaluation.suites.standard import judge_standard
 
         found = judge_standard(model, outcome, self.data.features, self.experiment.train.batch_size, self.rules)
         return found.clustered(self.clusters)

@@ -10,7 +10,7 @@ from launch.session import Session, Subject
 from mmjax.errors import UserError
 
 if TYPE_CHECKING:
-    from mmjax.evaluation.findings import Findings
+    from mmjax.evaluation.suite_result import Findings
 
 # Of every kind of thing made, so many are shown.
 SHOWN = 16
@@ -32,9 +32,9 @@ def _standard(session: Session, subject: Subject) -> "Findings":
 
 
 def _generation(session: Session, subject: Subject) -> "Findings | None":
-    from mmjax.evaluation.gallery import show_raw, write_gallery
-    from mmjax.evaluation.generation import evaluate_generation, makers
     from mmjax.evaluation.results import FOLDER, figures_of
+    from mmjax.evaluation.suites.generation import evaluate_generation, makers
+    from mmjax.reports.gallery import show_raw, write_gallery
 
     request, experiment = session.request, session.experiment
     able = makers(session.data.features, {name: experiment.model.outputs[name] for name in subject.model.outputs})
@@ -76,21 +76,21 @@ def _generation(session: Session, subject: Subject) -> "Findings | None":
 
 
 def _robustness(session: Session, subject: Subject) -> "Findings":
-    from mmjax.evaluation.robustness import judge_robustness
+    from mmjax.evaluation.suites.robustness import judge_robustness
 
     return judge_robustness(subject.model, session.evaluator, session.request.split, subject.standard, session.judge)
 
 
 def _slices(session: Session, subject: Subject) -> "Findings":
-    from mmjax.evaluation.slices import find_kinds, judge_slices
-    from mmjax.evaluation.standard import key_figures
+    from mmjax.evaluation.suites.slices import find_kinds, judge_slices
+    from mmjax.evaluation.suites.standard import key_figures
 
     kinds = find_kinds(session.records, session.data, session.request.slices)
     return judge_slices(key_figures(subject.standard), kinds)
 
 
 def _probe(session: Session, subject: Subject) -> "Findings | None":
-    from mmjax.evaluation.probing import probe
+    from mmjax.evaluation.suites.probe import probe
 
     request, experiment = session.request, session.experiment
     if request.labels is None and not _labels(session):
@@ -109,8 +109,8 @@ def _probe(session: Session, subject: Subject) -> "Findings | None":
 
 
 def _zero_shot(session: Session, subject: Subject) -> "Findings | None":
-    from mmjax.evaluation.findings import Findings
-    from mmjax.evaluation.probing import zero_shot
+    from mmjax.evaluation.suite_result import Findings
+    from mmjax.evaluation.suites.probe import zero_shot
     from mmjax.heads.contrast import ContrastHead
     from mmjax.types import Text
 
@@ -141,8 +141,8 @@ def _zero_shot(session: Session, subject: Subject) -> "Findings | None":
 
 
 def _attribution(session: Session, subject: Subject) -> "Findings | None":
-    from mmjax.evaluation.explain import explain, explainable
-    from mmjax.training.state import build_model
+    from mmjax.evaluation.suites.attribution import explain, explainable
+    from mmjax.model import build_model
 
     request, experiment, model = session.request, session.experiment, subject.model
     if not explainable(model):

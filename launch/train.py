@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launch import command_line
-from launch.pages import prefer_huge_pages
+from launch.huge_pages import prefer_huge_pages
 
 if TYPE_CHECKING:
-    from mmjax.config import Experiment
+    from mmjax.config.experiment import Experiment
 
 
 def train(experiment: "Experiment") -> Path | None:

@@ -22,6 +22,11 @@ from mmjax.layers.stack import Remat
 from mmjax.sharding.rules import Rules
 from mmjax.types import Average, Batch, Feature, Fused, Metrics, Tokens
 
+# The critics' key is that of the model folded with a number that no count of the model's parameters reaches: these are
+# drawn from the same key folded with 0, 1, 2, ... (and of a stack, whose keys are split, `split(k, n)[i]` is
+# `fold_in(k, i)`).
+CRITICS = 2**31 - 1
+
 # Everything that can come out, by class name.
 OUTPUTS: dict[str, type[Output]] = heads.TABLE | generators.TABLE
 
@@ -271,6 +276,17 @@ class Multimodal(nnx.Module):
             name: output.predict(views[self.blind[name]], output_key)
             for (name, output), output_key in zip(self.outputs.items(), keys, strict=True)
         }
+
+
+def build_model(key: jax.Array, model: Model, features: dict[str, Feature], rules: Rules) -> Multimodal:
+    """A freshly drawn model; call it under `jit` on the mesh and it is born sharded."""
+    return model.build(features, rules=rules, rngs=nnx.Rngs(key))
+
+
+def build_critics(key: jax.Array, model: Model, features: dict[str, Feature], rules: Rules) -> Any:
+    """Freshly drawn critics of the model's outputs, by output; None where no output has one."""
+    rngs = nnx.Rngs(jax.random.fold_in(key, CRITICS))
+    return model.build_critics(features, rules=rules, rngs=rngs)
 
 
 def drop_modalities(streams: dict[str, Tokens], rate: float, key: jax.Array) -> dict[str, Tokens]:

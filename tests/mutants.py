@@ -280,14 +280,14 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
             "return dropout(self.mlp(self.mlp_norm(x))",
         ),
     },
-    ("layers/attend.py", "layers/test_layers.py -k attention"): {
+    ("layers/attention_kernels.py", "layers/test_layers.py -k attention"): {
         "scores_by_the_whole_head": (
             "preferred_element_type=jnp.float32) * query.shape[-1] ** -0.5",
             "preferred_element_type=jnp.float32) / query.shape[-1]",
         ),
         "masked_tokens_are_seen": ("jnp.where(mask, logits, lowest)", "logits"),
     },
-    ("layers/attend.py", "generators/test_text.py -k memories"): {
+    ("layers/attention_kernels.py", "generators/test_text.py -k memories"): {
         "the_next_token_is_seen": (
             "jnp.tri(logits.shape[2], logits.shape[3], dtype=bool)",
             "jnp.tri(logits.shape[2], logits.shape[3], 1, dtype=bool)",
@@ -332,7 +332,7 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
         "masked_frames_reach_others": ("x = jnp.where(mask[..., None], x, 0)", "x = x"),
         "nothing_is_told": ("self.into(x) + self.condition(summary.astype(x.dtype))[:, None]", "self.into(x)"),
     },
-    ("layers/pyramid.py", "layers/test_pyramid.py"): {
+    ("layers/conv_autoencoder.py", "layers/test_conv_autoencoder.py"): {
         "scaled_without_the_one": ("y * (1 + scale) + shift", "y * scale + shift"),
     },
     ("layers/mel.py", "data/test_spectrogram.py -k 'mel or definition'"): {
@@ -360,7 +360,7 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
             "update * candidate + (1 - update) * state",
         ),
     },
-    ("encoders/spectrogram.py", "encoders/test_encoders.py -k whole_tokens"): {
+    ("encoders/audio.py", "encoders/test_encoders.py -k whole_tokens"): {
         "time_of_the_first_frame": ("(jnp.arange(self.count) + 0.5)", "jnp.arange(self.count)"),
         "masked_frames_reach_the_convolution": (
             "windows(jnp.where(mask[..., None], x, 0), SPAN, 2)",
@@ -416,13 +416,13 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
             "keys = jax.random.split(key, 1)[jnp.zeros(parts, int)]",
         ),
     },
-    ("training/schedule.py", "training/test_schedule.py"): {
+    ("optim/schedules.py", "optim/test_schedules.py"): {
         "warmup_beyond_half_of_the_run": ("min(self.warmup, steps // 2)", "self.warmup"),
         "cosine_ends_at_zero": ("alpha=self.end", "alpha=0.0"),
         "cooldown_a_step_early": ("start = steps - cooldown", "start = steps - cooldown - 1"),
         "rsqrt_not_rooted": ("(1 + step / self.timescale) ** 0.5", "(1 + step / self.timescale)"),
     },
-    ("training/optimizer.py", "training/test_optimizer.py -k 'optax or muon'"): {
+    ("optim/optimizers.py", "optim/test_optimizers.py -k 'optax or muon'"): {
         "lion_with_its_moments_swapped": ("scale_by_lion(self.b1, self.b2)", "scale_by_lion(self.b2, self.b1)"),
         "muon_by_the_shorter_side": ("0.2 * math.sqrt(max(", "0.2 * math.sqrt(min("),
         "another_polynomial": ("(3.4445, -4.7750, 2.0315)", "(3.4445, -4.7750, 2.1315)"),
@@ -432,14 +432,14 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
         "the_resumed_step_is_cut": ('values["step"] <= step', 'values["step"] < step'),
         "digest_without_shapes": (" {list(np.shape(leaf))}\\n", "\\n"),
     },
-    ("training/checkpoint.py", "training/test_checkpoint.py -k 'newest_and'"): {
+    ("checkpoint/manager.py", "checkpoint/test_manager.py -k 'newest_and'"): {
         "the_oldest_are_kept": ("lasting[-self._config.keep :]", "lasting[: self._config.keep]"),
         "the_worst_are_kept": ('best_mode == "max"', 'best_mode == "min"'),
     },
-    ("training/seal.py", "training/test_checkpoint.py -k 'any_damage'"): {
+    ("checkpoint/integrity.py", "checkpoint/test_manager.py -k 'any_damage'"): {
         "every_file_but_the_first_is_looked_at": ("[part::parts]", "[part + 1 :: parts]"),
     },
-    ("training/initialize.py", "training/test_initialize.py -k 'average or resiz or renamed'"): {
+    ("checkpoint/initialize.py", "checkpoint/test_initialize.py -k 'average or resiz or renamed'"): {
         "the_average_is_never_taken": ('"ema/" if config.average else "model/"', '"model/"'),
         "grids_resized_linearly": ('"bicubic" if position.ndim == 3 else "linear"', '"linear"'),
     },
@@ -462,7 +462,7 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
         "a_chain_without_its_past": ('"\\n".join([digest, *ids])', '"\\n".join(ids)'),
         "rows_drawn_by_their_place": ("step * self.batch_size + int(row)", "step * self.batch_size + place"),
     },
-    ("data/place.py", "data/test_place.py -k 'device or part or process'"): {
+    ("data/device_batches.py", "data/test_device_batches.py -k 'device or part or process'"): {
         "the_offset_of_another_host": ("at = np.searchsorted(host.rows, first)", "at = first"),
         "rows_one_off": ("at = np.searchsorted(host.rows, first)", "at = np.searchsorted(host.rows, first) - 1"),
     },
@@ -526,7 +526,7 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
         ),
     },
     # Evaluation.
-    ("evaluation/texts.py", "evaluation/test_texts.py -k 'cider or truth'"): {
+    ("metrics/text.py", "metrics/test_text.py -k 'cider or truth'"): {
         "cider_without_idf": ("count * math.log(len(truth) / max(1, having[gram]))", "count"),
         "idf_without_log": (
             "count * math.log(len(truth) / max(1, having[gram]))",
@@ -538,12 +538,12 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
         ),
         "cider_of_three_orders": ("ORDERS = (1, 2, 3, 4)", "ORDERS = (1, 2, 3)"),
     },
-    ("evaluation/statistic.py", "evaluation/test_statistic.py -k 'scipy or comparing or slice'"): {
+    ("metrics/statistics.py", "metrics/test_statistic.py -k 'scipy or comparing or slice'"): {
         "intervals_of_90_percent": ("np.percentile(figures, (2.5, 97.5))", "np.percentile(figures, (5, 95))"),
         "p_values_of_zero": ("(1 + as_large.sum()) / (1 + len(by_chance))", "as_large.sum() / len(by_chance)"),
         "one_sided": ("np.abs(by_chance) >= abs(value)", "by_chance >= abs(value)"),
     },
-    ("evaluation/statistics.py", "evaluation/test_statistics.py -k 'holm or error_is or student or t_test or front'"): {
+    ("metrics/statistics.py", "metrics/test_statistics.py -k 'holm or error_is or student or t_test or front'"): {
         "holm_not_monotone": (
             "np.maximum.accumulate(np.minimum(1, np.arange(len(p_values), 0, -1) * p_values[order]))",
             "np.minimum(1, np.arange(len(p_values), 0, -1) * p_values[order])",
@@ -556,33 +556,33 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
             "~((cost < cost[:, None]) & (value > value[:, None])).any(1) &",
         ),
     },
-    ("evaluation/classification.py", "evaluation/test_classification.py"): {
+    ("metrics/classification.py", "metrics/test_classification.py"): {
         "bins_without_their_upper_edge": ("np.ceil(best * BINS).astype(int) - 1", "np.floor(best * BINS).astype(int)"),
         "temperatures_of_their_own_half": ("np.where(odd, other, even)", "np.where(odd, even, other)"),
         "f1_over_all_classes": ("scores.sum(1) / occurs.sum(1)", "scores.mean(1)"),
     },
-    ("evaluation/regression.py", "evaluation/test_regression.py"): {
+    ("metrics/regression.py", "metrics/test_regression.py"): {
         "crps_without_its_constant": (" - 1 / np.sqrt(np.pi))", ")"),
         "explained_of_the_powers": ("(powers - totals**2 / counts)", "powers"),
     },
-    ("evaluation/retrieval.py", "evaluation/test_retrieval.py"): {
+    ("metrics/retrieval.py", "metrics/test_retrieval.py"): {
         "ties_count_for_the_query": (
             "np.count_nonzero(similarity < best[:, None], axis=1)",
             "np.count_nonzero(similarity <= best[:, None], axis=1) - 1",
         ),
         "recall_without_its_last_rank": ("(found <= k)", "(found < k)"),
     },
-    ("evaluation/distributions.py", "evaluation/test_distributions.py"): {
+    ("metrics/distributions.py", "metrics/test_distributions.py"): {
         "covariance_biased": ("np.sqrt(len(features) - 1)", "np.sqrt(len(features))"),
         "a_vector_is_its_own_pair": ("_kernel_sum(x, x, paired=True)", "_kernel_sum(x, x, paired=False)"),
         "density_not_by_neighbours": ("inside / (NEIGHBOURS_DENSITY * len(made))", "inside / len(made)"),
         "nearest_is_itself": ("axis=1)[:, neighbours].T", "axis=1)[:, [k - 1 for k in neighbours]].T"),
     },
-    ("evaluation/information.py", "evaluation/test_information.py -k 'gate or random or up or near'"): {
+    ("metrics/information.py", "metrics/test_information.py -k 'gate or random or up or near'"): {
         "union_above_the_whole": ("union - about_b, union - about_a,", "union - about_a, union - about_b,"),
         "redundancy_of_the_larger": ("share * min(about_a, about_b)", "share * max(about_a, about_b)"),
     },
-    ("evaluation/contributions.py", "evaluation/test_contributions.py"): {
+    ("metrics/contributions.py", "metrics/test_contributions.py"): {
         "orders_counted_alike": (
             "math.factorial(size) * math.factorial(count - size - 1) / math.factorial(count)",
             "1 / 2 ** (count - 1)",
@@ -602,7 +602,7 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
         ),
         "the_darkest_colour": ("colours[:, colours.shape[1] // 2, None, None]", "colours[:, 0, None, None]"),
     },
-    ("evaluation/transfer.py", "evaluation/test_transfer.py"): {
+    ("metrics/transfer.py", "metrics/test_transfer.py"): {
         "penalty_not_halved": (
             "slope = train.T @ error + penalty * weights",
             "slope = train.T @ error + penalty / 2 * weights",
@@ -614,12 +614,12 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
         ),
         "nearest_by_length": ("np.square(means).sum(1) - 2 * test @ means.T", "- 2 * test @ means.T"),
     },
-    ("evaluation/pictures.py", "evaluation/test_pictures.py"): {
+    ("metrics/image.py", "metrics/test_image.py"): {
         "psnr_of_amplitudes": ("-10 * np.log10(", "-20 * np.log10("),
         "ssim_with_other_constants": ("0.01**2, 0.03**2", "0.01, 0.03"),
         "ssim_beyond_the_border": ("axis=1)[:, reach:-reach]", "axis=1)[:, reach - 1 : -reach]"),
     },
-    ("evaluation/sounds.py", "evaluation/test_sounds.py"): {
+    ("metrics/audio.py", "metrics/test_audio.py"): {
         "loudness_is_compared": ("[:, 1 : CEPSTRA + 1]", "[:, 0:CEPSTRA]"),
         "sounds_stand_still": ("choice = before.argmin(0)", "choice = before.argmax(0)"),
         "decibels_of_amplitude": ("DECIBELS = 10 / np.log(10)", "DECIBELS = 20 / np.log(10)"),
@@ -631,7 +631,7 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
         ),
         "first_layer_last": ("for mixture in mixtures[::-1]", "for mixture in mixtures"),
     },
-    ("evaluation/slices.py", "evaluation/test_slices.py"): {
+    ("evaluation/suites/slices.py", "evaluation/suites/test_slices.py"): {
         "gap_of_neighbours": ("smallest, *_, largest = sorted", "largest, *_, smallest = sorted"),
     },
     ("evaluation/maps.py", "evaluation/test_maps.py"): {
@@ -652,7 +652,7 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
     ("sharding/distributed.py", "launch/test_local.py -k malformed"): {
         "an_index_beyond_the_last": ("0 <= index < count", "0 <= index <= count"),
     },
-    ("profiling/flops.py", "profiling/test_flops.py"): {
+    ("hardware/flops.py", "hardware/test_flops.py"): {
         "a_product_without_its_sums": (
             "2 * math.prod(_shape(equation.outvars[0])) * math.prod(shape[axis] for axis in contracted)",
             "2 * math.prod(_shape(equation.outvars[0]))",
@@ -674,35 +674,35 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
             "int(limit.operands[0])",
         ),
     },
-    ("profiling/analytic.py", "profiling/test_analytic.py -k 'ring or shared or compute or talk'"): {
+    ("profiling/plan/cost_model.py", "profiling/test_cost_model.py -k 'ring or shared or compute or talk'"): {
         "a_ring_sends_to_itself": ("share = (size - 1) / size *", "share ="),
         "gradients_take_no_room": ('"gradients": weights', '"gradients": 0'),
     },
-    ("profiling/roofline.py", "profiling/test_roofline.py"): {
+    ("profiling/plan/roofline.py", "profiling/test_roofline.py"): {
         "tiles_not_filled_up": ("-(-size // tile) * tile", "size"),
         "loops_take_one_turn": ("more = turns - 1", "more = 0"),
     },
-    ("profiling/chips.py", "profiling/test_chips.py"): {
+    ("hardware/chips.py", "hardware/test_chips.py"): {
         "a_peak_with_sparsity": ("197e12", "394e12"),
     },
-    ("profiling/memory.py", "profiling/test_memory.py -k hand"): {
+    ("profiling/profile/memory.py", "profiling/test_memory.py -k hand"): {
         "aliased_results_take_room": (" and instruction.name not in elsewhere", ""),
     },
-    ("profiling/growth.py", "profiling/test_growth.py -k 'linear or quadratic or hand'"): {
+    ("ablation/scaling.py", "ablation/test_scaling.py -k 'linear or quadratic or hand'"): {
         "growth_by_the_smallest": ("math.log(tokens[-1] / tokens[-2])", "math.log(tokens[-1] / tokens[0])"),
     },
-    ("profiling/trace.py", "profiling/test_trace.py -k intervals"): {
+    ("profiling/profile/trace.py", "profiling/test_trace.py -k intervals"): {
         "the_shorter_end": ("max(end, found[-1][1])", "end"),
     },
-    ("config.py", "test_config.py -k 'fingerprint'"): {
+    ("config/experiment_file.py", "config/test_experiment.py -k 'fingerprint'"): {
         "the_order_of_mappings_decides": ("sort_keys=True", "sort_keys=False"),
         "how_a_run_is_carried_out_decides": ("data(decisive=True)", "data(decisive=False)"),
     },
-    ("fields.py", "test_drafts.py"): {
+    ("config/schema.py", "config/test_tree.py"): {
         "zero_with_a_sign": ("return float(value) + 0.0", "return float(value)"),
         "truths_are_numbers": ("if type(value) is arm:", "if isinstance(value, arm):"),
     },
-    ("units.py", "training/test_progress.py -k durations"): {
+    ("formatting.py", "training/test_progress.py -k durations"): {
         "hours_without_days": ("if whole < 86400:", "if whole < 864000:"),
     },
     ("ablation/table.py", "ablation/test_ablate.py -k holds_what"): {

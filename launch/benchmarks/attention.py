@@ -48,7 +48,7 @@ def _jax(attend: Callable[..., Any], dtype: str) -> Callable[[], dict[str, float
 
 def ours(dtype: str) -> Callable[[], dict[str, float]]:
     """That of mmjax."""
-    from mmjax.layers.attend import attend
+    from mmjax.layers.attention_kernels import attend
 
     return _jax(lambda query, key, value: attend(query, key, value, None, False), dtype)
 

@@ -27,7 +27,7 @@ def ours(dtype: str) -> Callable[[], dict[str, float]]:
     """As training does: the step goes on as soon as its arrays may be given away."""
     import jax
 
-    from mmjax.training.checkpoint import Checkpoint, Checkpoints
+    from mmjax.checkpoint.manager import Checkpoint, Checkpoints
 
     state = jax.device_put(_parameters())
     jax.block_until_ready(state)

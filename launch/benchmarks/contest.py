@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from launch.pages import prefer_huge_pages
+from launch.huge_pages import prefer_huge_pages
 from mmjax.errors import UserError
 
 # Prepares what is to be measured, by the precision it is measured in, and returns what measures it once: seconds by

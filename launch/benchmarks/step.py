@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from launch.benchmarks.contest import Benchmark, Ratio
 
 if TYPE_CHECKING:
-    from mmjax.config import Experiment
+    from mmjax.config.experiment import Experiment
 
 WIDTH, DEPTH, HEADS, SIDE, PATCH, LENGTH, VOCABULARY, BATCH = 384, 6, 6, 64, 8, 32, 8192, 64
 # Steps of one measurement.
@@ -19,7 +19,8 @@ STEPS = 3
 
 def experiment(dtype: str) -> "Experiment":
     """The model as an experiment; what it reads is not read."""
-    from mmjax.config import Experiment
+    from mmjax.config.experiment import Experiment
+    from mmjax.config.train import Train
     from mmjax.data.inputs import Picture, Sentence
     from mmjax.data.loader import Data
     from mmjax.data.sources.scenes import Scenes
@@ -28,8 +29,7 @@ def experiment(dtype: str) -> "Experiment":
     from mmjax.fusion import Sum
     from mmjax.heads import Contrast
     from mmjax.model import Model
-    from mmjax.training.loop import Train
-    from mmjax.training.optimizer import AdamW
+    from mmjax.optim.optimizers import AdamW
 
     return Experiment(
         name="towers",

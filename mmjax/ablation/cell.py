@@ -14,22 +14,22 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
-from mmjax.config import Experiment
+from mmjax.ablation.match import Cost, measure
+from mmjax.checkpoint.restore import restore_model
+from mmjax.config.experiment import Experiment
 from mmjax.errors import Diverged, Preempted, UserError
-from mmjax.evaluation.information import estimate
 from mmjax.evaluation.probe import Answers, Prober
 from mmjax.files import write_atomic
 from mmjax.heads import Classify
-from mmjax.lockstep import stack
+from mmjax.metrics.information import estimate
 from mmjax.model import Multimodal
-from mmjax.profiling.match import Cost, measure
 from mmjax.sharding.mesh import choose_rules
 from mmjax.sharding.rules import Rules
 from mmjax.signals import heed_signals
 from mmjax.training.loop import train_together
-from mmjax.training.restore import restore_model
 from mmjax.training.run import Run
 from mmjax.types import Feature
+from mmjax.vmap_runs import stack
 
 ANSWERS = "answers.json"
 FAILED = "failed.json"
@@ -175,7 +175,11 @@ def probe_together(experiments: Sequence[Experiment]) -> None:
 
 
 def _restore(experiment: Experiment, features: dict[str, Feature], rules: Rules) -> Multimodal:
-    return restore_model(experiment, experiment.run_dir, features, rules, experiment.train.steps)[0]
+    train = experiment.train
+    model, _ = restore_model(
+        experiment.model, experiment.run_dir, features, rules, train.steps, ema=train.ema is not None
+    )
+    return model
 
 
 def _information(asked: dict[str, Answers], pair: tuple[str, str], index: int) -> dict[str, Any]:

@@ -12,19 +12,13 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from mmjax.ablation.cell import Cell, judged_output, read_answers
-from mmjax.config import fingerprint
+from mmjax.ablation.scaling import growth
+from mmjax.config.experiment_file import fingerprint
 from mmjax.errors import UserError
-from mmjax.evaluation.ablation_report import write_ablation_markdown, write_ablation_report
-from mmjax.evaluation.contributions import shapley
-from mmjax.evaluation.statistics import (
-    LESS_IS_BETTER,
-    bootstrap_interval,
-    holm,
-    paired_difference,
-    pareto_front,
-)
 from mmjax.files import write_atomic
-from mmjax.profiling.growth import growth
+from mmjax.metrics.contributions import shapley
+from mmjax.metrics.statistics import LESS_IS_BETTER, bootstrap_interval, holm, paired_difference, pareto_front
+from mmjax.reports.ablation import write_ablation_markdown, write_ablation_report
 from mmjax.training.metrics import read_history, read_summary
 
 FUSION = "model.fusion"

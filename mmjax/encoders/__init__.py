@@ -1,9 +1,9 @@
 """One modality's arrays -> tokens. One file an encoder; a new one adds its line to the table."""
 
+from mmjax.encoders.audio import Spectrogram
 from mmjax.encoders.base import Encoder
 from mmjax.encoders.convnet import ConvNet
 from mmjax.encoders.recurrent import Recurrent
-from mmjax.encoders.spectrogram import Spectrogram
 from mmjax.encoders.text import TextTransformer
 from mmjax.encoders.vit import ViT
 

@@ -1,0 +1,1 @@
+"""Evaluation: a model on a held-out split, by suites."""

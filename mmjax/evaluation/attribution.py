@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from mmjax.evaluation.contributions import shapley
 from mmjax.generators.text import TextWriter
 from mmjax.heads.classify import ClassifyHead
+from mmjax.metrics.contributions import shapley
 from mmjax.model import Multimodal
 from mmjax.types import PADDING, Batch, Feature, Image, Spectrum, Text, Waveform
 

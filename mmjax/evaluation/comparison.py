@@ -8,12 +8,12 @@ from jaxtyping import Bool
 
 from mmjax.data.inputs import Sentence
 from mmjax.data.loader import Data, Loader
-from mmjax.evaluation.figures import picture_uri, spectrum_uri
-from mmjax.evaluation.findings import Card, Findings, Section, Table
-from mmjax.evaluation.outcome import Outcome
-from mmjax.evaluation.standard import KEY_FIGURES
-from mmjax.evaluation.statistic import Statistic, compare
-from mmjax.evaluation.statistics import LESS_IS_BETTER, Difference, holm
+from mmjax.evaluation.eval_result import Outcome
+from mmjax.evaluation.suite_result import Findings
+from mmjax.evaluation.suites.standard import KEY_FIGURES
+from mmjax.metrics.statistics import LESS_IS_BETTER, Difference, Statistic, compare, holm
+from mmjax.reports.page import Card, Section, Table
+from mmjax.reports.plots import picture_uri, spectrum_uri
 from mmjax.types import Image, Label, Spectrum
 
 SHOWN = 6
@@ -40,7 +40,7 @@ class Compared(Difference):
 
 
 def compare_figures(first: Contender, second: Contender) -> dict[str, Compared]:
-    """first - second of all figures that both have of the same examples; see `mmjax.evaluation.statistic.compare`.
+    """first - second of all figures that both have of the same examples; see `mmjax.metrics.statistics.compare`.
 
     Of figures that are the same number by two names, as the loss of all outputs and of the only one are, one is there.
     """

@@ -10,14 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
+from mmjax.data.device_batches import Feed, rows_of
 from mmjax.data.loader import Data, HostBatch, Loader
-from mmjax.data.place import Feed, rows_of
-from mmjax.evaluation.outcome import JUDGED, Evaluated, Judge, Outcome, targets_of
+from mmjax.evaluation.eval_result import JUDGED, Evaluated, Judge, Outcome, targets_of
 from mmjax.heads.contrast import ContrastHead
-from mmjax.lockstep import over_runs, unstack
 from mmjax.model import Multimodal
 from mmjax.sharding.rules import Rules
 from mmjax.types import Batch
+from mmjax.vmap_runs import over_runs, unstack
 
 # By output: arrays by name, on the devices or, for who judges them, on the host.
 Predictions = dict[str, dict[str, Any]]
@@ -48,7 +48,7 @@ class Evaluator:
 
     `data` is bound and `sharding` is how a batch lies on the mesh, which is the current one whenever this is called.
     Of a split there are `examples` evenly spread ones, all by default.
-    Where `count` is more than 1, the models given are so many stacked (see `mmjax.lockstep`) and evaluated together.
+    Where `count` is more than 1, the models given are so many stacked (see `mmjax.vmap_runs`) and evaluated together.
     """
 
     def __init__(

@@ -10,13 +10,13 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Float, Int
 
+from mmjax.data.device_batches import Feed, rows_of
 from mmjax.data.loader import Data, Loader
-from mmjax.data.place import Feed, rows_of
 from mmjax.evaluation.noise import corrupt
-from mmjax.lockstep import over_runs
 from mmjax.model import Multimodal
 from mmjax.sharding.rules import Rules
 from mmjax.types import Batch, Feature
+from mmjax.vmap_runs import over_runs
 
 
 class Answers(NamedTuple):

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from mmjax.errors import UserError
-from mmjax.evaluation.figures import curves_svg, panels
-from mmjax.evaluation.findings import Card, Figure, Findings, Section, Table
-from mmjax.evaluation.page import render
-from mmjax.evaluation.statistic import Statistic, intervals
+from mmjax.evaluation.suite_result import Figure, Findings
 from mmjax.files import explained, local_path, step_of, write_atomic
+from mmjax.metrics.statistics import Statistic, intervals
+from mmjax.reports.page import Card, Section, Table, render
+from mmjax.reports.plots import curves_svg, panels
 
 FOLDER, PAGE, SECTIONS = "evaluations", "report.html", "sections.json"
 MOST_PANELS = 24

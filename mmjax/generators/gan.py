@@ -11,11 +11,11 @@ from jaxtyping import Array, Float, Int
 from mmjax.generators.adversary import Attempt, Contested
 from mmjax.generators.canvas import Canvas
 from mmjax.layers.attention import CrossBlock, check_heads
+from mmjax.layers.conv_autoencoder import Grow
 from mmjax.layers.linear import Linear
 from mmjax.layers.norm import Norm
 from mmjax.layers.patches import reshape
 from mmjax.layers.position import make_position
-from mmjax.layers.pyramid import Grow
 from mmjax.layers.settings import Settings
 from mmjax.layers.stack import Stack
 from mmjax.types import Average, Batch, Feature, Fused, Metrics

@@ -12,10 +12,10 @@ from mmjax.generators.adversary import Adversary, Attempt, Contested
 from mmjax.generators.canvas import Canvas, make_canvas
 from mmjax.generators.gaussian import LEAST, MOST, Gaussian
 from mmjax.generators.perceptual import Perceptual
+from mmjax.layers.conv_autoencoder import Grow, Shrink
 from mmjax.layers.linear import Linear, make_parameter
 from mmjax.layers.output import Output
 from mmjax.layers.patches import reshape
-from mmjax.layers.pyramid import Grow, Shrink
 from mmjax.layers.settings import Settings
 from mmjax.types import Average, Batch, Feature, Fused, Metrics
 

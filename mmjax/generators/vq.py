@@ -11,8 +11,8 @@ from mmjax.generators.canvas import Canvas, make_canvas
 from mmjax.generators.codes import Codebook, Quantizer
 from mmjax.generators.critics import PatchCritic
 from mmjax.generators.perceptual import Perceptual
+from mmjax.layers.conv_autoencoder import Grow, Shrink
 from mmjax.layers.output import Output
-from mmjax.layers.pyramid import Grow, Shrink
 from mmjax.layers.settings import Settings
 from mmjax.types import Average, Batch, Counts, Feature, Fused, Metrics
 

@@ -1,0 +1,1 @@
+"""Layers: where all parameters are made."""

@@ -8,7 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from mmjax.errors import UserError
-from mmjax.layers.attend import attend
+from mmjax.layers.attention_kernels import attend
 from mmjax.layers.linear import Linear, make_parameter
 from mmjax.layers.mlp import MLP
 from mmjax.layers.norm import Norm, dropout

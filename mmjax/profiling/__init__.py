@@ -1,0 +1,1 @@
+"""Profiling: plans of steps that are compiled but not run, and profiles of steps that are."""

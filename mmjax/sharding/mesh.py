@@ -118,3 +118,13 @@ def choose_rules(name: str, mesh: Mesh | AbstractMesh) -> Rules:
                 f"mesh.{axis}={size} but rules={name} splits nothing over it; choose rules={' or '.join(able)}"
             )
     return rules
+
+
+def shard_bytes(tree: Any) -> int:
+    """The bytes that one device holds of a tree of arrays, or of shapes with shardings; random keys count nothing."""
+    return sum(
+        math.prod(leaf.shape if sharding is None else sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+        if not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        for sharding in [getattr(leaf, "sharding", None)]
+    )

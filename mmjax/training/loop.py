@@ -7,72 +7,29 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import chz
 import jax
 from jax.sharding import NamedSharding
 
+from mmjax.checkpoint.initialize import check_origin
 from mmjax.compilation import jit_once
+from mmjax.config.experiment import Experiment
+from mmjax.data.device_batches import Feed, Placed
 from mmjax.data.loader import HostBatch, Tally
-from mmjax.data.place import Feed, Placed
 from mmjax.errors import Diverged, Preempted, UserError
-from mmjax.lockstep import stack, unstack
-from mmjax.profiling.flops import peak_flops
-from mmjax.profiling.plan import owned
+from mmjax.hardware.flops import peak_flops
 from mmjax.sharding.distributed import any_process
 from mmjax.sharding.mesh import choose_rules
 from mmjax.signals import end_at_once, heed_signals
-from mmjax.training.initialize import Initialize, check_origin
 from mmjax.training.program import Program
 from mmjax.training.progress import Progress
 from mmjax.training.run import Run
 from mmjax.training.state import TrainState
 from mmjax.types import Metrics
-
-if TYPE_CHECKING:
-    from mmjax.config import Experiment
-
-# Each of its rows is a place in an order that every host makes up.
-LARGEST_BATCH = 2**20
+from mmjax.vmap_runs import stack, unstack
 
 
-@chz.chz
-class Train:
-    """How long, in what portions, and how often something is looked at."""
-
-    steps: int = chz.field(default=1000, doc="steps in all")
-    batch_size: int = chz.field(default=64, doc="examples in a global batch")
-    ablation_steps: int | None = chz.field(
-        default=None, doc="steps in each cell of an ablation; None: as many as steps", metadata={"operational": True}
-    )
-    log_every: int = chz.field(default=20, doc="steps between logged figures", metadata={"operational": True})
-    evaluate_every: int = chz.field(default=500, doc="steps between evaluations", metadata={"operational": True})
-    evaluate_examples: int | None = chz.field(
-        default=None, doc="examples of a split to evaluate on, evenly spread; None: all", metadata={"operational": True}
-    )
-    accumulate: int = chz.field(default=1, doc="parts a batch is worked through in, to save memory")
-    ema: float | None = chz.field(
-        default=None, doc="decay of a moving average of the parameters, which is then evaluated"
-    )
-    stop_after_skipped: int = chz.field(default=10, doc="skipped steps in a row that end the run")
-    initialize: Initialize | None = chz.field(default=None, doc="start from another run's parameters")
-
-    @chz.validate
-    def _positive(self) -> None:
-        counts = ("steps", "ablation_steps", "batch_size", "log_every", "evaluate_every", "evaluate_examples")
-        for name in (*counts, "accumulate", "stop_after_skipped"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        if self.batch_size > LARGEST_BATCH:
-            raise ValueError(f"batch_size={self.batch_size} must be at most {LARGEST_BATCH}")
-        if self.batch_size % self.accumulate:
-            raise ValueError(f"accumulate={self.accumulate} must divide batch_size={self.batch_size}")
-        if self.ema is not None and not 0 < self.ema < 1:
-            raise ValueError(f"ema={self.ema} must lie between 0 and 1")
-
-
-def train(experiment: "Experiment") -> Path | None:
+def train(experiment: Experiment) -> Path | None:
     """Run an experiment to its end, from where its run directory stands.
 
     Returns the path of its summary, or None in a process that is not the lead. Raises UserError for what the user can
@@ -82,7 +39,7 @@ def train(experiment: "Experiment") -> Path | None:
     return train_together([experiment])[0]
 
 
-def train_together(experiments: Sequence["Experiment"]) -> list[Path | None]:
+def train_together(experiments: Sequence[Experiment]) -> list[Path | None]:
     """Run experiments that differ in seed and run directory only, under one compiled program; see `train`.
 
     Each has the run directory, and up to rounding the losses, that it would have alone. As many go together as fit into
@@ -298,7 +255,7 @@ class Loop:
             run.save(step, state, each)
 
 
-def _check_best(experiment: "Experiment") -> None:
+def _check_best(experiment: Experiment) -> None:
     """Raises UserError where the best checkpoint is asked for and no step but the last is both evaluated and saved."""
     metric, every = experiment.checkpoint.best_metric, experiment.checkpoint.every
     steps, evaluate_every = experiment.train.steps, experiment.train.evaluate_every
@@ -312,7 +269,7 @@ def _check_best(experiment: "Experiment") -> None:
 
 def _check_memory(program: Program) -> None:
     """Raises UserError where what a step is given is more than a device has, before that is found out by compiling."""
-    held, there = owned(program), _device_memory()
+    held, there = program.argument_bytes, _device_memory()
     if sum(held.values()) > there:
         parts = ", ".join(f"{name} {size / 2**30:.3g}" for name, size in held.items() if size)
         raise UserError(

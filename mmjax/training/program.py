@@ -2,28 +2,27 @@
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 from jax.sharding import Mesh, NamedSharding
 
+from mmjax.checkpoint.initialize import initialize
 from mmjax.compilation import jit_once, usable_cores
+from mmjax.config.experiment import Experiment
+from mmjax.data.device_batches import shapes
 from mmjax.data.loader import Data
-from mmjax.data.place import shapes
 from mmjax.evaluation.evaluator import Evaluator
-from mmjax.lockstep import over_runs, stack
-from mmjax.profiling.chips import step_options
-from mmjax.profiling.flops import step_flops
-from mmjax.sharding.mesh import count_slices, current_mesh
+from mmjax.hardware.chips import step_options
+from mmjax.hardware.flops import step_flops
+from mmjax.model import build_critics, build_model
+from mmjax.sharding.mesh import count_slices, current_mesh, shard_bytes
 from mmjax.sharding.rules import Rules
-from mmjax.training.initialize import initialize
 from mmjax.training.run import Run
-from mmjax.training.state import TrainState, build_critics, build_model, init_state
+from mmjax.training.state import TrainState, init_state
 from mmjax.training.step import train_step
 from mmjax.types import Batch, Metrics
-
-if TYPE_CHECKING:
-    from mmjax.config import Experiment
+from mmjax.vmap_runs import over_runs, stack
 
 
 class Program:
@@ -33,7 +32,7 @@ class Program:
     drawn or evaluated, and the step can still be compiled. Where only the mesh's sizes are known, it can be traced.
     """
 
-    def __init__(self, experiment: "Experiment", data: Data, rules: Rules):
+    def __init__(self, experiment: Experiment, data: Data, rules: Rules):
         """Raises UserError where the model does not fit the mesh."""
         self.experiment, self.data, self.rules = experiment, data, rules
         self.sharding = NamedSharding(current_mesh(), rules.spec("batch"))
@@ -69,6 +68,19 @@ class Program:
     def batch(self, size: int | None = None) -> Batch:
         """The shapes of a batch; of `size` examples, if that is given."""
         return shapes(self.data.features, size or self.experiment.train.batch_size, self.sharding)
+
+    @functools.cached_property
+    def argument_bytes(self) -> dict[str, int]:
+        """The bytes that a device holds of a step's arguments, by kind."""
+        state = self.abstract
+        kinds = {
+            "parameters": state.model,
+            "optimizer": state.opt_state,
+            "average": state.ema,
+            "critics": (state.critics, state.critic_opt_state),
+            "batch": self.batch(),
+        }
+        return {name: shard_bytes(tree) for name, tree in kinds.items()}
 
     @functools.cached_property
     def model_flops(self) -> int:

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from io import TextIOBase
 from typing import SupportsFloat
 
-from mmjax.profiling.flops import utilisation
-from mmjax.units import duration
+from mmjax.formatting import duration
+from mmjax.hardware.flops import utilisation
 
 # Rates are those of the last so many updates, so that they follow a change and are not ruled by the first, slow steps.
 WINDOW = 20

@@ -6,28 +6,26 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
+from mmjax.checkpoint.manager import Checkpoints
+from mmjax.config import experiment_file
+from mmjax.config.experiment import Experiment
+from mmjax.data.device_batches import rows_of
 from mmjax.data.loader import Data, HostBatch, Loader, Tally, chain
-from mmjax.data.place import rows_of
 from mmjax.errors import Diverged
-from mmjax.evaluation.examples import show_examples
-from mmjax.evaluation.report import write_report
 from mmjax.files import local_path, locked
+from mmjax.reports.examples import show_examples
+from mmjax.reports.run import write_report
 from mmjax.sharding.distributed import barrier, gather_lines, is_lead
-from mmjax.training.checkpoint import Checkpoints
 from mmjax.training.data_errors import DataErrorsLog
 from mmjax.training.metrics import MetricsLog, parameters_digest, write_summary
 from mmjax.training.state import TrainState
 from mmjax.types import Metrics
-
-if TYPE_CHECKING:
-    from mmjax.config import Experiment
-
 
 # A batch of the last split, and what the model makes of it.
 Looks = tuple[HostBatch, dict[str, dict[str, np.ndarray]]]
@@ -36,19 +34,17 @@ Looks = tuple[HostBatch, dict[str, dict[str, np.ndarray]]]
 class Run:
     """What a run has on disk, from its claim on a directory to its report."""
 
-    def __init__(self, experiment: "Experiment", sharding: NamedSharding):
+    def __init__(self, experiment: Experiment, sharding: NamedSharding):
         """Looks whether the request is right; writes nothing. Raises UserError where it is not."""
-        from mmjax import config
-
         self.experiment, self.lead = experiment, is_lead()
         self.run_dir = local_path(experiment.run_dir)
         size = experiment.train.batch_size
         rows = rows_of(sharding, size)
         rows_of(sharding, size // experiment.train.accumulate)
         if self.lead:
-            config.check_owner(experiment, self.run_dir)
+            experiment_file.check_owner(experiment, self.run_dir)
         # Before the first step a directory may hold the tokenizers of a command that was corrected since.
-        self.new = not config.has_begun(self.run_dir)
+        self.new = not experiment_file.has_begun(self.run_dir)
         self.data: Data = experiment.data.bind(experiment.data_dir, None if self.new else self.run_dir)
         for split in self.data.source.splits:
             self.data.open(experiment.data_dir, split)  # what is missing shows before anything is compiled
@@ -69,12 +65,10 @@ class Run:
         Before, nothing must have been written: a request that is wrong must not claim the directory from the one that
         is right. Raises UserError where another process trains in it.
         """
-        from mmjax import config
-
         if self.lead:
             taken = f"another process is training in {self.run_dir}; wait until it ends, or set another run_dir"
             stack.enter_context(locked(self.run_dir / ".lock", taken))
-            config.claim(self.experiment, self.run_dir)
+            experiment_file.claim(self.experiment, self.run_dir)
             self.data.save(self.run_dir)
         barrier("claimed")
         self.checkpoints = stack.enter_context(
@@ -82,7 +76,7 @@ class Run:
                 Checkpoints(
                     self.run_dir,
                     self.experiment.checkpoint,
-                    fingerprint=config.fingerprint(self.experiment),
+                    fingerprint=experiment_file.fingerprint(self.experiment),
                     warn=self.say,
                 )
             )
@@ -168,10 +162,8 @@ class Run:
 
     def _outcome(self, state: TrainState, metrics: Mapping[str, float]) -> dict[str, Any]:
         """What the summary holds. All processes must call it."""
-        from mmjax import config
-
         return {
-            "fingerprint": config.fingerprint(self.experiment),
+            "fingerprint": experiment_file.fingerprint(self.experiment),
             "step": int(state.step),
             "seconds": self.log.seconds,
             "metrics": metrics,
@@ -180,8 +172,6 @@ class Run:
         }
 
     def _write_report(self, outcome: dict[str, Any], looks: Looks, facts: dict[str, str]) -> None:
-        from mmjax import config
-
         if not self.lead:
             return
         devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
@@ -189,7 +179,7 @@ class Run:
         makes = {name: output.makes for name, output in outputs if output is not None and output.makes is not None}
         write_report(
             self.run_dir,
-            json.loads((self.run_dir / config.FILE).read_text()),
+            json.loads((self.run_dir / experiment_file.FILE).read_text()),
             self.log.history(),
             outcome,
             show_examples(self.data, *looks, makes),

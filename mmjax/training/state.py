@@ -6,16 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from flax import nnx
 
-from mmjax.model import Model, Multimodal
-from mmjax.sharding.rules import Rules
-from mmjax.types import Feature
-
-# The critics' key is that of the model folded with a number that no count of the model's parameters reaches: these are
-# drawn from the same key folded with 0, 1, 2, ... (and of a stack, whose keys are split, `split(k, n)[i]` is
-# `fold_in(k, i)`).
-CRITICS = 2**31 - 1
+from mmjax.model import Multimodal
 
 
 @jax.tree_util.register_dataclass
@@ -41,17 +33,6 @@ class TrainState:
     def judged(self) -> Any:
         """The model that is evaluated: the moving average where there is one."""
         return self.model if self.ema is None else self.ema
-
-
-def build_model(key: jax.Array, model: Model, features: dict[str, Feature], rules: Rules) -> Multimodal:
-    """A freshly drawn model; call it under `jit` on the mesh and it is born sharded."""
-    return model.build(features, rules=rules, rngs=nnx.Rngs(key))
-
-
-def build_critics(key: jax.Array, model: Model, features: dict[str, Feature], rules: Rules) -> Any:
-    """Freshly drawn critics of the model's outputs, by output; None where no output has one."""
-    rngs = nnx.Rngs(jax.random.fold_in(key, CRITICS))
-    return model.build_critics(features, rules=rules, rngs=rngs)
 
 
 def init_state(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mmjax.ablation.cell import Cell
-from mmjax.evaluation.statistics import bootstrap_interval, paired_difference
+from mmjax.metrics.statistics import bootstrap_interval, paired_difference
 from mmjax.sharding import distributed
 from tests.ablation.small import run, table_of
 

@@ -9,7 +9,7 @@ import pytest
 from mmjax.data.inputs import Picture, Sentence, Speech
 from mmjax.data.sources.interactions import BEAT, CELL, HERTZ, RATE, SECONDS, SIDE, WORDS, Interactions
 from mmjax.errors import UserError
-from mmjax.evaluation.information import decompose
+from mmjax.metrics.information import decompose
 
 MIXED = {"unique_a": 1, "unique_b": 1, "redundant": 1, "synergy": 1}
 

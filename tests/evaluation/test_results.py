@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from mmjax.errors import UserError
-from mmjax.evaluation.findings import Card, Figure, Findings, Section, Table
 from mmjax.evaluation.results import Results, figures_of
-from mmjax.evaluation.statistic import Statistic
+from mmjax.evaluation.suite_result import Figure, Findings
+from mmjax.metrics.statistics import Statistic
+from mmjax.reports.page import Card, Section, Table
 
 RNG = np.random.default_rng(0)
 RIGHT = RNG.random(50) < 0.7

@@ -21,14 +21,14 @@ from mmjax.generators.augmentation import augment
 from mmjax.generators.codes import Codebook
 from mmjax.generators.critics import PatchCritic, Verdict
 from mmjax.generators.perceptual import Perceptual
+from mmjax.hardware.flops import count_flops, step_flops
 from mmjax.layers.settings import Settings
 from mmjax.layers.tree import named_leaves
-from mmjax.model import Model
-from mmjax.profiling.flops import count_flops, step_flops
+from mmjax.model import Model, build_critics, build_model
 from mmjax.sharding.mesh import MeshShape
 from mmjax.sharding.rules import PRESETS
 from mmjax.training.program import Program
-from mmjax.training.state import build_critics, build_model, init_state
+from mmjax.training.state import init_state
 from mmjax.training.step import compute_gradients, train_step
 from mmjax.types import Fused, Tokens
 from tests.golden import check_collectives

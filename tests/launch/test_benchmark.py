@@ -94,7 +94,7 @@ def test_what_is_wrong_is_said_in_a_line(words, told, capsys):
 
 PAGES = """
 import os, sys
-from launch.pages import prefer_huge_pages
+from launch.huge_pages import prefer_huge_pages
 
 prefer_huge_pages()
 print(os.environ["GLIBC_TUNABLES"], sys.argv[1:])

@@ -13,14 +13,14 @@ import pytest
 from launch import command_line, evaluate
 from launch.suites import SUITES
 from launch.train import train
-from mmjax import config
+from mmjax.checkpoint.restore import restore_model
+from mmjax.config import experiment_file
 from mmjax.data.loader import Loader
 from mmjax.data.sources.base import Recording
 from mmjax.errors import UserError
-from mmjax.evaluation.sounds import frames, log_spectral_distance, mel_cepstral_distortion
+from mmjax.metrics.audio import frames, log_spectral_distance, mel_cepstral_distortion
 from mmjax.sharding.mesh import MeshShape
 from mmjax.sharding.rules import PRESETS
-from mmjax.training.restore import restore_model
 from tests.small import put
 
 # Sees pictures and words; makes pictures, texts, answers and waveforms.
@@ -71,12 +71,12 @@ def found(run):
 @pytest.fixture(scope="module")
 def by_hand(run):
     """The inputs, the seven examples of the test split, what becomes of them, and what the pictures alone say."""
-    experiment = config.read(run)
+    experiment = experiment_file.read(run)
     data = experiment.data.bind(experiment.data_dir, run)
     batch = Loader(data, experiment.data_dir, "test", 7).batch(0).batch
     with jax.set_mesh(MeshShape(data=1).build()):
         rules = PRESETS["data"]
-        model, _ = restore_model(experiment, run, data.features, rules)
+        model, _ = restore_model(experiment.model, run, data.features, rules, ema=experiment.train.ema is not None)
         placed = put(batch, rules)
         views, _ = jax.jit(lambda model, batch: model.views(batch, None))(model, placed)
         again = {

@@ -15,13 +15,13 @@ import soundfile
 
 from launch import command_line, generate
 from launch.train import train
-from mmjax import config
+from mmjax.checkpoint.manager import Checkpoints
+from mmjax.config import experiment_file
 from mmjax.data.sources.drawing import COUNTS
 from mmjax.data.sources.scenes import Scenes
 from mmjax.errors import UserError
+from mmjax.model import build_model
 from mmjax.sharding.rules import PRESETS
-from mmjax.training.checkpoint import Checkpoints
-from mmjax.training.state import build_model
 from mmjax.types import Batch
 
 SENTENCE = "a red circle left of a blue square"
@@ -103,7 +103,7 @@ def test_everything_not_given_is_made(made, drawn):
 
 
 def test_answers_are_those_of_the_average_of_the_parameters(made, drawn):
-    experiment = config.read(drawn)
+    experiment = experiment_file.read(drawn)
     features = {name: input.feature for name, input in experiment.data.inputs.items()}
     text = experiment.data.bind("nowhere", drawn).inputs["text"]
     values, mask = text.read(SENTENCE, None)
@@ -360,7 +360,7 @@ def test_what_could_not_be_written_to_its_end_is_written_over(drawn, tmp_path, m
         raise UserError("the disk is full")
 
     with monkeypatch.context() as patched:
-        patched.setattr("mmjax.evaluation.gallery.write_gallery", full)
+        patched.setattr("mmjax.reports.gallery.write_gallery", full)
         assert generate.main([str(drawn), f"from=text:{SENTENCE}", "to=count", f"out={tmp_path}"]) == 2
     assert json.loads((tmp_path / "generation.json").read_text())["files"] == {}
     assert make(drawn, tmp_path, f"from=text:{SENTENCE}", "to=count")["answers"]

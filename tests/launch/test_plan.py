@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from launch import plan
-from mmjax.profiling.chips import CHIPS
-from mmjax.profiling.plan import Network
-from mmjax.profiling.roofline import Way
+from mmjax.hardware.chips import CHIPS
+from mmjax.profiling.plan.plan import Network
+from mmjax.profiling.plan.roofline import Way
 from mmjax.sharding.mesh import MeshShape
 from mmjax.sharding.topology import parse_topology
 
@@ -228,7 +228,7 @@ def test_a_mesh_that_gpus_cannot_train_on_is_said_in_a_line(tmp_path, capsys, wo
 
 
 def test_a_search_compiles_the_most_promising(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("mmjax.profiling.search.REMATS", ("none",))
+    monkeypatch.setattr("mmjax.profiling.plan.search.REMATS", ("none",))
     whole = planned(tmp_path, "topology=v5e:2x2", "search=true", "compiled=2")
     captured = capsys.readouterr().err
     rows = whole["candidates"]

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from launch import command_line, compare_profiles, profile
-from mmjax import config
+from mmjax.config import experiment_file
 
 SMALL = ("model.unroll=false", "model.width=32", "train.batch_size=64", "steps=3", "mesh.data=1")
 LARGE = ("model.unroll=false", "model.width=32", "train.batch_size=2048", "steps=1", "mesh.data=1")
@@ -62,7 +62,7 @@ def test_memory_is_what_the_process_came_to_hold(tmp_path):
 def test_a_profile_of_a_run_lies_in_its_directory(tmp_path):
     run = tmp_path / "runs" / "first"
     run.mkdir(parents=True)
-    config.write(command_line.load_experiment("interactions"), run)
+    experiment_file.write(command_line.load_experiment("interactions"), run)
     assert profile.load(str(run)).out == str(run / "profile")
     assert profile.load("interactions").out == "profiles/interactions"
     compared = compare_profiles.ProfileComparison(before=str(run / "profile"), after="profiles/interactions")

@@ -9,8 +9,8 @@ import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from mmjax.profiling.chips import step_options
-from mmjax.profiling.flops import count_flops
+from mmjax.hardware.chips import step_options
+from mmjax.hardware.flops import count_flops
 from mmjax.profiling.groups import device_groups
 from mmjax.profiling.hlo import Module
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from mmjax.profiling.hlo import Module
-from mmjax.profiling.memory import timeline
+from mmjax.profiling.profile.memory import timeline
 
 WIDTH, DEPTH, ROWS = 64, 6, 512
 TEXT = """HloModule jit_f, is_scheduled=true, input_output_alias={ {1}: (0, {}, may-alias) }

@@ -4,9 +4,9 @@ import dataclasses
 
 import pytest
 
-from mmjax.profiling.chips import CHIPS
+from mmjax.hardware.chips import CHIPS
 from mmjax.profiling.hlo import Module
-from mmjax.profiling.roofline import HOP, START, Clock, Way
+from mmjax.profiling.plan.roofline import HOP, START, Clock, Way
 from tests.profiling.test_hlo import CHAINED, TEXT
 
 CHIP = dataclasses.replace(CHIPS["v5e"], flops=1e12, hbm=1e11)

@@ -11,9 +11,8 @@ from flax import nnx
 from mmjax.layers.attention import Block
 from mmjax.layers.linear import contract
 from mmjax.layers.stack import Stack
-from mmjax.profiling import trace
 from mmjax.profiling.hlo import Module
-from mmjax.profiling.profile import kernels, watch_compilations
+from mmjax.profiling.profile.profile import kernels, trace, watch_compilations
 from mmjax.sharding.mesh import MeshShape
 from mmjax.sharding.rules import PRESETS
 

@@ -14,7 +14,7 @@ import soundfile
 
 from launch import command_line
 from launch.train import train
-from mmjax import config
+from mmjax.config import experiment_file
 from mmjax.data.loader import Loader, chain
 from mmjax.data.sources.base import Recording
 from mmjax.data.sources.scenes import SceneRecords
@@ -328,7 +328,7 @@ def test_a_run_directory_of_another_experiment_is_left_alone(bad_run, data, caps
 def test_a_damaged_experiment_json_is_left_alone(bad_run, data, tmp_path, capsys):
     run_dir = tmp_path / "run"
     shutil.copytree(bad_run, run_dir)
-    file = run_dir / config.FILE
+    file = run_dir / experiment_file.FILE
     file.write_bytes(file.read_bytes()[:-40])
     before = contents(run_dir)
     assert go(run_dir, data) == 2

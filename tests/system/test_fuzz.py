@@ -23,15 +23,15 @@ import pytest
 from launch import ablate, benchmark, command_line, evaluate, generate, local, plan, prepare, profile
 from launch.benchmarks import contest
 from launch.cluster import __main__ as cluster
-from launch.overrides import draft
-from mmjax import config
 from mmjax.ablation.cell import Cell
+from mmjax.config import experiment_file
+from mmjax.config.overrides import draft
+from mmjax.config.schema import choices
+from mmjax.config.tree import Draft
 from mmjax.data.loader import Data
 from mmjax.data.sources import TABLE
-from mmjax.drafts import Draft
 from mmjax.errors import UserError
-from mmjax.evaluation.figures import panels
-from mmjax.fields import choices
+from mmjax.reports.plots import panels
 from mmjax.training.metrics import MetricsLog, read_history, read_summary, write_summary
 
 # Seconds of computing that one answer may take, and of waiting.
@@ -105,7 +105,7 @@ def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     os.mkfifo("pipe")
     run_dir = Path("runs", "first")
-    config.write(command_line.load_experiment("interactions"), run_dir)
+    experiment_file.write(command_line.load_experiment("interactions"), run_dir)
     return run_dir
 
 
@@ -117,7 +117,7 @@ def commands(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> "dict[str, Comma
         *((kind, "prepare") for kind in TABLE.values()),
     ):
         monkeypatch.setattr(owner, name, reached)
-    monkeypatch.setattr("mmjax.profiling.profile.profile", reached)
+    monkeypatch.setattr("mmjax.profiling.profile.profile.profile", reached)
     monkeypatch.setattr(ast, "parse", functools.cache(ast.parse))  # all experiments' files, for every command line
     monkeypatch.setattr(Cell, "check", lambda self: None)
     monkeypatch.setattr(ablate, "ablate", lambda request: reached(ablate.plan(chz.replace(request, match="none"))))
@@ -343,7 +343,7 @@ def check_files(path: Path, read: Callable[[], Any], count: int) -> None:
 
 
 def test_a_damaged_experiment_is_refused_in_a_line(run_dir: Path, count: int):
-    check_files(run_dir / config.FILE, lambda: config.read(run_dir), count)
+    check_files(run_dir / experiment_file.FILE, lambda: experiment_file.read(run_dir), count)
 
 
 def test_a_damaged_grid_is_refused_in_a_line(run_dir: Path, count: int, monkeypatch: pytest.MonkeyPatch):

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from launch.command_line import experiment_names, load_experiment
-from mmjax import config
+from mmjax.config import experiment_file
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -13,10 +13,10 @@ GOLDEN = Path(__file__).parent / "golden"
 @pytest.mark.parametrize("name", experiment_names())
 def test_resolved_experiment(name):
     experiment = load_experiment(name)
-    text = config.to_json(experiment) + "\n"
+    text = experiment_file.to_json(experiment) + "\n"
     path = GOLDEN / f"{name}.json"
     if not path.exists():
         path.write_text(text)
         pytest.fail(f"{path.name} was not there and has been written; look at it and commit it")
     assert text == path.read_text()
-    assert config.from_json(text) == experiment
+    assert experiment_file.from_json(text) == experiment

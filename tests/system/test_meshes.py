@@ -9,10 +9,11 @@ import pytest
 from jax.sharding import NamedSharding
 
 from launch.command_line import load_experiment, resolve
+from mmjax.data.device_batches import place, rows_of
 from mmjax.data.loader import Loader
-from mmjax.data.place import place, rows_of
+from mmjax.model import build_model
 from mmjax.sharding.mesh import choose_rules
-from mmjax.training.state import build_model, init_state
+from mmjax.training.state import init_state
 from mmjax.training.step import train_step
 from tests.golden import check_collectives
 from tests.system.conftest import TINY

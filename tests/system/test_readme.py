@@ -7,9 +7,10 @@ import sys
 
 import pytest
 
-from launch import ablate, grid
-from launch.overrides import apply, draft
+from launch import ablate
 from mmjax import encoders, fusion, generators, heads
+from mmjax.ablation import grid
+from mmjax.config.overrides import apply, draft
 from tests.system.conftest import ROOT, TINY, environment, finish
 
 README = (ROOT / "README.md").read_text()

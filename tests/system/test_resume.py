@@ -7,7 +7,7 @@ import signal
 
 import numpy as np
 
-from mmjax import config
+from mmjax.config import experiment_file
 from tests.system.conftest import TINY, finish, interrupt, start
 
 STEPS = 40
@@ -26,7 +26,7 @@ def test_a_signal_before_the_first_step_is_answered_at_once(tmp_path, data_dir):
     assert "stopped before the first step, where nothing is lost" in output
     assert (tmp_path / "metrics.jsonl").read_text() == ""
     assert list((tmp_path / "checkpoints").iterdir()) == []
-    assert not config.has_begun(tmp_path)
+    assert not experiment_file.has_begun(tmp_path)
 
 
 def test_killed_runs_resume_exactly(tmp_path, data_dir, request):

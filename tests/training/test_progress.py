@@ -4,8 +4,8 @@ import io
 
 import pytest
 
+from mmjax.formatting import duration
 from mmjax.training.progress import Progress
-from mmjax.units import duration
 
 
 class Clock:

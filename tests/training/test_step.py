@@ -18,14 +18,14 @@ from mmjax.fusion import Concat, CrossAttention
 from mmjax.generators import TextDecoder, Vae
 from mmjax.heads import Classify, Contrast, Regress
 from mmjax.layers.tree import named_leaves
-from mmjax.lockstep import over_runs, stack
-from mmjax.model import Model
+from mmjax.model import Model, build_model
+from mmjax.optim.optimizers import Lion
+from mmjax.optim.schedules import Linear
 from mmjax.sharding.mesh import MeshShape
 from mmjax.sharding.rules import PRESETS, Rules
-from mmjax.training.optimizer import Lion
-from mmjax.training.schedule import Linear
-from mmjax.training.state import TrainState, build_model, init_state
+from mmjax.training.state import TrainState, init_state
 from mmjax.training.step import compute_gradients, train_step
+from mmjax.vmap_runs import over_runs, stack
 from tests.reference import draw
 from tests.small import FEATURES, make_batch, put
 

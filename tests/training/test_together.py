@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import pytest
 
 from launch.command_line import load_experiment
-from launch.overrides import resolve
-from mmjax import config
 from mmjax.compilation import cache_compilations
+from mmjax.config import experiment_file
+from mmjax.config.overrides import resolve
 from mmjax.errors import Preempted, UserError
-from mmjax.evaluation.outcome import Outcome
+from mmjax.evaluation.eval_result import Outcome
 from mmjax.training import loop
 from mmjax.training.run import Run
 from tests.ablation.small import TINY
@@ -223,7 +223,7 @@ def test_a_command_that_failed_before_its_first_step_can_be_corrected(data_dir, 
     for experiment in runs(tmp_path, data_dir):
         with pytest.raises(UserError, match="not today"):
             loop.train(chz.replace(experiment, run_dir=str(tmp_path)))
-    assert config.read(tmp_path).seed == 1
+    assert experiment_file.read(tmp_path).seed == 1
 
 
 def test_training_evaluates_on_as_many_examples_as_asked(data_dir, tmp_path, monkeypatch):

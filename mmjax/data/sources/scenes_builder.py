@@ -21,7 +21,7 @@ from mmjax.data.sources import espeak
 from mmjax.data.sources.espeak import Utterance
 from mmjax.data.sources.scenes import VERSION
 from mmjax.errors import UserError
-from mmjax.units import duration
+from mmjax.formatting import duration
 
 FILE = 2048  # utterances
 MEASURED = 100  # utterances after which it is told how long all will take

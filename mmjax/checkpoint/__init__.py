@@ -1,0 +1,1 @@
+"""Checkpoints: saving, checksums, restoring, starting from another run."""

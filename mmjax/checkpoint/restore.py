@@ -1,0 +1,93 @@
+"""A trained model out of a run directory, for whoever uses it."""
+
+import contextlib
+import functools
+import sys
+import time
+from pathlib import Path
+
+import jax
+
+from mmjax.checkpoint.integrity import find_damage, stored_fingerprint
+from mmjax.checkpoint.manager import FOLDER, Checkpoint, Checkpoints
+from mmjax.errors import NoCheckpoint, UserError
+from mmjax.files import local_path, step_of
+from mmjax.model import Model, Multimodal, build_model
+from mmjax.sharding.rules import Rules
+from mmjax.types import Feature
+
+# How long the files of one checkpoint may take to be removed.
+REMOVAL_SECONDS = 5
+
+
+def saved_steps(run_dir: str | Path) -> list[int]:
+    """The steps of a run's finished checkpoints, oldest first; whether they are whole shows when they are read."""
+    folder = local_path(run_dir) / FOLDER
+    return sorted(step for path in folder.glob("*") if (step := step_of(path.name)) is not None)
+
+
+def restore_model(
+    model: Model,
+    run_dir: str | Path,
+    features: dict[str, Feature],
+    rules: Rules,
+    step: int | None = None,
+    *,
+    ema: bool = False,
+) -> tuple[Multimodal, int]:
+    """The model of a checkpoint, built on the current mesh, and the checkpoint's step.
+
+    The run may still be training: nothing in its directory is touched.
+
+    Args:
+        model: the run's model configuration.
+        run_dir: the run directory.
+        features: those of the run's data, with its tokenizers.
+        rules: how parameters are split over the mesh.
+        step: which checkpoint; None: the newest whole one.
+        ema: restore the moving average of the parameters (`train.ema`) in place of the parameters themselves.
+
+    Raises:
+        UserError: there is no such checkpoint.
+        NoCheckpoint: the run has removed the checkpoint of `step`.
+    """
+    while True:
+        steps = saved_steps(run_dir)
+        try:
+            return _restore(model, run_dir, features, rules, step, ema)
+        except Exception as error:
+            removed = _removed(run_dir, steps)
+            if step is None and removed:
+                continue
+            if step in removed:
+                raise NoCheckpoint(f"checkpoint {step} of {run_dir} was removed while it was read") from error
+            raise
+
+
+def _removed(run_dir: str | Path, steps: list[int]) -> set[int]:
+    """Which of the checkpoints that there were are gone, or about to be.
+
+    Files go one after the other, so that of one that is being removed anything may be missing for a while.
+    """
+    folder = local_path(run_dir) / FOLDER
+    for _ in range(REMOVAL_SECONDS):
+        there = set(steps).intersection(saved_steps(run_dir))
+        if all(find_damage(folder / str(step), step) is None for step in there):
+            break
+        time.sleep(1)
+    return set(steps) - set(saved_steps(run_dir))
+
+
+def _restore(
+    model: Model, run_dir: str | Path, features: dict[str, Feature], rules: Rules, step: int | None, ema: bool
+) -> tuple[Multimodal, int]:
+    build = functools.partial(build_model, model=model, features=features, rules=rules)
+    part = "ema" if ema else "model"
+    wanted = {part: jax.eval_shape(build, jax.random.key(0))}
+    warn = functools.partial(print, file=sys.stderr, flush=True)
+    checkpoints = Checkpoints(run_dir, Checkpoint(), fingerprint=stored_fingerprint(run_dir), warn=warn, read_only=True)
+    with contextlib.closing(checkpoints):
+        restored = checkpoints.restore(wanted, step, partial=True)
+    if restored is None:
+        raise UserError(f"{run_dir} has no checkpoint yet; the first is saved after checkpoint.every steps")
+    return restored.state[part], restored.step

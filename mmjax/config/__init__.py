@@ -1,0 +1,1 @@
+"""Configuration: an experiment, its tree, JSON and command-line keys."""

@@ -1,0 +1,216 @@
+"""`key=value` on a command line, applied to a tree of configuration nodes.
+
+    model.fusion=CrossAttention    choose a class; its other keys start from that class's defaults
+    model.fusion.depth=4           set one of its values
+    model.encoders.speech=None     take an entry of a mapping away
+    model.encoders.depth=ViT       add one
+    optimizer.rules.0.freeze=true  an item of a tuple; the next index adds one
+
+The order on the command line does not matter: what is nearer to the root is applied first.
+"""
+
+import contextlib
+import difflib
+import re
+import typing
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, TypeVar
+
+from mmjax.config.schema import arms, choices, conform, describe, entry_annotation, item_annotations, text
+from mmjax.config.tree import Draft, Entries, Items, Leaf, Node, check_name, draft_class, draft_value
+from mmjax.errors import UserError
+
+T = TypeVar("T")
+
+ORIGIN = "command line"
+# No key is longer than this, and no tuple has an index of more digits.
+LONGEST, DIGITS = 200, 9
+
+
+def resolve(node: T, pairs: Sequence[str]) -> T:
+    """The same tree with other values, in whatever order they come. Raises UserError with the key and the choices."""
+    return apply(draft(node, "given"), pairs).make()
+
+
+def parse_pairs(pairs: Sequence[str], cls: type[T]) -> T:
+    """A node of that class from its defaults and `key=value` words. Raises UserError with the key and the choices."""
+    return apply(draft(cls, "given"), pairs).make()
+
+
+def draft(node: Any, origin: str) -> Node:
+    """The draft of a node, or of a class with its defaults. `origin` is where what differs from defaults comes from."""
+    if isinstance(node, type):
+        return draft_class(node, "", node, origin)
+    made = draft_value(node, "", type(node), origin)
+    assert isinstance(made, Node)
+    return made
+
+
+def apply(root: Node, pairs: Sequence[str]) -> Node:
+    """`root` with every `key=value` set, those near the root first. Raises UserError for the first that cannot be."""
+    values = split(pairs)
+    for key in sorted(values, key=lambda key: (key.count("."), _natural(key))):
+        _assign(root, key, values[key])
+    return root
+
+
+def split(pairs: Sequence[str]) -> dict[str, str]:
+    """The words of a command line as {key: value}. Raises UserError for what is no pair, or a key that comes twice."""
+    values: dict[str, str] = {}
+    for word in pairs:
+        key, equals, value = word.partition("=")
+        if word.startswith("-"):
+            raise UserError(f"{word} is no key=value; keys are written without dashes, such as seed=1 (or --help)")
+        if not equals or not key:
+            raise UserError(f"{word!r} is no key=value; write for example seed=1")
+        if not value:
+            raise UserError(f"{key}= has no value; write {key}=VALUE")
+        if key in values:
+            raise UserError(f"{key} is given twice: {values[key]} and {value}; give it once")
+        values[key] = value
+    return values
+
+
+def _natural(key: str) -> list[tuple[int, int, str]]:
+    """For sorting: items of tuples by number, so that they can be added in one command."""
+    return [(1, 0, part) if (index := _index(part)) is None else (0, index, "") for part in key.split(".")]
+
+
+def _index(part: str) -> int | None:
+    """The part of a key as an index, if it is one."""
+    return int(part) if part.isdecimal() and len(part) <= DIGITS else None
+
+
+def _assign(root: Node, key: str, value: str) -> None:
+    """Set one key below the root."""
+    *path, last = key.split(".")
+    parent: Draft = root
+    for name in path:
+        parent = _below(root, parent, name, key)
+    if isinstance(parent, Node):
+        _below(root, parent, last, key)
+        parent.fields[last] = _read(parent.fields[last], value)
+    elif isinstance(parent, Entries):
+        _assign_entry(root, parent, last, key, value)
+    elif isinstance(parent, Items):
+        _assign_item(root, parent, last, key, value)
+    else:
+        raise _unknown(root, parent, key)
+
+
+def _below(root: Node, parent: Draft, name: str, key: str) -> Draft:
+    """The child of that name, for a key that goes through it."""
+    children = parent.children()
+    if name not in children:
+        raise _unknown(root, parent, key)
+    child = children[name]
+    # What is None becomes its class where there is only one; that the command line said None stays said.
+    if isinstance(parent, Node) and isinstance(child, Leaf) and child.value is None and child.origin != ORIGIN:
+        options = list(choices(child.annotation).values())
+        if len(options) == 1 and child.key != key:
+            child = parent.fields[name] = draft_class(options[0], child.key, child.annotation, ORIGIN)
+    return child
+
+
+def _assign_entry(root: Node, parent: Entries, name: str, key: str, value: str) -> None:
+    """Set, add or take away an entry of a mapping. One that may not be None is removed by None."""
+    annotation = entry_annotation(parent.annotation)
+    if name not in parent.entries:
+        if value == "None":
+            raise _unknown(root, parent, key)
+        check_name(name, parent.key)
+        parent.entries[name] = _read(Leaf(key, annotation, ORIGIN, None), value)
+    elif value == "None" and type(None) not in arms(annotation):
+        del parent.entries[name]
+    else:
+        parent.entries[name] = _read(parent.entries[name], value)
+
+
+def _assign_item(root: Node, parent: Items, name: str, key: str, value: str) -> None:
+    """Set an item of a tuple, or add one behind the last."""
+    index = _index(name)
+    if index is not None and index < len(parent.items):
+        parent.items[index] = _read(parent.items[index], value)
+        return
+    kinds = item_annotations(parent.annotation, len(parent.items) + 1)
+    if index != len(parent.items) or kinds is None:
+        raise _unknown(root, parent, key)
+    parent.items.append(_read(Leaf(key, kinds[-1], ORIGIN, None), value))
+
+
+def _read(old: Draft, value: str) -> Draft:
+    """What `value` means in the place of `old`: a class, or a value of its type. Classes are never imported by name."""
+    key, annotation = old.key, old.annotation
+    options = choices(annotation)
+    if value in options:
+        if isinstance(old, Node) and old.cls is options[value]:
+            old.origin = ORIGIN
+            return old
+        return draft_class(options[value], key, annotation, ORIGIN)
+    if value == "()" and item_annotations(annotation, 0) is not None:
+        return Items(key, annotation, ORIGIN, [])
+    try:
+        return Leaf(key, annotation, ORIGIN, _convert(value, annotation))
+    except ValueError as error:
+        if options:
+            near = f"; the nearest is {nearest(value, options)}" if len(options) > 1 else ""
+            raise UserError(f"{key}={value}: no such class{near}; choose from {describe(annotation)}") from error
+        if isinstance(old, Entries | Items):
+            first = next(iter(old.children()), "0" if isinstance(old, Items) else "NAME")
+            raise UserError(f"{key}={value}: set what is in it one by one, such as {key}.{first}=...") from error
+        raise UserError(f"{key}={value}: expected {describe(annotation)}") from error
+
+
+def _convert(value: str, annotation: Any) -> Any:
+    """A word as a value of the annotation, and as a text only if it is nothing else. Raises ValueError."""
+    for arm in sorted(arms(annotation), key=lambda arm: arm is str):
+        with contextlib.suppress(ValueError):
+            return conform(_convert_arm(value, arm), arm)
+    raise ValueError(value)
+
+
+def _convert_arm(value: str, arm: Any) -> Any:
+    if typing.get_origin(arm) is Literal:
+        return next((choice for choice in typing.get_args(arm) if text(choice) == value), value)
+    if typing.get_origin(arm) is tuple:
+        inside = value[1:-1] if re.fullmatch(r"\(.*\)|\[.*\]", value) else value
+        words = [word.strip() for word in inside.removesuffix(",").split(",")] if inside else []
+        kinds = typing.get_args(arm)
+        kinds = (kinds[0],) * len(words) if kinds[1:] == (...,) else kinds
+        return tuple(_convert(word, kind) for word, kind in zip(words, kinds, strict=True))
+    if arm is bool:
+        return {"true": True, "false": False}.get(value.lower(), value)
+    if arm is type(None):
+        return None if value == "None" else value
+    return arm(value) if arm in (int, float) else value
+
+
+def _unknown(root: Node, parent: Draft, key: str) -> UserError:
+    """The error for a key that leads nowhere from `parent` on: the nearest one, and what there is below `parent`."""
+    keys = [found.key for found in root.walk() if found.key]
+    near = f"the nearest is {nearest(key, keys)}; " if keys else ""
+    there = ", ".join(parent.children())
+    place = parent.key or "the top level"
+    if isinstance(parent, Leaf) and choices(parent.annotation):
+        there = f"{place} is {parent.shown()}; set {place}={describe(parent.annotation)} first"
+    elif isinstance(parent, Leaf):
+        there = f"{place} is a single value ({describe(parent.annotation)})"
+    elif isinstance(parent, Entries):
+        kind = describe(entry_annotation(parent.annotation))
+        there = f"{place} has {there or 'no entry'}, and NAME={kind} adds one"
+    elif isinstance(parent, Items):
+        there = f"{place} has {parent.shown()}, and {place}.{len(parent.items)}=... adds one"
+    else:
+        there = f"{place} has {there or 'no keys'}"
+    return UserError(f"unknown key {key}; {near}{there}")
+
+
+def nearest(word: str, among: Iterable[str]) -> str:
+    """The most similar of some keys. Last parts count as much as the whole, so that `steps` finds `train.steps`."""
+    word = word[-LONGEST:]
+
+    def similarity(other: str) -> float:
+        parts = ((word, other), (word.rpartition(".")[2], other.rpartition(".")[2]))
+        return sum(difflib.SequenceMatcher(None, *pair).ratio() for pair in parts)
+
+    return max(among, key=similarity)

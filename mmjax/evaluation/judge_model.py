@@ -1,0 +1,135 @@
+"""Our own trained classifier or recogniser as a judge: what it sees and what it reads in one modality."""
+
+import functools
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+import chz
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+from jaxtyping import Array, Bool, Float, Int, Shaped
+
+from mmjax.checkpoint.restore import restore_model
+from mmjax.config import experiment_file
+from mmjax.data.inputs import Input, Sentence
+from mmjax.data.loader import blank
+from mmjax.errors import UserError
+from mmjax.generators import TextDecoder
+from mmjax.heads import Classify
+from mmjax.model import Multimodal
+from mmjax.sharding.rules import Rules
+from mmjax.types import Batch
+
+
+class Reading(NamedTuple):
+    """What a reader makes of E examples: S slots and K classes are those of an output's label.
+
+    `reader` is its name, `features` the fused summary of D numbers; `probabilities` and the `texts` that it writes are
+    by output.
+    """
+
+    reader: str
+    features: Float[np.ndarray, "E D"]
+    probabilities: dict[str, Float[np.ndarray, "E S K"]]
+    texts: dict[str, list[str]]
+
+    @property
+    def answers(self) -> dict[str, Int[np.ndarray, "E S"]]:
+        """The most probable classes, by output."""
+        return {name: said.argmax(-1) for name, said in self.probabilities.items()}
+
+
+class Reader:
+    """The model of a finished run, shown a single modality.
+
+    It need not have been trained on that modality alone, but it should have learned to do without the others
+    (`model.modality_dropout`). The mesh is the current one whenever this is called.
+
+    Attributes:
+        name: of the experiment, with its fingerprint; belongs to every number that comes from here.
+        input: how it reads the modality from the raw field of `field`.
+        asked: how the labels and texts that it reads are themselves read from raw fields, by output.
+    """
+
+    def __init__(self, run_dir: str | Path, modality: str, *, rules: Rules):
+        """Raises UserError where there is no finished run, or its model does not read `modality` or says nothing."""
+        experiment = experiment_file.read(run_dir)
+        data = experiment.data.bind(experiment.data_dir, run_dir)
+        encoders = {name: data.features[name] for name, part in experiment.model.encoders.items() if part is not None}
+        outputs = experiment.model.outputs.items()
+        targets = {name: output.target for name, output in outputs if isinstance(output, Classify | TextDecoder)}
+        self.name = f"{experiment.name} {experiment_file.fingerprint(experiment)}"
+        if modality not in encoders:
+            raise UserError(f"the run {run_dir} cannot judge {modality}: it reads {', '.join(encoders)}")
+        if not targets:
+            raise UserError(
+                f"the run {run_dir} cannot judge {modality}: it has no output of the kind Classify or TextDecoder"
+            )
+        self.input = _with_field(modality, data.inputs[modality])
+        self.asked = {name: _with_field(target, data.inputs[target]) for name, target in targets.items()}
+        self._modality, self._features = modality, encoders
+        mesh = jax.sharding.get_mesh()
+        self._sharding = NamedSharding(mesh, rules.spec("batch"))
+        parts = math.prod(mesh.shape[axis] for axis in rules.batch)
+        self._size = math.ceil(experiment.train.batch_size / parts) * parts
+        self._model, _ = restore_model(
+            experiment.model,
+            run_dir,
+            data.features,
+            rules,
+            experiment.train.steps,
+            ema=experiment.train.ema is not None,
+        )
+        self._step = jax.jit(functools.partial(_read, outputs=tuple(targets), rules=rules))
+
+    def read(self, values: Shaped[np.ndarray, "E ..."], mask: Bool[np.ndarray, "E N"] | None = None) -> Reading:
+        """Reads E examples of the modality, as `mmjax.types.Batch` holds it; all places are real without a mask.
+
+        All processes must call it with the same examples.
+        """
+        if mask is None:
+            mask = np.ones(values.shape[:2], bool)
+        # Of no examples at all the shapes are still wanted.
+        begins = range(0, max(1, len(values)), self._size)
+        parts = [self._part(values[begin : begin + self._size], mask[begin : begin + self._size]) for begin in begins]
+        features, said = jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
+        probabilities = {name: out["probabilities"] for name, out in said.items() if "probabilities" in out}
+        texts = {name: self._decode(name, out["ids"]) for name, out in said.items() if "ids" in out}
+        return Reading(self.name, features, probabilities, texts)
+
+    def _decode(self, output: str, ids: Int[np.ndarray, "E N"]) -> list[str]:
+        input = self.asked[output]
+        assert isinstance(input, Sentence)
+        return [input.decode(row) for row in ids]
+
+    def _part(
+        self, values: Shaped[np.ndarray, "E ..."], mask: Bool[np.ndarray, "E N"]
+    ) -> tuple[Float[np.ndarray, "E D"], dict[str, dict[str, np.ndarray]]]:
+        """Reads what one batch holds, or less: the rest of it is absent, as are all other modalities."""
+        name, count = self._modality, len(values)
+        batch = blank(self._features, self._size)
+        batch.values[name][:count] = values
+        batch.present[name][:count] = True
+        if name in batch.mask:
+            batch.mask[name][:count] = mask
+        placed = jax.tree.map(
+            lambda array: jax.make_array_from_callback(array.shape, self._sharding, array.__getitem__), batch
+        )
+        return jax.tree.map(lambda array: array[:count], jax.device_get(self._step(self._model, placed)))
+
+
+def _with_field(name: str, input: Input) -> Input:
+    """The input of a feature that, under any other name, reads the same field."""
+    return chz.replace(input, field=input.field or name)
+
+
+def _read(
+    model: Multimodal, batch: Batch, *, outputs: tuple[str, ...], rules: Rules
+) -> tuple[Float[Array, "B D"], dict[str, dict[str, Array]]]:
+    """The fused summary, and predictions by output; whole on every device."""
+    fused, _ = model(batch)
+    said = {name: model.outputs[name].predict(fused, None) for name in outputs}
+    return rules.gather((fused.pooled.astype(jnp.float32), said))

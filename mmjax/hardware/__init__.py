@@ -1,0 +1,1 @@
+"""Hardware: chips, peak rates, FLOP counts."""

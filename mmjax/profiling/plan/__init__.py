@@ -1,0 +1,1 @@
+"""Plans: memory, time and communication of a step on devices that need not be here."""

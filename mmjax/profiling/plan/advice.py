@@ -1,0 +1,97 @@
+"""What would make a step fit that does not, by estimates that compile nothing."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import get_args
+
+import chz
+import jax
+
+from mmjax.config.experiment import Experiment
+from mmjax.hardware.chips import Chip
+from mmjax.layers.stack import Remat
+from mmjax.profiling.plan.cost_model import sketch
+from mmjax.profiling.plan.plan import Plan, residual_bytes, usable
+from mmjax.sharding.mesh import choose_rules
+from mmjax.sharding.rules import MESH_AXES, PRESETS
+from mmjax.training.program import Program
+
+STATE = ("parameters", "optimizer", "average", "critics")
+
+
+def advise(experiment: Experiment, found: Plan) -> str:
+    """What takes most of a compiled step's memory, and the smallest change that should make it fit.
+
+    The state and what is to be kept for the backward pass are known. What of the latter the compiler really keeps is
+    taken to stay the same share, and what else a step needs, the gradients above all, to be in proportion to a device's
+    share of the parameters.
+    """
+    held = found.hbm_bytes
+    fixed = held["batch"] + sum(held[name] for name in STATE)
+    temporary = held["peak"] - fixed
+    activations = min(held["activations"], temporary)
+    else_ = temporary - activations
+
+    def needed(other: Experiment) -> int:
+        mesh = other.mesh.build(found.topology.devices())
+        with jax.set_mesh(mesh):
+            program = Program(other, other.data, choose_rules(other.rules, mesh))
+            state, kept = program.argument_bytes, residual_bytes(program)
+        share = state["parameters"] / held["parameters"]
+        return round(sum(state.values()) + kept * activations / max(1, held["activations"]) + else_ * share)
+
+    parts = {name: held[name] for name in STATE} | {"activations": activations, "gradients and workspace": else_}
+    return _advice(experiment, parts, found.mesh, found.chip, needed)
+
+
+def advise_sketched(experiment: Experiment, memory: Mapping[str, int], mesh: Mapping[str, int], chip: Chip) -> str:
+    """The same of a plan by the estimate alone."""
+
+    def needed(other: Experiment) -> int:
+        sizes = other.mesh.resolve(math.prod(mesh.values()))
+        return sketch(other).memory(dict(zip(MESH_AXES, sizes, strict=True)))["peak"]
+
+    parts = {name: size for name, size in memory.items() if name != "peak"}
+    return _advice(experiment, parts, mesh, chip, needed)
+
+
+def _advice(
+    experiment: Experiment,
+    parts: Mapping[str, int],
+    mesh: Mapping[str, int],
+    chip: Chip,
+    needed: Callable[[Experiment], int],
+) -> str:
+    most = max(parts, key=lambda name: parts[name])
+    told = f"the largest part is the {most}: {parts[most] / 2**30:.2f} GiB"
+    shards = math.prod(mesh[axis] for axis in PRESETS[experiment.rules].batch)
+    for words, other in _smaller(experiment, mesh, shards):
+        estimate = needed(other)
+        if estimate <= usable(chip):
+            return f"{told}; {words} would need about {estimate / 2**30:.2f} GiB, by an estimate"
+    return (
+        f"{told}; neither recomputing all, nor splitting the batch or the parameters further, is enough, by an "
+        "estimate: more chips are"
+    )
+
+
+def _smaller(experiment: Experiment, sizes: Mapping[str, int], shards: int) -> Iterator[tuple[str, Experiment]]:
+    """The same with less and less memory, from the change that costs least time on, each besides those before.
+
+    `shards` is in how many parts the batch lies on the mesh, each of which needs an example.
+    """
+    mesh, words = experiment.mesh, ""
+    if sizes["data"] > 1 and "fsdp" in experiment.rules:
+        words = "mesh.data=1 mesh.fsdp=-1 "
+        experiment = chz.replace(experiment, mesh=chz.replace(mesh, data=1, fsdp=-1))
+        yield words.strip(), experiment
+    order = get_args(Remat)
+    for policy in order[order.index(experiment.model.remat) + 1 :]:
+        experiment = chz.replace(experiment, model=chz.replace(experiment.model, remat=policy))
+        yield f"{words}model.remat={policy}", experiment
+    train = experiment.train
+    for parts in (2, 4, 8, 16, 32):
+        count = train.accumulate * parts
+        if train.batch_size % (count * shards) == 0:
+            smaller = chz.replace(experiment, train=chz.replace(train, accumulate=count))
+            yield f"{words}model.remat=full train.accumulate={count}", smaller

@@ -1,0 +1,1 @@
+"""Profiles: where the time and the memory of real steps go."""
