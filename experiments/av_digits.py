@@ -3,11 +3,11 @@
 from mmjax.checkpoint.manager import Checkpoint
 from mmjax.config.experiment import Experiment
 from mmjax.config.train import Train
-from mmjax.data.augment import SpeechAugment
-from mmjax.data.inputs import Labels, Picture, Speech
+from mmjax.data.augment import SpectrogramAugment
+from mmjax.data.inputs import ImageInput, LabelInput, SpectrogramInput
 from mmjax.data.loader import Data
 from mmjax.data.sources.av_digits import CLASSES, AvDigits
-from mmjax.encoders import Spectrogram, ViT
+from mmjax.encoders import AudioTransformer, ViT
 from mmjax.fusion import CrossAttention
 from mmjax.heads import Classify
 from mmjax.model import Model
@@ -22,16 +22,18 @@ def av_digits() -> Experiment:
         data=Data(
             source=AvDigits(),
             inputs={
-                "image": Picture(size=28, channels=1),
-                "speech": Speech(seconds=1.0, hop=0.0125, bands=40, augment=SpeechAugment(time_masks=2, band_masks=2)),
-                "label": Labels(names=CLASSES),
+                "image": ImageInput(size=28, channels=1),
+                "speech": SpectrogramInput(
+                    seconds=1.0, hop=0.0125, bands=40, augment=SpectrogramAugment(time_masks=2, band_masks=2)
+                ),
+                "label": LabelInput(names=CLASSES),
             },
             workers=1,
         ),
         model=Model(
             width=96,
             dtype="float32",
-            encoders={"image": ViT(patch=14, depth=1), "speech": Spectrogram(depth=2)},
+            encoders={"image": ViT(patch=14, depth=1), "speech": AudioTransformer(depth=2)},
             fusion=CrossAttention(depth=1),
             outputs={"label": Classify(target="label", smoothing=0.1)},
             dropout=0.1,

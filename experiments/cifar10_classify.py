@@ -3,8 +3,8 @@
 from mmjax.checkpoint.manager import Checkpoint
 from mmjax.config.experiment import Experiment
 from mmjax.config.train import Train
-from mmjax.data.augment import PictureAugment
-from mmjax.data.inputs import Labels, Picture
+from mmjax.data.augment import ImageAugment
+from mmjax.data.inputs import ImageInput, LabelInput
 from mmjax.data.loader import Data
 from mmjax.data.sources.cifar10 import CLASSES, Cifar10
 from mmjax.encoders import ConvNet
@@ -22,8 +22,8 @@ def cifar10_classify() -> Experiment:
         data=Data(
             source=Cifar10(),
             inputs={
-                "image": Picture(size=32, augment=PictureAugment(flip=0.5, crop=0.125)),
-                "label": Labels(names=CLASSES),
+                "image": ImageInput(size=32, augment=ImageAugment(flip=0.5, crop=0.125)),
+                "label": LabelInput(names=CLASSES),
             },
             workers=1,
         ),

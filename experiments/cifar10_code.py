@@ -3,7 +3,7 @@
 from mmjax.checkpoint.manager import Checkpoint
 from mmjax.config.experiment import Experiment
 from mmjax.config.train import Train
-from mmjax.data.inputs import Picture
+from mmjax.data.inputs import ImageInput
 from mmjax.data.loader import Data
 from mmjax.data.sources.cifar10 import Cifar10
 from mmjax.encoders import ConvNet
@@ -19,7 +19,7 @@ def cifar10_code() -> Experiment:
     """Real photographs as 64 of 512 codes, 576 bits each."""
     return Experiment(
         name="cifar10_code",
-        data=Data(source=Cifar10(), inputs={"image": Picture(size=32)}, workers=1),
+        data=Data(source=Cifar10(), inputs={"image": ImageInput(size=32)}, workers=1),
         model=Model(
             width=16,
             dtype="float32",

@@ -3,10 +3,10 @@
 from mmjax.checkpoint.manager import Checkpoint
 from mmjax.config.experiment import Experiment
 from mmjax.config.train import Train
-from mmjax.data.inputs import Picture, Sentence, Speech
+from mmjax.data.inputs import ImageInput, SpectrogramInput, TextInput
 from mmjax.data.loader import Data
 from mmjax.data.sources.digit_strings import MOST_DIGITS, SIDE, DigitStrings
-from mmjax.encoders import Spectrogram, TextTransformer, ViT
+from mmjax.encoders import AudioTransformer, TextTransformer, ViT
 from mmjax.fusion import SingleStream
 from mmjax.generators import CodeDecoder, SpeechVae, TextDecoder
 from mmjax.generators.codes import Codebook
@@ -22,9 +22,9 @@ def digit_strings() -> Experiment:
         data=Data(
             source=DigitStrings(),
             inputs={
-                "image": Picture(size=SIDE, width=MOST_DIGITS * SIDE, channels=1),
-                "speech": Speech(seconds=3.0, window=0.05, hop=0.0125, bands=48),
-                "text": Sentence(length=24),
+                "image": ImageInput(size=SIDE, width=MOST_DIGITS * SIDE, channels=1),
+                "speech": SpectrogramInput(seconds=3.0, window=0.05, hop=0.0125, bands=48),
+                "text": TextInput(length=24),
             },
             workers=1,
         ),
@@ -33,7 +33,7 @@ def digit_strings() -> Experiment:
             dtype="float32",
             encoders={
                 "image": ViT(patch=14, depth=2),
-                "speech": Spectrogram(depth=2),
+                "speech": AudioTransformer(depth=2),
                 "text": TextTransformer(depth=2),
             },
             fusion=SingleStream(depth=1),

@@ -3,12 +3,12 @@
 from mmjax.checkpoint.manager import Checkpoint
 from mmjax.config.experiment import Experiment
 from mmjax.config.train import Train
-from mmjax.data.augment import PictureAugment, SpeechAugment
-from mmjax.data.inputs import Labels, Picture, Speech
+from mmjax.data.augment import ImageAugment, SpectrogramAugment
+from mmjax.data.inputs import ImageInput, LabelInput, SpectrogramInput
 from mmjax.data.loader import Data
 from mmjax.data.sources.av_digits import CLASSES
 from mmjax.data.sources.digit_strings import MOST_DIGITS, SIDE, DigitStrings
-from mmjax.encoders import Spectrogram, ViT
+from mmjax.encoders import AudioTransformer, ViT
 from mmjax.fusion import SingleStream
 from mmjax.heads import Classify
 from mmjax.model import Model
@@ -23,27 +23,27 @@ def digit_strings_classify() -> Experiment:
         data=Data(
             source=DigitStrings(),
             inputs={
-                "image": Picture(
+                "image": ImageInput(
                     size=SIDE,
                     width=MOST_DIGITS * SIDE,
                     channels=1,
-                    augment=PictureAugment(crop=0.03, rotate=3, scale=0.05),
+                    augment=ImageAugment(crop=0.03, rotate=3, scale=0.05),
                 ),
-                "speech": Speech(
+                "speech": SpectrogramInput(
                     seconds=3.0,
                     window=0.05,
                     hop=0.0125,
                     bands=48,
-                    augment=SpeechAugment(noise=0.1, time_masks=2, time_share=0.05, band_masks=1),
+                    augment=SpectrogramAugment(noise=0.1, time_masks=2, time_share=0.05, band_masks=1),
                 ),
-                "digits": Labels(names=CLASSES, slots=MOST_DIGITS),
+                "digits": LabelInput(names=CLASSES, slots=MOST_DIGITS),
             },
             workers=1,
         ),
         model=Model(
             width=128,
             dtype="float32",
-            encoders={"image": ViT(patch=7, depth=2), "speech": Spectrogram(convolutions=3, depth=2)},
+            encoders={"image": ViT(patch=7, depth=2), "speech": AudioTransformer(convolutions=3, depth=2)},
             fusion=SingleStream(depth=1),
             outputs={"digits": Classify(target="digits", smoothing=0.05)},
             dropout=0.1,

@@ -3,8 +3,8 @@
 from mmjax.checkpoint.manager import Checkpoint
 from mmjax.config.experiment import Experiment
 from mmjax.config.train import Train
-from mmjax.data.augment import PictureAugment
-from mmjax.data.inputs import Labels, Picture
+from mmjax.data.augment import ImageAugment
+from mmjax.data.inputs import ImageInput, LabelInput
 from mmjax.data.loader import Data
 from mmjax.data.sources.emoji import GROUPS, Emoji
 from mmjax.encoders import ConvNet
@@ -22,8 +22,8 @@ def emoji_classify() -> Experiment:
         data=Data(
             source=Emoji(),
             inputs={
-                "image": Picture(size=32, augment=PictureAugment(flip=0.5, crop=0.1, rotate=10, scale=0.1)),
-                "group": Labels(names=GROUPS),
+                "image": ImageInput(size=32, augment=ImageAugment(flip=0.5, crop=0.1, rotate=10, scale=0.1)),
+                "group": LabelInput(names=GROUPS),
             },
         ),
         model=Model(

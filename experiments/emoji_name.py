@@ -3,8 +3,8 @@
 from mmjax.checkpoint.manager import Checkpoint
 from mmjax.config.experiment import Experiment
 from mmjax.config.train import Train
-from mmjax.data.augment import PictureAugment
-from mmjax.data.inputs import Picture, Sentence
+from mmjax.data.augment import ImageAugment
+from mmjax.data.inputs import ImageInput, TextInput
 from mmjax.data.loader import Data
 from mmjax.data.sources.emoji import Emoji
 from mmjax.data.tokenize import Bpe
@@ -23,8 +23,8 @@ def emoji_name() -> Experiment:
         data=Data(
             source=Emoji(skin_tones="all"),
             inputs={
-                "image": Picture(size=64, augment=PictureAugment(crop=0.1, rotate=10, scale=0.1)),
-                "text": Sentence(length=32, tokenizer=Bpe(vocabulary=1024)),
+                "image": ImageInput(size=64, augment=ImageAugment(crop=0.1, rotate=10, scale=0.1)),
+                "text": TextInput(length=32, tokenizer=Bpe(vocabulary=1024)),
             },
             workers=1,
         ),

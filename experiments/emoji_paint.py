@@ -3,7 +3,7 @@
 from mmjax.checkpoint.manager import Checkpoint
 from mmjax.config.experiment import Experiment
 from mmjax.config.train import Train
-from mmjax.data.inputs import Picture, Sentence
+from mmjax.data.inputs import ImageInput, TextInput
 from mmjax.data.loader import Data
 from mmjax.data.sources.emoji import Emoji
 from mmjax.data.tokenize import Bpe
@@ -23,7 +23,7 @@ def emoji_paint() -> Experiment:
         name="emoji_paint",
         data=Data(
             source=Emoji(),
-            inputs={"image": Picture(size=32), "text": Sentence(length=24, tokenizer=Bpe(vocabulary=1024))},
+            inputs={"image": ImageInput(size=32), "text": TextInput(length=24, tokenizer=Bpe(vocabulary=1024))},
         ),
         model=Model(
             width=128,

@@ -3,7 +3,7 @@
 from mmjax.checkpoint.manager import Checkpoint
 from mmjax.config.experiment import Experiment
 from mmjax.config.train import Train
-from mmjax.data.inputs import Labels, Picture, Sentence
+from mmjax.data.inputs import ImageInput, LabelInput, TextInput
 from mmjax.data.loader import Data
 from mmjax.data.sources.interactions import CLASSES, MOST_CHARACTERS, SIDE, Interactions
 from mmjax.encoders import TextTransformer, ViT
@@ -22,17 +22,17 @@ def interactions() -> Experiment:
     teaches the model what each tells alone, which is asked of it in the end; pure synergy is learned faster without. A
     modality of another form wants another input and encoder, such as
 
-        data.source.b=sound data.inputs.b=Speech data.inputs.b.seconds=0.48
-        model.encoders.b=Spectrogram model.encoders.b.depth=1
+        data.source.b=sound data.inputs.b=SpectrogramInput data.inputs.b.seconds=0.48
+        model.encoders.b=AudioTransformer model.encoders.b.depth=1
     """
     return Experiment(
         name="interactions",
         data=Data(
             source=Interactions(),
             inputs={
-                "a": Sentence(length=MOST_CHARACTERS + 1),
-                "b": Picture(size=SIDE, channels=1),
-                "label": Labels(names=CLASSES),
+                "a": TextInput(length=MOST_CHARACTERS + 1),
+                "b": ImageInput(size=SIDE, channels=1),
+                "label": LabelInput(names=CLASSES),
             },
         ),
         model=Model(

@@ -3,12 +3,12 @@
 from mmjax.checkpoint.manager import Checkpoint
 from mmjax.config.experiment import Experiment
 from mmjax.config.train import Train
-from mmjax.data.augment import SpeechAugment
-from mmjax.data.inputs import Picture, Sentence, Speech
+from mmjax.data.augment import SpectrogramAugment
+from mmjax.data.inputs import ImageInput, SpectrogramInput, TextInput
 from mmjax.data.loader import Data
 from mmjax.data.sources.scenes import Scenes
 from mmjax.data.tokenize import Bpe
-from mmjax.encoders import Spectrogram, TextTransformer, ViT
+from mmjax.encoders import AudioTransformer, TextTransformer, ViT
 from mmjax.fusion import CrossAttention
 from mmjax.generators import CodeDecoder, TextDecoder
 from mmjax.generators.codes import Codebook
@@ -38,10 +38,14 @@ def pretrain(
         data=Data(
             source=Scenes(),
             inputs={
-                "image": Picture(size=224),
-                "text": Sentence(length=64, tokenizer=Bpe(vocabulary=32768)),
-                "speech": Speech(
-                    rate=16000, seconds=10.24, hop=0.01, bands=80, augment=SpeechAugment(time_masks=2, band_masks=2)
+                "image": ImageInput(size=224),
+                "text": TextInput(length=64, tokenizer=Bpe(vocabulary=32768)),
+                "speech": SpectrogramInput(
+                    rate=16000,
+                    seconds=10.24,
+                    hop=0.01,
+                    bands=80,
+                    augment=SpectrogramAugment(time_masks=2, band_masks=2),
                 ),
             },
         ),
@@ -50,7 +54,7 @@ def pretrain(
             encoders={
                 "image": ViT(patch=14, depth=depth, heads=heads),
                 "text": TextTransformer(depth=depth, heads=heads),
-                "speech": Spectrogram(convolutions=2, depth=depth, heads=heads),
+                "speech": AudioTransformer(convolutions=2, depth=depth, heads=heads),
             },
             fusion=CrossAttention(depth=exchange, heads=heads),
             outputs={

@@ -3,13 +3,13 @@
 from mmjax.checkpoint.manager import Checkpoint
 from mmjax.config.experiment import Experiment
 from mmjax.config.train import Train
-from mmjax.data.augment import SpeechAugment
-from mmjax.data.inputs import Labels, Picture, Quantities, Sentence, Speech
+from mmjax.data.augment import SpectrogramAugment
+from mmjax.data.inputs import ImageInput, LabelInput, SpectrogramInput, TextInput, VectorInput
 from mmjax.data.loader import Data
 from mmjax.data.sources.drawing import COLOURS, COUNTS, SHAPES, SIZES
 from mmjax.data.sources.scenes import Scenes
 from mmjax.data.tokenize import Bpe
-from mmjax.encoders import Spectrogram, TextTransformer, ViT
+from mmjax.encoders import AudioTransformer, TextTransformer, ViT
 from mmjax.fusion import CrossAttention
 from mmjax.heads import Classify, Contrast, Regress
 from mmjax.model import Model
@@ -24,14 +24,16 @@ def scenes() -> Experiment:
         data=Data(
             source=Scenes(),
             inputs={
-                "image": Picture(size=64),
-                "text": Sentence(length=24, tokenizer=Bpe(vocabulary=320)),
-                "speech": Speech(seconds=3.4, hop=0.02, bands=40, augment=SpeechAugment(time_masks=1, band_masks=1)),
-                "shape": Labels(names=SHAPES, slots=3),
-                "colour": Labels(names=COLOURS, slots=3),
-                "size": Labels(names=SIZES, slots=3),
-                "count": Labels(names=COUNTS),
-                "position": Quantities(size=2, slots=3),
+                "image": ImageInput(size=64),
+                "text": TextInput(length=24, tokenizer=Bpe(vocabulary=320)),
+                "speech": SpectrogramInput(
+                    seconds=3.4, hop=0.02, bands=40, augment=SpectrogramAugment(time_masks=1, band_masks=1)
+                ),
+                "shape": LabelInput(names=SHAPES, slots=3),
+                "colour": LabelInput(names=COLOURS, slots=3),
+                "size": LabelInput(names=SIZES, slots=3),
+                "count": LabelInput(names=COUNTS),
+                "position": VectorInput(size=2, slots=3),
             },
         ),
         model=Model(
@@ -40,7 +42,7 @@ def scenes() -> Experiment:
             encoders={
                 "image": ViT(patch=16, depth=3),
                 "text": TextTransformer(depth=2),
-                "speech": Spectrogram(convolutions=3, depth=1),
+                "speech": AudioTransformer(convolutions=3, depth=1),
             },
             fusion=CrossAttention(depth=1),
             outputs={

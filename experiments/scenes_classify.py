@@ -3,7 +3,7 @@
 from mmjax.checkpoint.manager import Checkpoint
 from mmjax.config.experiment import Experiment
 from mmjax.config.train import Train
-from mmjax.data.inputs import Labels, Picture
+from mmjax.data.inputs import ImageInput, LabelInput
 from mmjax.data.loader import Data
 from mmjax.data.sources.drawing import COLOURS, COUNTS, SHAPES, SIZES
 from mmjax.data.sources.scenes import Scenes
@@ -18,16 +18,16 @@ from mmjax.optim.schedules import Constant
 def scenes_classify() -> Experiment:
     """Made-up scenes: shape, colour and size of every thing, in the sentence's order, and their number."""
     labels = {
-        "shape": Labels(names=SHAPES, slots=3),
-        "colour": Labels(names=COLOURS, slots=3),
-        "size": Labels(names=SIZES, slots=3),
-        "count": Labels(names=COUNTS),
+        "shape": LabelInput(names=SHAPES, slots=3),
+        "colour": LabelInput(names=COLOURS, slots=3),
+        "size": LabelInput(names=SIZES, slots=3),
+        "count": LabelInput(names=COUNTS),
     }
     return Experiment(
         name="scenes_classify",
         data=Data(
             source=Scenes(train=65536, speech=False),
-            inputs={"image": Picture(size=64), **labels},
+            inputs={"image": ImageInput(size=64), **labels},
             workers=1,
         ),
         model=Model(

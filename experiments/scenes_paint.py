@@ -3,7 +3,7 @@
 from mmjax.checkpoint.manager import Checkpoint
 from mmjax.config.experiment import Experiment
 from mmjax.config.train import Train
-from mmjax.data.inputs import Picture, Sentence
+from mmjax.data.inputs import ImageInput, TextInput
 from mmjax.data.loader import Data
 from mmjax.data.sources.scenes import Scenes
 from mmjax.data.tokenize import Bpe
@@ -23,8 +23,8 @@ def scenes_paint() -> Experiment:
         data=Data(
             source=Scenes(train=65536, speech=False),
             inputs={
-                "image": Picture(size=64),
-                "text": Sentence(length=24, tokenizer=Bpe(vocabulary=320)),
+                "image": ImageInput(size=64),
+                "text": TextInput(length=24, tokenizer=Bpe(vocabulary=320)),
             },
             workers=1,
         ),

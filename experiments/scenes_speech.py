@@ -3,10 +3,10 @@
 from mmjax.checkpoint.manager import Checkpoint
 from mmjax.config.experiment import Experiment
 from mmjax.config.train import Train
-from mmjax.data.inputs import Sentence, Speech
+from mmjax.data.inputs import SpectrogramInput, TextInput
 from mmjax.data.loader import Data
 from mmjax.data.sources.scenes import Scenes
-from mmjax.encoders import Spectrogram, TextTransformer
+from mmjax.encoders import AudioTransformer, TextTransformer
 from mmjax.fusion import SingleStream
 from mmjax.generators import SpeechVae
 from mmjax.model import Model
@@ -22,16 +22,16 @@ def scenes_speech() -> Experiment:
         data=Data(
             source=Scenes(train=8192),
             inputs={
-                "text": Sentence(length=87),
-                "voice": Speech(field="speech", seconds=0.5, **frames),
-                "speech": Speech(seconds=3.4, **frames),
+                "text": TextInput(length=87),
+                "voice": SpectrogramInput(field="speech", seconds=0.5, **frames),
+                "speech": SpectrogramInput(seconds=3.4, **frames),
             },
             workers=1,
         ),
         model=Model(
             width=128,
             dtype="float32",
-            encoders={"text": TextTransformer(depth=2), "voice": Spectrogram(depth=1)},
+            encoders={"text": TextTransformer(depth=2), "voice": AudioTransformer(depth=1)},
             fusion=SingleStream(depth=1),
             outputs={"speech": SpeechVae(target="speech", text="text", warmup=500)},
             unroll=True,

@@ -3,12 +3,12 @@
 from mmjax.checkpoint.manager import Checkpoint
 from mmjax.config.experiment import Experiment
 from mmjax.config.train import Train
-from mmjax.data.augment import SpeechAugment
-from mmjax.data.inputs import Sentence, Speech
+from mmjax.data.augment import SpectrogramAugment
+from mmjax.data.inputs import SpectrogramInput, TextInput
 from mmjax.data.loader import Data
 from mmjax.data.sources.scenes import Scenes
 from mmjax.data.tokenize import Bpe
-from mmjax.encoders import Spectrogram
+from mmjax.encoders import AudioTransformer
 from mmjax.fusion import SingleStream
 from mmjax.generators import TextDecoder
 from mmjax.model import Model
@@ -23,21 +23,21 @@ def scenes_transcribe() -> Experiment:
         data=Data(
             source=Scenes(train=8192),
             inputs={
-                "speech": Speech(
+                "speech": SpectrogramInput(
                     seconds=3.4,
                     window=0.05,
                     hop=0.0125,
                     bands=48,
-                    augment=SpeechAugment(noise=0.1, time_masks=2, time_share=0.05, band_masks=1),
+                    augment=SpectrogramAugment(noise=0.1, time_masks=2, time_share=0.05, band_masks=1),
                 ),
-                "text": Sentence(length=24, tokenizer=Bpe(vocabulary=320)),
+                "text": TextInput(length=24, tokenizer=Bpe(vocabulary=320)),
             },
             workers=1,
         ),
         model=Model(
             width=128,
             dtype="float32",
-            encoders={"speech": Spectrogram(convolutions=3, depth=2)},
+            encoders={"speech": AudioTransformer(convolutions=3, depth=2)},
             fusion=SingleStream(depth=1),
             outputs={"text": TextDecoder(target="text", depth=2)},
             dropout=0.1,

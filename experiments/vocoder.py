@@ -3,10 +3,10 @@
 from mmjax.checkpoint.manager import Checkpoint
 from mmjax.config.experiment import Experiment
 from mmjax.config.train import Train
-from mmjax.data.inputs import Speech, Wave
+from mmjax.data.inputs import SpectrogramInput, WaveformInput
 from mmjax.data.loader import Data
 from mmjax.data.sources.av_digits import AvDigits
-from mmjax.encoders import Spectrogram
+from mmjax.encoders import AudioTransformer
 from mmjax.fusion import Concat
 from mmjax.generators import Vocoder
 from mmjax.model import Model
@@ -22,8 +22,8 @@ def vocoder() -> Experiment:
             source=AvDigits(noise="clean"),
             inputs={
                 # Nineteen in twenty recordings are shorter.
-                "speech": Speech(seconds=0.7, window=0.05, hop=0.0125, bands=48),
-                "wave": Wave(field="speech", seconds=0.7),
+                "speech": SpectrogramInput(seconds=0.7, window=0.05, hop=0.0125, bands=48),
+                "wave": WaveformInput(field="speech", seconds=0.7),
             },
             workers=1,
         ),
@@ -31,7 +31,7 @@ def vocoder() -> Experiment:
             width=16,
             dtype="float32",
             # The vocoder reads no tokens, so that what makes them is never computed.
-            encoders={"speech": Spectrogram(depth=1)},
+            encoders={"speech": AudioTransformer(depth=1)},
             fusion=Concat(hidden=16),
             outputs={"wave": Vocoder(target="wave", mel="speech", factors=(5, 5), kernels=(3, 7), dilations=(1, 3))},
             unroll=True,

@@ -25,7 +25,7 @@ from mmjax.config.experiment_file import FILE, difference, fingerprint, read
 from mmjax.errors import Preempted, UserError
 from mmjax.fields import OPERATIONAL
 from mmjax.formatting import duration
-from mmjax.signals import heed_signals
+from mmjax.signals import preemption_guard
 
 GRID = "grid.json"
 MOST_SEEDS = 1000
@@ -71,7 +71,7 @@ def ablate(request: Ablation) -> Path:
     from mmjax.sharding.distributed import share_of_work
 
     began = time.monotonic()
-    with heed_signals() as asked_to_stop:
+    with preemption_guard() as asked_to_stop:
         cells, baseline, seeds = plan(request)
         folder = files.local_path(request.run_dir)
         cache_compilations(request.data_dir)

@@ -57,7 +57,7 @@ def names() -> dict[str, str]:
 def benchmark(request: Contest) -> Path:
     """Measure as asked; returns the path of the result."""
     with make_folder(local_path(request.out)) as folder:
-        results = contest.hold(request.name, request.dtype, request.pairs, command_line.say)
+        results = contest.run(request.name, request.dtype, request.pairs, command_line.say)
     for each in results:
         command_line.say(f"{each.name}: {each.ratio:.3f} [{each.low:.3f}, {each.high:.3f}] of {each.pairs} pairs")
     first = dataclasses.asdict(results[0])

@@ -18,9 +18,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from mmjax.config.overrides import apply, draft, nearest, parse_pairs, resolve, split
+from mmjax.config.overrides import apply, config_tree, nearest, parse_pairs, resolve, split
 from mmjax.config.schema import choices, describe, field_docs
-from mmjax.config.tree import Draft, Node, draft_value
+from mmjax.config.tree import ClassNode, ConfigNode, tree_of_value
 from mmjax.errors import Diverged, Preempted, UserError
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def _answer(command: Callable[[Any], Result], description: str, words: list[str]
     pairs = [word for word in words if word not in ("--help", "-h")]
     asks = len(pairs) < len(words)
     if isinstance(subjects, type):
-        usage, root = f"{_program()} key=value ...", draft(subjects, "given")
+        usage, root = f"{_program()} key=value ...", config_tree(subjects, "given")
     else:
         if not pairs:
             say(_listing(description, subjects), sys.stdout)
@@ -106,7 +106,7 @@ def _answer(command: Callable[[Any], Result], description: str, words: list[str]
             return DONE
         name = pairs.pop(0)
         usage = f"{_program()} {subjects.form or name} key=value ..."
-        root = draft(_load(name, subjects), f"{subjects.kind} {name}")
+        root = config_tree(_load(name, subjects), f"{subjects.kind} {name}")
     configuration = apply(root, pairs).make()
     if not asks:
         return command(configuration)
@@ -161,7 +161,7 @@ def load_experiment(name: str) -> "Experiment":
     if not isinstance(experiment, Experiment):
         raise UserError(f"experiments/{name}.py: {name}() returned {type(experiment).__name__}, not an Experiment")
     try:
-        draft(experiment, name)
+        config_tree(experiment, name)
     except UserError as error:
         raise UserError(f"experiments/{name}.py: {error}") from error
     return experiment
@@ -199,9 +199,9 @@ def _listing(description: str, subjects: Subjects) -> str:
     )
 
 
-def _table(root: Node, configuration: Any) -> list[str]:
+def _table(root: ClassNode, configuration: Any) -> list[str]:
     """Every key of a configuration with its value, where that is from, what else it can be, and what it is for."""
-    final = draft_value(configuration, "", root.annotation, "", final=True)
+    final = tree_of_value(configuration, "", root.annotation, "", final=True)
     values = {part.key: part.shown() for part in final.walk()}
     rows = [("KEY", "VALUE", "FROM", "TYPE", "")]
     for part, doc in _documented(root, ""):
@@ -215,20 +215,20 @@ def _table(root: Node, configuration: Any) -> list[str]:
     return lines
 
 
-def _documented(part: Draft, doc: str) -> Iterator[tuple[Draft, str]]:
+def _documented(part: ConfigNode, doc: str) -> Iterator[tuple[ConfigNode, str]]:
     """All drafts below the root, with what is said about each: by its field, or by its class."""
     if part.key:
-        yield part, doc or (_first_line(part.cls.__doc__) if isinstance(part, Node) else "")
-    docs = field_docs(part.cls) if isinstance(part, Node) else {}
+        yield part, doc or (_first_line(part.cls.__doc__) if isinstance(part, ClassNode) else "")
+    docs = field_docs(part.cls) if isinstance(part, ClassNode) else {}
     children = part.children().items()
     # What a command adds to an experiment would be lost behind the experiment's hundred keys.
     for name, child in children if part.key else sorted(children, key=lambda pair: bool(pair[1].children())):
         yield from _documented(child, docs.get(name, ""))
 
 
-def _kind(part: Draft) -> str:
+def _kind(part: ConfigNode) -> str:
     """What a place admits. A node that can be nothing else is a mere heading."""
-    if isinstance(part, Node) and len(choices(part.annotation)) == 1 and describe(part.annotation) == part.shown():
+    if isinstance(part, ClassNode) and len(choices(part.annotation)) == 1 and describe(part.annotation) == part.shown():
         return ""
     return describe(part.annotation)
 

@@ -22,7 +22,7 @@ from mmjax.errors import NoCheckpoint, Preempted, UserError
 from mmjax.files import read_json, step_of
 from mmjax.generators import Decoding
 from mmjax.sharding.mesh import MeshShape
-from mmjax.signals import heed_signals
+from mmjax.signals import preemption_guard
 
 # Between two looks at a run's folder, seconds.
 PATIENCE = 1.0
@@ -97,7 +97,7 @@ def evaluate(request: Evaluation) -> Path:
     results.check_writable()
     if not request.watch and request.step != "all":
         return _evaluate(session, suites, None if request.step == "latest" else int(request.step))
-    with heed_signals() as asked_to_stop:
+    with preemption_guard() as asked_to_stop:
         if request.watch:
             return _watch(session, suites, asked_to_stop)
         steps = saved_steps(session.run_dir)

@@ -17,13 +17,13 @@ import chz
 from launch import command_line
 from launch.huge_pages import prefer_huge_pages
 from mmjax.config import experiment_file
-from mmjax.data.inputs import Input, Speech
+from mmjax.data.inputs import Input, SpectrogramInput
 from mmjax.errors import UserError
 from mmjax.files import explained, local_path, make_folder, read_json, write_atomic
 from mmjax.generators import CodeDecoder, Decoding, TextDecoder, Vocoder
 from mmjax.layers.output import Output
 from mmjax.model import Model
-from mmjax.types import PADDING, Batch, Feature, Spectrum, Text
+from mmjax.types import PADDING, Batch, Feature, Spectrogram, Text
 
 RESULT = "generation.json"
 # So many of everything can be drawn at once.
@@ -80,7 +80,7 @@ def generate(request: Generation) -> Path:
     outputs = choose(experiment.model, request.to, given)
     folder = local_path(request.out)
     earlier = made_earlier(folder)
-    data = experiment.data.bind(experiment.data_dir, request.run_dir)
+    data = experiment.data.fit_tokenizers(experiment.data_dir, request.run_dir)
     prompt = make_prompt(data.inputs, given)
     cache_compilations(experiment.data_dir)
     writing = chz.replace(experiment, model=write_by(request.decoding, experiment.model, outputs))
@@ -162,13 +162,17 @@ def _readable(model: Model) -> list[str]:
 
 def choose(model: Model, to: str | None, given: Collection[str]) -> dict[str, str]:
     """The outputs that make what is asked for, each with what it makes. Raises UserError, naming what can be made."""
-    makers = {name: output for name, output in model.outputs.items() if output is not None and output.makes is not None}
+    makers = {
+        name: output
+        for name, output in model.outputs.items()
+        if output is not None and output.target_feature is not None
+    }
     if not given and to is None:
         raise UserError(
             f"say what is given, such as from={_readable(model)[0]}:..., or what is to be made of nothing by to=; "
             f"{_can(makers)}"
         )
-    able = {name: str(output.makes) for name, output in makers.items() if _told(output, given)}
+    able = {name: str(output.target_feature) for name, output in makers.items() if _told(output, given)}
     if to is None:
         able = {name: target for name, target in able.items() if target not in given}
         if not able:
@@ -176,7 +180,11 @@ def choose(model: Model, to: str | None, given: Collection[str]) -> dict[str, st
         return able
     chosen: dict[str, str] = {}
     for wanted in filter(None, (word.strip() for word in to.split(","))):
-        found = {name: str(output.makes) for name, output in makers.items() if wanted in (name, output.makes)}
+        found = {
+            name: str(output.target_feature)
+            for name, output in makers.items()
+            if wanted in (name, output.target_feature)
+        }
         if not found:
             raise UserError(f"to={wanted}: this run does not make it; {_can(makers)}")
         if not found.keys() & able.keys():
@@ -189,11 +197,11 @@ def choose(model: Model, to: str | None, given: Collection[str]) -> dict[str, st
 
 def _told(output: Output, given: Collection[str]) -> bool:
     """Whether an output sees any of what is given; where nothing is, none needs to."""
-    return not given or not set(given) <= set(output.blind)
+    return not given or not set(given) <= set(output.hidden_modalities)
 
 
 def _can(makers: Mapping[str, Output]) -> str:
-    return f"it can make {_list(dict.fromkeys(str(output.makes) for output in makers.values()))}"
+    return f"it can make {_list(dict.fromkeys(str(output.target_feature) for output in makers.values()))}"
 
 
 def _list(names: Collection[str]) -> str:
@@ -256,7 +264,7 @@ def _voice(
     from mmjax.compilation import jit_once
     from mmjax.sharding.mesh import MeshShape, choose_rules
 
-    spoken = {name: target for name, target in outputs.items() if isinstance(inputs[target], Speech)}
+    spoken = {name: target for name, target in outputs.items() if isinstance(inputs[target], SpectrogramInput)}
     if not spoken:
         raise UserError(f"vocoder={run_dir} makes sound of spectra, and {_list(outputs)} is none; leave it out")
     experiment = experiment_file.read(run_dir)
@@ -264,7 +272,7 @@ def _voice(
     if not found:
         raise UserError(f"vocoder={run_dir} has no output of the kind Vocoder; give a run that was trained as one")
     name, vocoder = next(iter(found.items()))
-    data = experiment.data.bind(experiment.data_dir, run_dir)
+    data = experiment.data.fit_tokenizers(experiment.data_dir, run_dir)
     theirs = data.inputs[vocoder.mel]
     mesh = MeshShape(data=1).build(jax.local_devices()[:1])
     with jax.set_mesh(mesh):
@@ -274,8 +282,8 @@ def _voice(
         seconds = 0.0
         for output, target in spoken.items():
             ours = inputs[target]
-            assert isinstance(ours, Speech)
-            assert isinstance(theirs, Speech)
+            assert isinstance(ours, SpectrogramInput)
+            assert isinstance(theirs, SpectrogramInput)
             differing = [key for key, value in ours.scale.items() if theirs.scale[key] != value]
             if differing:
                 raise UserError(
@@ -322,7 +330,7 @@ def _remarks(
         feature, made = features[target], predictions[name]
         if isinstance(feature, Text):
             tokens += int((made["ids"][: counts[name]] != PADDING).sum())
-        if isinstance(feature, Spectrum):
+        if isinstance(feature, Spectrogram):
             frames = _real_frames(made)[: counts[name]].sum(1)
             sound += float(frames.sum()) * feature.seconds
             silent = [f"{name}-{number}" for number, count in enumerate(frames, 1) if count == 0]

@@ -157,10 +157,10 @@ def _compiled(request: Planned, experiment: Experiment, topology: Topology) -> d
     """The plan of the experiment, or of the best that a search finds, compiled."""
     from mmjax.compilation import cache_compilations
     from mmjax.profiling.plan.advice import advise
-    from mmjax.profiling.plan.devices import Reached, chip_of_topology
+    from mmjax.profiling.plan.devices import MeasuredRates, chip_of_topology
     from mmjax.profiling.plan.plan import plan, usable
 
-    reached = None if request.calibration is None else Reached.of(read_profile(request.calibration))
+    reached = None if request.calibration is None else MeasuredRates.of(read_profile(request.calibration))
     if topology.generation == HERE:  # what is compiled for others JAX can keep, but not read again without them
         cache_compilations(request.data_dir)
     if not request.search:
@@ -191,9 +191,9 @@ def _outcome(plan: dict[str, Any]) -> dict[str, Any]:
 
 def _gpus(request: Planned, experiment: Experiment, chip: Chip, count: int) -> dict[str, Any]:
     """The plan of the experiment, or of the best that a search finds, by the estimate."""
-    from mmjax.profiling.plan.advice import advise_sketched
-    from mmjax.profiling.plan.cost_model import check_mesh, sketch
-    from mmjax.profiling.plan.plan import NODE, sketched, usable
+    from mmjax.profiling.plan.advice import advise_estimated
+    from mmjax.profiling.plan.cost_model import check_mesh, cost_model
+    from mmjax.profiling.plan.plan import NODE, estimated_plan, usable
     from mmjax.profiling.plan.search import search
 
     rows = []
@@ -204,8 +204,8 @@ def _gpus(request: Planned, experiment: Experiment, chip: Chip, count: int) -> d
         experiment, rows = candidates[0].experiment, [candidate.json() for candidate in candidates[:SHOWN]]
     sizes = dict(zip(MESH_AXES, experiment.mesh.resolve(count), strict=True))
     check_mesh(experiment, sizes)
-    whole = sketched(experiment, sketch(experiment), sizes, chip)
-    advice = None if whole["fits"] else advise_sketched(experiment, whole["hbm_bytes"], sizes, chip)
+    whole = estimated_plan(experiment, cost_model(experiment), sizes, chip)
+    advice = None if whole["fits"] else advise_estimated(experiment, whole["hbm_bytes"], sizes, chip)
     return whole | {"advice": advice} | ({"candidates": rows} if rows else {})
 
 

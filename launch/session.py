@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from launch.evaluate import Evaluation
-    from mmjax.evaluation.eval_result import Outcome
-    from mmjax.evaluation.suite_result import Findings
+    from mmjax.evaluation.eval_result import EvalResult
+    from mmjax.evaluation.suite_result import SuiteResult
     from mmjax.model import Multimodal
 
 # Examples that a device works on at a time, at most; few enough that what training has no need for fits, too.
@@ -31,16 +31,16 @@ class Subject:
 
     model: "Multimodal"
     step: int
-    answer: "Callable[[Multimodal], Outcome]"
-    judge: "Callable[[Multimodal, Outcome], Findings]"
+    answer: "Callable[[Multimodal], EvalResult]"
+    judge: "Callable[[Multimodal], EvalResult], SuiteResult]"
 
     @functools.cached_property
-    def outcome(self) -> "Outcome":
+    def outcome(self) -> "EvalResult":
         """What it did on the split."""
         return self.answer(self.model)
 
     @functools.cached_property
-    def standard(self) -> "Findings":
+    def standard(self) -> "SuiteResult":
         """The standard figures of that."""
         return self.judge(self.model, self.outcome)
 
@@ -55,7 +55,7 @@ class Session:
 
         from mmjax.compilation import cache_compilations
         from mmjax.evaluation.evaluator import Evaluator
-        from mmjax.evaluation.judge_model import Reader
+        from mmjax.evaluation.judge_model import JudgeModel
         from mmjax.evaluation.suites.generation import makers
         from mmjax.sharding.mesh import choose_rules
 
@@ -67,7 +67,7 @@ class Session:
         encoders = [name for name, part in trained.model.encoders.items() if part is not None]
         self.given = choose(request.given, encoders)
         self.hidden = set(encoders) - set(self.given)
-        self.data = trained.data.bind(trained.data_dir, request.run_dir)
+        self.data = trained.data.fit_tokenizers(trained.data_dir, request.run_dir)
         self.records = self.data.open(trained.data_dir, request.split)
         cache_compilations(trained.data_dir)
         self.mesh = request.mesh.build(jax.local_devices())
@@ -83,7 +83,9 @@ class Session:
                 able = ", ".join(made) or "no picture and no sound"
                 raise UserError(f"readers.{target} has nothing to read: the run makes {able}")
         with jax.set_mesh(self.mesh):
-            self.readers = {target: Reader(run, target, rules=self.rules) for target, run in request.readers.items()}
+            self.readers = {
+                target: JudgeModel(run, target, rules=self.rules) for target, run in request.readers.items()
+            }
 
     @property
     def label(self) -> str:
@@ -113,17 +115,17 @@ class Session:
                 step,
                 ema=self.experiment.train.ema is not None,
             )
-            model = model.blindfold(self.hidden)
-            model = model.only([name for name in model.outputs if model.sees(name)])
+            model = model.without_modalities(self.hidden)
+            model = model.with_outputs([name for name in model.outputs if model.is_defined(name)])
             return Subject(model, found, self._answer, self.judge)
 
-    def _answer(self, model: "Multimodal") -> "Outcome":
+    def _answer(self, model: "Multimodal") -> "EvalResult":
         request = self.request
         chance = request.decoding is not None and request.decoding.temperature > 0
         (outcome,) = self.evaluator.evaluate(model, request.split, seed=request.seed if chance else None)
         return outcome
 
-    def judge(self, model: "Multimodal", outcome: "Outcome") -> "Findings":
+    def judge(self, model: "Multimodal", outcome: "EvalResult") -> "SuiteResult":
         """The standard figures of what the model did."""
         from mmjax.evaluation.suites.standard import judge_standard
 

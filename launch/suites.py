@@ -10,7 +10,7 @@ from launch.session import Session, Subject
 from mmjax.errors import UserError
 
 if TYPE_CHECKING:
-    from mmjax.evaluation.suite_result import Findings
+    from mmjax.evaluation.suite_result import SuiteResult
 
 # Of every kind of thing made, so many are shown.
 SHOWN = 16
@@ -23,15 +23,15 @@ class Suite:
     """What it tells, and how it is found out; None where a model has nothing of the kind, and what is said then."""
 
     about: str
-    run: "Callable[[Session, Subject], Findings | None]"
+    run: "Callable[[Session, Subject], SuiteResult | None]"
     none: str = "there is nothing to judge"
 
 
-def _standard(session: Session, subject: Subject) -> "Findings":
+def _standard(session: Session, subject: Subject) -> "SuiteResult":
     return subject.standard
 
 
-def _generation(session: Session, subject: Subject) -> "Findings | None":
+def _generation(session: Session, subject: Subject) -> "SuiteResult | None":
     from mmjax.evaluation.results import FOLDER, figures_of
     from mmjax.evaluation.suites.generation import evaluate_generation, makers
     from mmjax.reports.gallery import show_raw, write_gallery
@@ -44,7 +44,7 @@ def _generation(session: Session, subject: Subject) -> "Findings | None":
             raise UserError(f"readers.{target} has nothing to read: the run makes {made} of {', '.join(session.given)}")
     if not able:
         return None
-    unread = sorted({output.makes for output in able.values() if output.makes} - set(session.readers))
+    unread = sorted({output.target_feature for output in able.values() if output.target_feature} - set(session.readers))
     if unread:
         keys = ", ".join(f"readers.{target}" for target in unread)
         command_line.say(f"{' and '.join(unread)} made anew will not be read back: name runs that do so by {keys}")
@@ -75,13 +75,13 @@ def _generation(session: Session, subject: Subject) -> "Findings | None":
     return generated.findings
 
 
-def _robustness(session: Session, subject: Subject) -> "Findings":
+def _robustness(session: Session, subject: Subject) -> "SuiteResult":
     from mmjax.evaluation.suites.robustness import judge_robustness
 
     return judge_robustness(subject.model, session.evaluator, session.request.split, subject.standard, session.judge)
 
 
-def _slices(session: Session, subject: Subject) -> "Findings":
+def _slices(session: Session, subject: Subject) -> "SuiteResult":
     from mmjax.evaluation.suites.slices import find_kinds, judge_slices
     from mmjax.evaluation.suites.standard import key_figures
 
@@ -89,7 +89,7 @@ def _slices(session: Session, subject: Subject) -> "Findings":
     return judge_slices(key_figures(subject.standard), kinds)
 
 
-def _probe(session: Session, subject: Subject) -> "Findings | None":
+def _probe(session: Session, subject: Subject) -> "SuiteResult | None":
     from mmjax.evaluation.suites.probe import probe
 
     request, experiment = session.request, session.experiment
@@ -108,8 +108,8 @@ def _probe(session: Session, subject: Subject) -> "Findings | None":
     )
 
 
-def _zero_shot(session: Session, subject: Subject) -> "Findings | None":
-    from mmjax.evaluation.suite_result import Findings
+def _zero_shot(session: Session, subject: Subject) -> "SuiteResult | None":
+    from mmjax.evaluation.suite_result import SuiteResult
     from mmjax.evaluation.suites.probe import zero_shot
     from mmjax.heads.contrast import ContrastHead
     from mmjax.types import Text
@@ -137,10 +137,10 @@ def _zero_shot(session: Session, subject: Subject) -> "Findings | None":
     if not found:
         return None
     statistics = {name: statistic for each in found for name, statistic in each.statistics.items()}
-    return Findings(statistics, {}, [section for each in found for section in each.sections])
+    return SuiteResult(statistics, {}, [section for each in found for section in each.sections])
 
 
-def _attribution(session: Session, subject: Subject) -> "Findings | None":
+def _attribution(session: Session, subject: Subject) -> "SuiteResult | None":
     from mmjax.evaluation.suites.attribution import explain, explainable
     from mmjax.model import build_model
 
@@ -158,7 +158,7 @@ def _attribution(session: Session, subject: Subject) -> "Findings | None":
         rules=session.rules,
         examples=request.examples or EXPLAINED,
         seed=request.seed,
-        build=lambda key: fresh(key).blindfold(session.hidden).only(model.outputs),
+        build=lambda key: fresh(key).without_modalities(session.hidden).with_outputs(model.outputs),
         say=lambda line: command_line.say(f"step {subject.step}: {line}"),
     )
 

@@ -16,7 +16,7 @@ from mmjax.encoders import Encoder
 from mmjax.errors import UserError
 from mmjax.fusion import CrossAttention, Fusion
 from mmjax.layers.low_precision import Products, lower_precision
-from mmjax.layers.output import ContestedModule, Output
+from mmjax.layers.output import AdversarialModule, Output
 from mmjax.layers.settings import Settings
 from mmjax.layers.stack import Remat
 from mmjax.sharding.rules import Rules
@@ -129,32 +129,39 @@ class Multimodal(nnx.Module):
                 heads[name] = output.build(readable, settings, rngs)
         self.outputs = nnx.Dict(heads)
         self.weights = {name: output.weight for name, output in outputs.items()}
-        self.blind = {name: tuple(sorted(set(output.blind) & set(encoders))) for name, output in outputs.items()}
-        self.critic_blind = {name: frozenset(output.critic_blind) & set(encoders) for name, output in outputs.items()}
+        self.hidden_modalities = {
+            name: tuple(sorted(set(output.hidden_modalities) & set(encoders))) for name, output in outputs.items()
+        }
+        self.critic_hidden_modalities = {
+            name: frozenset(output.critic_hidden_modalities) & set(encoders) for name, output in outputs.items()
+        }
         self.reads = {name: frozenset(output.unimodal) for name, output in outputs.items()}
         self.modality_dropout = config.modality_dropout
         if config.products != "exact":
             lower_precision(self, config.products)
 
-    def blindfold(self, modalities: Collection[str]) -> "Multimodal":
+    def without_modalities(self, modalities: Collection[str]) -> "Multimodal":
         """The same model, none of whose outputs sees these modalities."""
         model = copy.copy(self)
         hidden = set(modalities) & set(self.encoders)
-        model.blind = {name: tuple(sorted(hidden.union(blind))) for name, blind in self.blind.items()}
+        model.hidden_modalities = {
+            name: tuple(sorted(hidden.union(hidden_modalities)))
+            for name, hidden_modalities in self.hidden_modalities.items()
+        }
         return model
 
-    def only(self, outputs: Collection[str]) -> "Multimodal":
+    def with_outputs(self, outputs: Collection[str]) -> "Multimodal":
         """The same model with these outputs alone."""
         model = copy.copy(self)
         model.outputs = nnx.Dict({name: self.outputs[name] for name in outputs})
         model.weights = {name: self.weights[name] for name in outputs}
-        model.blind = {name: self.blind[name] for name in outputs}
+        model.hidden_modalities = {name: self.hidden_modalities[name] for name in outputs}
         return model
 
-    def sees(self, output: str) -> bool:
+    def is_defined(self, output: str) -> bool:
         """Whether an output sees any modality at all, and all whose own tokens it reads."""
-        blind = set(self.blind[output])
-        return blind < set(self.encoders) and not blind & self.reads[output]
+        hidden_modalities = set(self.hidden_modalities[output])
+        return hidden_modalities < set(self.encoders) and not hidden_modalities & self.reads[output]
 
     def encode(self, batch: Batch, key: jax.Array | None) -> tuple[dict[str, Tokens], dict[str, Any]]:
         """Every modality's tokens. What an absent modality holds is replaced by zeros before anything reads it."""
@@ -191,9 +198,9 @@ class Multimodal(nnx.Module):
         fused, intermediates["fusion"] = self.fuse(streams, (), fuse_key)
         return fused, intermediates
 
-    def critic_view(self, output: str) -> tuple[str, ...]:
+    def critic_hidden(self, output: str) -> tuple[str, ...]:
         """What an output's critic must not see."""
-        return tuple(sorted(self.critic_blind[output].union(self.blind[output])))
+        return tuple(sorted(self.critic_hidden_modalities[output].union(self.hidden_modalities[output])))
 
     def views(
         self, batch: Batch, key: jax.Array | None, critics: Collection[str] = ()
@@ -202,7 +209,7 @@ class Multimodal(nnx.Module):
         averaged over these."""
         encode_key, fuse_key = _split(key, 2)
         streams, _ = self.encode(batch, encode_key)
-        kinds = sorted({*self.blind.values(), *map(self.critic_view, critics)})
+        kinds = sorted({*self.hidden_modalities.values(), *map(self.critic_hidden, critics)})
         views: dict[tuple[str, ...], Fused] = {}
         losses: dict[str, Float[Array, ""]] = {}
         for hidden, view_key in zip(kinds, _split(fuse_key, len(kinds)), strict=True):
@@ -228,10 +235,10 @@ class Multimodal(nnx.Module):
         `weights` are those of the whole batch where this is a part of it (gradient accumulation), so that the losses
         of parts add up. `step` counts the training's steps before this one, None in an evaluation.
         """
-        loss, _, metrics = self.contest({}, batch, key, weights, step)
+        loss, _, metrics = self.adversarial_loss({}, batch, key, weights, step)
         return loss, metrics
 
-    def contest(
+    def adversarial_loss(
         self,
         critics: Mapping[str, Any],
         batch: Batch,
@@ -253,14 +260,14 @@ class Multimodal(nnx.Module):
             metrics[f"fusion/{name}"] = Average(own * size, size)
             total = total + own * size / (size if weights is None else weights["fusion"])
         for (name, output), loss_key in zip(self.outputs.items(), _split(output_key, len(self.outputs)), strict=True):
-            fused = views[self.blind[name]]
+            fused = views[self.hidden_modalities[name]]
             with jax.named_scope(f"outputs/{name}"):
                 if name in critics:
-                    assert isinstance(output, ContestedModule)
+                    assert isinstance(output, AdversarialModule)
                     make_key, judge_key = _split(loss_key, 2)
-                    attempt = output.attempt(fused, batch, make_key, step)
-                    condition = views[self.critic_view(name)].pooled
-                    loss, critic_loss, details = critics[name].judge(attempt, condition, judge_key, step)
+                    output = output.generate(fused, batch, make_key, step)
+                    condition = views[self.critic_hidden(name)].pooled
+                    loss, critic_loss, details = critics[name].losses(output, condition, judge_key, step)
                     critic_total = critic_total + _value(critic_loss, name, weights)
                 else:
                     loss, details = output.loss(fused, batch, loss_key, step)
@@ -273,7 +280,7 @@ class Multimodal(nnx.Module):
         views, _ = self.views(batch, None)
         keys = _split(key, len(self.outputs))
         return {
-            name: output.predict(views[self.blind[name]], output_key)
+            name: output.predict(views[self.hidden_modalities[name]], output_key)
             for (name, output), output_key in zip(self.outputs.items(), keys, strict=True)
         }
 

@@ -30,7 +30,7 @@ class _Note:
 
 
 @contextlib.contextmanager
-def heed_signals() -> Iterator[Callable[[], bool]]:
+def preemption_guard() -> Iterator[Callable[[], bool]]:
     """While inside, SIGTERM and a first SIGINT do not kill: the function given tells whether one came.
 
     Inside another such block it is that one's, so that what comes too late for one part of a command stops the next.
@@ -52,7 +52,7 @@ def end_at_once() -> Iterator[None]:
     """While inside, where nothing can be lost yet, SIGTERM and SIGINT end the process at once with exit code 75.
 
     Python's own handlers wait for the main thread, which may be compiling for minutes. Raises Preempted where
-    `heed_signals` has noted one before.
+    `preemption_guard` has noted one before.
     """
     handler = signal.getsignal(signal.SIGTERM)
     if isinstance(handler, _Note) and handler.came:

@@ -159,7 +159,7 @@ class Text:
 
 
 @dataclasses.dataclass(frozen=True)
-class Spectrum:
+class Spectrogram:
     """Log-mel frames Float[B T M]: at most `frames` of `bands` bands, one every `seconds`."""
 
     frames: int
@@ -184,11 +184,11 @@ class Label:
 
 
 @dataclasses.dataclass(frozen=True)
-class Quantity:
+class Vector:
     """`slots` vectors of `size` numbers as Float[B S Q]."""
 
     size: int
     slots: int = 1
 
 
-Feature = Image | Text | Spectrum | Waveform | Label | Quantity
+Feature = Image | Text | Spectrogram | Waveform | Label | Vector

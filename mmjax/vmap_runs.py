@@ -21,6 +21,6 @@ def unstack(tree: Any, count: int) -> list[Any]:
     return [jax.tree.map(lambda leaf, index=index: leaf[index], tree) for index in range(count)]
 
 
-def over_runs(function: Callable, count: int, in_axes: Any = 0) -> Callable:
+def vmap_runs(function: Callable, count: int, in_axes: Any = 0) -> Callable:
     """A function of one run as that of `count` runs stacked; `in_axes` as in `jax.vmap`."""
     return function if count == 1 else jax.vmap(function, in_axes)

@@ -23,27 +23,36 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
         "density_without_the_half": ("log_deviation + 0.5 * jnp.log", "log_deviation + jnp.log"),
         "beta_a_step_early": ("step / self.warmup", "(step + 1) / self.warmup"),
     },
-    ("generators/adversary.py", "generators/test_adversary.py -k 'hand or formulas or penalty or usual or adaptive'"): {
+    (
+        "generators/adversary.py",
+        "generators/test_adversary.py -k 'hand or formulas or penalty or score_ema or adaptive'",
+    ): {
         "penalty_without_gradient": (
             "return jnp.square(slope.astype(jnp.float32))",
             "return jnp.square(jax.lax.stop_gradient(slope).astype(jnp.float32))",
         ),
-        "penalty_of_both_kinds_doubled": ("self._slope(made, condition)) / 2", "self._slope(made, condition))"),
-        "anchors_not_learned": ("jnp.square(usual - jax", "jnp.square(jax.lax.stop_gradient(usual) - jax"),
-        "anchors_of_the_same_kind": ("jax.lax.stop_gradient(usual)[::-1]", "jax.lax.stop_gradient(usual)"),
-        "anchors_drawn_by_the_critic": ("scores - jax.lax.stop_gradient(usual)[::-1]", "scores - usual[::-1]"),
-        "anchors_draw_the_critic": ("jnp.square(usual - jax.lax.stop_gradient(scores))", "jnp.square(usual - scores)"),
+        "penalty_of_both_kinds_doubled": (
+            "self._gradient_penalty(fake, condition)) / 2",
+            "self._gradient_penalty(fake, condition))",
+        ),
+        "anchors_not_learned": ("jnp.square(score_ema - jax", "jnp.square(jax.lax.stop_gradient(score_ema) - jax"),
+        "anchors_of_the_same_kind": ("jax.lax.stop_gradient(score_ema)[::-1]", "jax.lax.stop_gradient(score_ema)"),
+        "anchors_drawn_by_the_critic": ("scores - jax.lax.stop_gradient(score_ema)[::-1]", "scores - score_ema[::-1]"),
+        "anchors_draw_the_critic": (
+            "jnp.square(score_ema - jax.lax.stop_gradient(scores))",
+            "jnp.square(score_ema - scores)",
+        ),
         "generator_begins_a_step_late": ("step >= config.warmup", "step > config.warmup"),
         "relativistic_the_other_way": (
-            "return jax.nn.softplus(true - made)\n\n",
-            "return jax.nn.softplus(made - true)\n\n",
+            "return jax.nn.softplus(true - fake)\n\n",
+            "return jax.nn.softplus(fake - true)\n\n",
         ),
         "hinge_at_two": ("relu(1 - true)", "relu(2 - true)"),
-        "least_squares_of_the_made_at_one": ("jnp.square(1 - true) + jnp.square(made)", "jnp.square(1 - true) + made"),
+        "least_squares_of_the_made_at_one": ("jnp.square(1 - true) + jnp.square(fake)", "jnp.square(1 - true) + fake"),
         "matching_at_the_weight_of_scores": ("rewarded + config.matching *", "rewarded + config.weight *"),
     },
     ("generators/adversary.py", "generators/test_adversary.py -k each_players"): {
-        "model_learns_the_critics_loss": ("jax.lax.stop_gradient(made), 1)", "made, 1)"),
+        "model_learns_the_critics_loss": ("jax.lax.stop_gradient(fake), 1)", "fake, 1)"),
         "condition_learns_the_critics_loss": ("condition = jax.lax.stop_gradient(condition)", "condition = condition"),
         "critic_learns_the_generators_loss": (
             "frozen = jax.lax.stop_gradient(self)\n\n",
@@ -67,7 +76,7 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
         ),
         "commitment_at_full_weight": ("moved + self.commitment * kept", "self.commitment * moved + kept"),
         "codebook_not_learned": ("jnp.square(chosen - jax", "jnp.square(jax.lax.stop_gradient(chosen) - jax"),
-        "nothing_passes_straight_through": ("(unit + jax.lax.stop_gradient(chosen - unit))", "chosen"),
+        "nothing_passes_straight_through": ("(unit + jax.lax.stop_gradient(chosen - unit))", "top_k"),
         "used_codes_are_revived": ("jnp.where(used, 0,", "jnp.where(~used, 0,"),
         "vectors_are_drawn_to_unused_codes": ("_revive(jax.lax.stop_gradient(unit), ", "_revive(unit, "),
         "even_levels_off_centre": ("jnp.where(levels % 2 == 0, 0.5, 0.0)", "jnp.where(levels % 2 == 0, 0.0, 0.0)"),
@@ -85,7 +94,7 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
         "critic_sees_what_is_absent": ("jnp.where((real > 0) & (jnp.arange(width) < columns)[:, None], x, 0)", "x"),
     },
     ("generators/gan.py", "generators/test_adversary.py -k a_gan"): {
-        "reconstruction_at_full_weight": ("self.reconstruction * squares(made)", "squares(made)"),
+        "reconstruction_at_full_weight": ("self.reconstruction * squared_error(fake)", "squares(fake)"),
     },
     ("generators/code_decoder.py", "generators/test_code_decoder.py -k 'loss_is'"): {
         "codes_one_off": ("rules=self.rules) + BEFORE", "rules=self.rules) + BEFORE - 1"),
@@ -114,8 +123,8 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
     ("generators/text_vae.py", "generators/test_text_vae.py -k 'bound or encoder'"): {
         "text_without_free_bits": ("jnp.maximum(divergence, self.free_bits)", "divergence"),
         "text_draw_without_gradient": (
-            "self.tell(q.draw(draw_key), fused)",
-            "self.tell(jax.lax.stop_gradient(q.draw(draw_key)), fused)",
+            "self.condition(q.draw(draw_key), fused)",
+            "self.condition(jax.lax.stop_gradient(q.draw(draw_key)), fused)",
         ),
     },
     (
@@ -179,7 +188,7 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
             "jnp.square(x).sum(-1, keepdims=True)",
             "jnp.square(x).mean(-1, keepdims=True)",
         ),
-        "judge_learns": ("jax.lax.stop_gradient(self.judge)(", "self.judge("),
+        "judge_learns": ("jax.lax.stop_gradient(self.judge)(", "self.losses("),
     },
     # Heads.
     ("heads/contrast.py", "heads/test_heads.py -k contrast"): {
@@ -240,7 +249,7 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
     },
     ("fusion/cross_attention.py", "fusion/test_streams.py -k cross_attention"): {
         "modalities_read_those_before_them_anew": (
-            "join(streams, rest), join(masks",
+            "concat_streams(streams, rest), concat_streams(masks",
             "join({**streams, **result}, rest), join(masks",
         ),
     },
@@ -575,7 +584,7 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
     ("metrics/distributions.py", "metrics/test_distributions.py"): {
         "covariance_biased": ("np.sqrt(len(features) - 1)", "np.sqrt(len(features))"),
         "a_vector_is_its_own_pair": ("_kernel_sum(x, x, paired=True)", "_kernel_sum(x, x, paired=False)"),
-        "density_not_by_neighbours": ("inside / (NEIGHBOURS_DENSITY * len(made))", "inside / len(made)"),
+        "density_not_by_neighbours": ("inside / (NEIGHBOURS_DENSITY * len(made))", "inside / len(fake)"),
         "nearest_is_itself": ("axis=1)[:, neighbours].T", "axis=1)[:, [k - 1 for k in neighbours]].T"),
     },
     ("metrics/information.py", "metrics/test_information.py -k 'gate or random or up or near'"): {

@@ -4,15 +4,15 @@ import jax
 import numpy as np
 
 from mmjax.sharding.rules import Rules
-from mmjax.types import Batch, Feature, Image, Label, Quantity, Spectrum, Text
+from mmjax.types import Batch, Feature, Image, Label, Spectrogram, Text, Vector
 
 FEATURES: dict[str, Feature] = {
     "image": Image(8, 8, 1),
     "text": Text(5, 16),
-    "speech": Spectrum(10, 4, 0.01),
-    "song": Spectrum(8, 4, 0.02),
+    "speech": Spectrogram(10, 4, 0.01),
+    "song": Spectrogram(8, 4, 0.02),
     "label": Label(("circle", "square", "star"), slots=2),
-    "place": Quantity(2, slots=2),
+    "place": Vector(2, slots=2),
 }
 SIZE = 8
 

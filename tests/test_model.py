@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mmjax.encoders import ConvNet, Recurrent, Spectrogram, TextTransformer, ViT
+from mmjax.encoders import AudioTransformer, ConvNet, Recurrent, TextTransformer, ViT
 from mmjax.errors import UserError
 from mmjax.fusion import Concat, CrossAttention
 from mmjax.generators import TextDecoder
@@ -30,7 +30,7 @@ ATTENTIVE = Model(
     encoders={
         "image": ViT(patch=4, depth=1, heads=2),
         "text": TextTransformer(depth=1, heads=2),
-        "speech": Spectrogram(depth=1, heads=2),
+        "speech": AudioTransformer(depth=1, heads=2),
     },
     fusion=CrossAttention(depth=1, heads=2),
     outputs={**HEADS, "align": Contrast(first="image", second="text", size=8, heads=2)},
@@ -289,12 +289,14 @@ def test_a_blindfolded_model_sees_what_an_absent_modality_lets_it():
     model, batch = build(ATTENTIVE), make_batch()
     absent = dataclasses.replace(batch, present=batch.present | {"text": np.zeros(SIZE, bool)})
     predict = jax.jit(lambda model, batch: model.predict(batch)["label"]["probabilities"])
-    blind = model.blindfold({"text", "no encoder"})
-    np.testing.assert_allclose(predict(blind, put(batch, RULES)), predict(model, put(absent, RULES)), atol=1e-6)
-    assert np.abs(predict(model, put(batch, RULES)) - predict(blind, put(batch, RULES))).max() > 1e-4
-    assert blind.sees("label")
-    assert not model.blindfold(ATTENTIVE.encoders).sees("label")
+    hidden_modalities = model.without_modalities({"text", "no encoder"})
+    np.testing.assert_allclose(
+        predict(hidden_modalities, put(batch, RULES)), predict(model, put(absent, RULES)), atol=1e-6
+    )
+    assert np.abs(predict(model, put(batch, RULES)) - predict(hidden_modalities, put(batch, RULES))).max() > 1e-4
+    assert hidden_modalities.is_defined("label")
+    assert not model.without_modalities(ATTENTIVE.encoders).is_defined("label")
     # What compares two modalities' own tokens cannot do with one.
-    assert model.sees("align")
-    assert not blind.sees("align")
-    assert model.blindfold({"speech"}).sees("align")
+    assert model.is_defined("align")
+    assert not hidden_modalities.is_defined("align")
+    assert model.without_modalities({"speech"}).is_defined("align")

@@ -59,7 +59,7 @@ def load(name: str) -> Benchmark:
     return found
 
 
-def hold(name: str, dtype: str, pairs: int, say: Callable[[str], None]) -> list[Result]:
+def run(name: str, dtype: str, pairs: int, say: Callable[[str], None]) -> list[Result]:
     """Have all contestants measure `pairs` times in turns, after once that does not count.
 
     Raises UserError where one cannot take part.

@@ -89,10 +89,10 @@ def _rate(batches: Iterator[Any]) -> Callable[[], dict[str, float]]:
 
 def ours(dtype: str) -> Callable[[], dict[str, float]]:
     """The loader of mmjax."""
-    from mmjax.data.inputs import Picture
+    from mmjax.data.inputs import ImageInput
     from mmjax.data.loader import Data, Loader
 
-    data = Data(source=Folder(), inputs={"image": Picture(size=SMALL)}, workers=WORKERS)
+    data = Data(source=Folder(), inputs={"image": ImageInput(size=SMALL)}, workers=WORKERS)
     return _rate(Loader(data, str(folder()), "train", BATCH, seed=0).iterate(0, 10**6))
 
 
@@ -119,7 +119,7 @@ def _dataloader(reduced: bool) -> Callable[[], dict[str, float]]:
         def __getitem__(self, index: int) -> Any:
             picture = Image.open(place / f"{index * 7 % FILES}.jpg")
             if reduced:
-                picture.draft("RGB", (SMALL, SMALL))
+                picture.config_tree("RGB", (SMALL, SMALL))
             picture = picture.convert("RGB").resize((SMALL, SMALL), Image.Resampling.BOX)
             return torch.from_numpy(np.asarray(picture, np.float32) / 255)
 

@@ -21,7 +21,7 @@ def experiment(dtype: str) -> "Experiment":
     """The model as an experiment; what it reads is not read."""
     from mmjax.config.experiment import Experiment
     from mmjax.config.train import Train
-    from mmjax.data.inputs import Picture, Sentence
+    from mmjax.data.inputs import ImageInput, TextInput
     from mmjax.data.loader import Data
     from mmjax.data.sources.scenes import Scenes
     from mmjax.data.tokenize import Bpe
@@ -36,8 +36,8 @@ def experiment(dtype: str) -> "Experiment":
         data=Data(
             source=Scenes(),
             inputs={
-                "image": Picture(size=SIDE),
-                "text": Sentence(length=LENGTH, tokenizer=Bpe(vocabulary=VOCABULARY)),
+                "image": ImageInput(size=SIDE),
+                "text": TextInput(length=LENGTH, tokenizer=Bpe(vocabulary=VOCABULARY)),
             },
         ),
         model=Model(

@@ -18,16 +18,16 @@ from mmjax.ablation.match import Cost, measure
 from mmjax.checkpoint.restore import restore_model
 from mmjax.config.experiment import Experiment
 from mmjax.errors import Diverged, Preempted, UserError
-from mmjax.evaluation.probe import Answers, Prober
+from mmjax.evaluation.probe import Answers, LinearProbe
 from mmjax.files import write_atomic
 from mmjax.heads import Classify
 from mmjax.metrics.information import estimate
 from mmjax.model import Multimodal
 from mmjax.sharding.mesh import choose_rules
 from mmjax.sharding.rules import Rules
-from mmjax.signals import heed_signals
+from mmjax.signals import preemption_guard
 from mmjax.training.loop import train_together
-from mmjax.training.run import Run
+from mmjax.training.run import RunDir
 from mmjax.types import Feature
 from mmjax.vmap_runs import stack
 
@@ -51,7 +51,7 @@ class Cell:
     @property
     def features(self) -> dict[str, Feature]:
         """What its data hold."""
-        return self.experiment.data.bind(self.experiment.data_dir).features
+        return self.experiment.data.fit_tokenizers(self.experiment.data_dir).features
 
     @functools.cached_property
     def cost(self) -> Cost:
@@ -137,19 +137,19 @@ def probe_together(experiments: Sequence[Experiment]) -> None:
             write_atomic(Path(experiment.run_dir) / ANSWERS, json.dumps({}))
         return
     print("asking what is left without a modality, and with noise in one", flush=True)
-    with jax.set_mesh(mesh), heed_signals() as asked_to_stop:
+    with jax.set_mesh(mesh), preemption_guard() as asked_to_stop:
         rules = choose_rules(first.rules, mesh)
         sharding = NamedSharding(jax.sharding.get_mesh(), rules.spec("batch"))
-        runs = [Run(experiment, sharding) for experiment in experiments]
+        runs = [RunDir(experiment, sharding) for experiment in experiments]
         features = runs[0].data.features
         models = stack([_restore(experiment, features, rules) for experiment in experiments])
         name, output = found
 
         split = runs[0].data.source.splits[-1]
 
-        def prober(examples: int | None) -> Prober:
+        def prober(examples: int | None) -> LinearProbe:
             place = (runs[0].data, first.data_dir, split, first.train.batch_size, name, output.target)
-            return Prober(*place, sharding=sharding, rules=rules, count=len(runs), examples=examples)
+            return LinearProbe(*place, sharding=sharding, rules=rules, count=len(runs), examples=examples)
 
         everything = prober(None).ask(models)
         clusters = runs[0].data.clusters(first.data_dir, split)

@@ -13,8 +13,8 @@ import chz
 from mmjax.ablation.cell import Cell
 from mmjax.ablation.match import Cost, match_width
 from mmjax.config.experiment import Experiment
-from mmjax.config.overrides import draft, resolve
-from mmjax.config.schema import arms, choices, text
+from mmjax.config.overrides import config_tree, resolve
+from mmjax.config.schema import choices, text, union_members
 from mmjax.errors import UserError
 from mmjax.model import Model
 
@@ -60,13 +60,13 @@ def _keys(count: int) -> str:
 
 def _all_choices(experiment: Experiment, key: str) -> list[str]:
     """All classes, words or truths that a key can be. Raises UserError for a number or a text: the user must say."""
-    part = next((part for part in draft(experiment, "given").walk() if part.key == key), None)
+    part = next((part for part in config_tree(experiment, "given").walk() if part.key == key), None)
     if part is None:
         resolve(experiment, [f"{key}=None"])  # says what is wrong with the key
         raise UserError(f"unknown key {key}")
     classes = list(_table_order(choices(part.annotation)))
-    words = [text(word) for arm in arms(part.annotation) for word in typing.get_args(arm) if _is_word(arm)]
-    found = classes or words or (["false", "true"] if bool in arms(part.annotation) else [])
+    words = [text(word) for arm in union_members(part.annotation) for word in typing.get_args(arm) if _is_word(arm)]
+    found = classes or words or (["false", "true"] if bool in union_members(part.annotation) else [])
     if not found:
         raise UserError(f"{key} is no choice among a few; say which values, such as choices=1,2,4")
     return found
@@ -85,7 +85,7 @@ def _table_order(classes: dict[str, type]) -> list[str]:
 
 def own_choice(experiment: Experiment, keys: Sequence[str]) -> str:
     """What the experiment itself has chosen."""
-    parts = {part.key: part for part in draft(experiment, "given").walk()}
+    parts = {part.key: part for part in config_tree(experiment, "given").walk()}
     return _label([parts[key].shown() for key in keys])
 
 

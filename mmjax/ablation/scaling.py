@@ -31,7 +31,7 @@ MEMORY_BYTES = 4e9
 CALLS, ENOUGH_SECONDS = 3, 1.0
 
 
-def growth(
+def cost_scaling(
     fusions: dict[str, Fusion],
     modalities: tuple[str, ...],
     width: int,

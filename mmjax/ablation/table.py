@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from mmjax.ablation.cell import Cell, judged_output, read_answers
-from mmjax.ablation.scaling import growth
+from mmjax.ablation.scaling import cost_scaling
 from mmjax.config.experiment_file import fingerprint
 from mmjax.errors import UserError
 from mmjax.files import write_atomic
@@ -253,7 +253,7 @@ class Table:
         fusions = {cell.choice: cell.experiment.model.fusion for cell in self.cells}
         encoders = self.cells[0].experiment.model.encoders
         modalities = tuple(name for name, encoder in sorted(encoders.items()) if encoder is not None)
-        return growth(fusions, modalities, GROWTH_WIDTH, timed=True)
+        return cost_scaling(fusions, modalities, GROWTH_WIDTH, timed=True)
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -46,7 +46,7 @@ def stored_fingerprint(run_dir: str | Path) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def seal(folder: Path, step: int, fingerprint: str | None) -> None:
+def write_checksums(folder: Path, step: int, fingerprint: str | None) -> None:
     """Writes `digests.json` into a folder: its step, its run, size in bytes and SHA-256 of every file by path."""
     names = _names(folder)
     files = dict(zip(names, _digests(folder, names), strict=True))
@@ -123,7 +123,7 @@ def disk_problem(error: BaseException | None) -> str | None:
     return None
 
 
-def mute_refusals() -> None:
+def silence_write_errors() -> None:
     """Keeps the traces of refused writes off standard error: of the many there are at once Orbax raises one.
 
     The others reach nobody: futures that nobody asks, answers to an event loop that has closed since, writes that were

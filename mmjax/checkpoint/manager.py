@@ -18,7 +18,7 @@ import chz
 import jax
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from mmjax.checkpoint.integrity import disk_problem, find_damage, mute_refusals, seal
+from mmjax.checkpoint.integrity import disk_problem, find_damage, silence_write_errors, write_checksums
 from mmjax.errors import NoCheckpoint, UserError
 from mmjax.files import local_path, read_json, step_of
 from mmjax.layers.tree import named_leaves
@@ -88,7 +88,7 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         absl.logging.get_absl_logger().addFilter(_is_not_orbax)
-        mute_refusals()
+        silence_write_errors()
         # Weights do not compress; doing without takes a fifth of the time.
         self._handler = ocp.PyTreeCheckpointHandler(use_compression=False)
         extra = ocp.JsonCheckpointHandler(filename="extra.json")
@@ -107,7 +107,7 @@ class Checkpoints:
             async_options=ocp.options.AsyncOptions(
                 # Made in the background, a folder that cannot be made leaves threads waiting for it for minutes.
                 create_directories_asynchronously=False,
-                post_finalization_callback=None if self._read_only else self._seal,
+                post_finalization_callback=None if self._read_only else self._write_checksums,
             ),
         )
         with self._one_line():
@@ -211,10 +211,12 @@ class Checkpoints:
         with self._one_line():
             self._manager.close()
 
-    def _seal(self) -> None:
+    def _write_checksums(self) -> None:
         """Orbax calls it on the lead's background thread when all files of a step are there and not yet committed."""
         assert self._saving is not None
-        seal(next(self._folder.glob(f"{self._saving}.orbax-checkpoint-tmp*")), self._saving, self._fingerprint)
+        write_checksums(
+            next(self._folder.glob(f"{self._saving}.orbax-checkpoint-tmp*")), self._saving, self._fingerprint
+        )
 
     def _find_damage(self, step: int) -> str | None:
         """What is wrong with the files of a step, if anything. Processes share the reading and all get the answer."""

@@ -106,19 +106,19 @@ def read(run_dir: str | Path) -> Experiment:
     return experiment
 
 
-def _draft(experiment: Experiment) -> tree.Draft:
-    return tree.draft_value(experiment, "", Experiment, "experiment", final=True)
+def _draft(experiment: Experiment) -> tree.ConfigNode:
+    return tree.tree_of_value(experiment, "", Experiment, "experiment", final=True)
 
 
 def _decisive(experiment: Experiment) -> dict[str, str]:
     """What decides the result, by key. Mappings and tuples are told by what is in them."""
     parts = (part for part in _draft(experiment).walk(decisive=True) if part.key)
-    return {part.key: part.shown() for part in parts if not isinstance(part, tree.Entries | tree.Items)}
+    return {part.key: part.shown() for part in parts if not isinstance(part, tree.MappingNode | tree.TupleNode)}
 
 
 def _make(data: Any, file: str) -> Experiment:
     try:
-        return tree.draft_data(data, "", Experiment, file).make()
+        return tree.tree_of_json(data, "", Experiment, file).make()
     except UserError as error:
         raise UserError(f"{file}: {error}") from error
 

@@ -16,8 +16,17 @@ import typing
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, TypeVar
 
-from mmjax.config.schema import arms, choices, conform, describe, entry_annotation, item_annotations, text
-from mmjax.config.tree import Draft, Entries, Items, Leaf, Node, check_name, draft_class, draft_value
+from mmjax.config.schema import choices, coerce, describe, entry_annotation, item_annotations, text, union_members
+from mmjax.config.tree import (
+    ClassNode,
+    ConfigNode,
+    MappingNode,
+    TupleNode,
+    ValueNode,
+    check_name,
+    tree_of_class,
+    tree_of_value,
+)
 from mmjax.errors import UserError
 
 T = TypeVar("T")
@@ -29,24 +38,24 @@ LONGEST, DIGITS = 200, 9
 
 def resolve(node: T, pairs: Sequence[str]) -> T:
     """The same tree with other values, in whatever order they come. Raises UserError with the key and the choices."""
-    return apply(draft(node, "given"), pairs).make()
+    return apply(config_tree(node, "given"), pairs).make()
 
 
 def parse_pairs(pairs: Sequence[str], cls: type[T]) -> T:
     """A node of that class from its defaults and `key=value` words. Raises UserError with the key and the choices."""
-    return apply(draft(cls, "given"), pairs).make()
+    return apply(config_tree(cls, "given"), pairs).make()
 
 
-def draft(node: Any, origin: str) -> Node:
+def config_tree(node: Any, origin: str) -> ClassNode:
     """The draft of a node, or of a class with its defaults. `origin` is where what differs from defaults comes from."""
     if isinstance(node, type):
-        return draft_class(node, "", node, origin)
-    made = draft_value(node, "", type(node), origin)
-    assert isinstance(made, Node)
+        return tree_of_class(node, "", node, origin)
+    made = tree_of_value(node, "", type(node), origin)
+    assert isinstance(made, ClassNode)
     return made
 
 
-def apply(root: Node, pairs: Sequence[str]) -> Node:
+def apply(root: ClassNode, pairs: Sequence[str]) -> ClassNode:
     """`root` with every `key=value` set, those near the root first. Raises UserError for the first that cannot be."""
     values = split(pairs)
     for key in sorted(values, key=lambda key: (key.count("."), _natural(key))):
@@ -81,52 +90,57 @@ def _index(part: str) -> int | None:
     return int(part) if part.isdecimal() and len(part) <= DIGITS else None
 
 
-def _assign(root: Node, key: str, value: str) -> None:
+def _assign(root: ClassNode, key: str, value: str) -> None:
     """Set one key below the root."""
     *path, last = key.split(".")
-    parent: Draft = root
+    parent: ConfigNode = root
     for name in path:
         parent = _below(root, parent, name, key)
-    if isinstance(parent, Node):
+    if isinstance(parent, ClassNode):
         _below(root, parent, last, key)
         parent.fields[last] = _read(parent.fields[last], value)
-    elif isinstance(parent, Entries):
+    elif isinstance(parent, MappingNode):
         _assign_entry(root, parent, last, key, value)
-    elif isinstance(parent, Items):
+    elif isinstance(parent, TupleNode):
         _assign_item(root, parent, last, key, value)
     else:
         raise _unknown(root, parent, key)
 
 
-def _below(root: Node, parent: Draft, name: str, key: str) -> Draft:
+def _below(root: ClassNode, parent: ConfigNode, name: str, key: str) -> ConfigNode:
     """The child of that name, for a key that goes through it."""
     children = parent.children()
     if name not in children:
         raise _unknown(root, parent, key)
     child = children[name]
     # What is None becomes its class where there is only one; that the command line said None stays said.
-    if isinstance(parent, Node) and isinstance(child, Leaf) and child.value is None and child.origin != ORIGIN:
+    if (
+        isinstance(parent, ClassNode)
+        and isinstance(child, ValueNode)
+        and child.value is None
+        and child.origin != ORIGIN
+    ):
         options = list(choices(child.annotation).values())
         if len(options) == 1 and child.key != key:
-            child = parent.fields[name] = draft_class(options[0], child.key, child.annotation, ORIGIN)
+            child = parent.fields[name] = tree_of_class(options[0], child.key, child.annotation, ORIGIN)
     return child
 
 
-def _assign_entry(root: Node, parent: Entries, name: str, key: str, value: str) -> None:
+def _assign_entry(root: ClassNode, parent: MappingNode, name: str, key: str, value: str) -> None:
     """Set, add or take away an entry of a mapping. One that may not be None is removed by None."""
     annotation = entry_annotation(parent.annotation)
     if name not in parent.entries:
         if value == "None":
             raise _unknown(root, parent, key)
         check_name(name, parent.key)
-        parent.entries[name] = _read(Leaf(key, annotation, ORIGIN, None), value)
-    elif value == "None" and type(None) not in arms(annotation):
+        parent.entries[name] = _read(ValueNode(key, annotation, ORIGIN, None), value)
+    elif value == "None" and type(None) not in union_members(annotation):
         del parent.entries[name]
     else:
         parent.entries[name] = _read(parent.entries[name], value)
 
 
-def _assign_item(root: Node, parent: Items, name: str, key: str, value: str) -> None:
+def _assign_item(root: ClassNode, parent: TupleNode, name: str, key: str, value: str) -> None:
     """Set an item of a tuple, or add one behind the last."""
     index = _index(name)
     if index is not None and index < len(parent.items):
@@ -135,37 +149,37 @@ def _assign_item(root: Node, parent: Items, name: str, key: str, value: str) -> 
     kinds = item_annotations(parent.annotation, len(parent.items) + 1)
     if index != len(parent.items) or kinds is None:
         raise _unknown(root, parent, key)
-    parent.items.append(_read(Leaf(key, kinds[-1], ORIGIN, None), value))
+    parent.items.append(_read(ValueNode(key, kinds[-1], ORIGIN, None), value))
 
 
-def _read(old: Draft, value: str) -> Draft:
+def _read(old: ConfigNode, value: str) -> ConfigNode:
     """What `value` means in the place of `old`: a class, or a value of its type. Classes are never imported by name."""
     key, annotation = old.key, old.annotation
     options = choices(annotation)
     if value in options:
-        if isinstance(old, Node) and old.cls is options[value]:
+        if isinstance(old, ClassNode) and old.cls is options[value]:
             old.origin = ORIGIN
             return old
-        return draft_class(options[value], key, annotation, ORIGIN)
+        return tree_of_class(options[value], key, annotation, ORIGIN)
     if value == "()" and item_annotations(annotation, 0) is not None:
-        return Items(key, annotation, ORIGIN, [])
+        return TupleNode(key, annotation, ORIGIN, [])
     try:
-        return Leaf(key, annotation, ORIGIN, _convert(value, annotation))
+        return ValueNode(key, annotation, ORIGIN, _convert(value, annotation))
     except ValueError as error:
         if options:
             near = f"; the nearest is {nearest(value, options)}" if len(options) > 1 else ""
             raise UserError(f"{key}={value}: no such class{near}; choose from {describe(annotation)}") from error
-        if isinstance(old, Entries | Items):
-            first = next(iter(old.children()), "0" if isinstance(old, Items) else "NAME")
+        if isinstance(old, MappingNode | TupleNode):
+            first = next(iter(old.children()), "0" if isinstance(old, TupleNode) else "NAME")
             raise UserError(f"{key}={value}: set what is in it one by one, such as {key}.{first}=...") from error
         raise UserError(f"{key}={value}: expected {describe(annotation)}") from error
 
 
 def _convert(value: str, annotation: Any) -> Any:
     """A word as a value of the annotation, and as a text only if it is nothing else. Raises ValueError."""
-    for arm in sorted(arms(annotation), key=lambda arm: arm is str):
+    for arm in sorted(union_members(annotation), key=lambda arm: arm is str):
         with contextlib.suppress(ValueError):
-            return conform(_convert_arm(value, arm), arm)
+            return coerce(_convert_arm(value, arm), arm)
     raise ValueError(value)
 
 
@@ -185,20 +199,20 @@ def _convert_arm(value: str, arm: Any) -> Any:
     return arm(value) if arm in (int, float) else value
 
 
-def _unknown(root: Node, parent: Draft, key: str) -> UserError:
+def _unknown(root: ClassNode, parent: ConfigNode, key: str) -> UserError:
     """The error for a key that leads nowhere from `parent` on: the nearest one, and what there is below `parent`."""
     keys = [found.key for found in root.walk() if found.key]
     near = f"the nearest is {nearest(key, keys)}; " if keys else ""
     there = ", ".join(parent.children())
     place = parent.key or "the top level"
-    if isinstance(parent, Leaf) and choices(parent.annotation):
+    if isinstance(parent, ValueNode) and choices(parent.annotation):
         there = f"{place} is {parent.shown()}; set {place}={describe(parent.annotation)} first"
-    elif isinstance(parent, Leaf):
+    elif isinstance(parent, ValueNode):
         there = f"{place} is a single value ({describe(parent.annotation)})"
-    elif isinstance(parent, Entries):
+    elif isinstance(parent, MappingNode):
         kind = describe(entry_annotation(parent.annotation))
         there = f"{place} has {there or 'no entry'}, and NAME={kind} adds one"
-    elif isinstance(parent, Items):
+    elif isinstance(parent, TupleNode):
         there = f"{place} has {parent.shown()}, and {place}.{len(parent.items)}=... adds one"
     else:
         there = f"{place} has {there or 'no keys'}"

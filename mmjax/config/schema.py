@@ -21,10 +21,10 @@ MISSING = object()
 """A value that nobody has given."""
 
 
-def arms(annotation: Any) -> tuple[Any, ...]:
+def union_members(annotation: Any) -> tuple[Any, ...]:
     """The alternatives of an annotation: `int | None` -> (int, NoneType)."""
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        return tuple(arm for part in typing.get_args(annotation) for arm in arms(part))
+        return tuple(arm for part in typing.get_args(annotation) for arm in union_members(part))
     return (type(None) if annotation is None else annotation,)
 
 
@@ -36,7 +36,7 @@ def is_node(annotation: Any) -> bool:
 def choices(annotation: Any) -> dict[str, type]:
     """The classes a field can hold by short name: concrete chz classes of the annotated class's own package."""
     found: dict[str, type] = {}
-    pending = [arm for arm in arms(annotation) if is_node(arm)]
+    pending = [arm for arm in union_members(annotation) if is_node(arm)]
     package = pending[0].__module__.partition(".")[0] if pending else ""
     while pending:
         cls = pending.pop()
@@ -53,7 +53,7 @@ def class_path(cls: type) -> str:
 
 def entry_annotation(annotation: Any) -> Any:
     """The annotation of a mapping's entries, or MISSING where no mapping is admitted."""
-    for arm in arms(annotation):
+    for arm in union_members(annotation):
         if typing.get_origin(arm) in (collections.abc.Mapping, dict):
             return typing.get_args(arm)[1]
     return MISSING
@@ -74,7 +74,7 @@ def item_annotations(annotation: Any, length: int) -> tuple[Any, ...] | None:
 
     The items of a tuple of single values have none: it is written in one piece, 1,2,3.
     """
-    for arm in arms(annotation):
+    for arm in union_members(annotation):
         if typing.get_origin(arm) is tuple and not _is_flat(arm):
             if (items := _item_annotations(arm, length)) is not None:
                 return items
@@ -83,14 +83,14 @@ def item_annotations(annotation: Any, length: int) -> tuple[Any, ...] | None:
 
 def _is_flat(arm: Any) -> bool:
     """Whether a tuple's items are single values, so that it is written in one piece: 1,2,3."""
-    parts = [part for item in typing.get_args(arm) if item is not ... for part in arms(item)]
+    parts = [part for item in typing.get_args(arm) if item is not ... for part in union_members(item)]
     return all(part in (bool, int, float, str, type(None)) or typing.get_origin(part) is Literal for part in parts)
 
 
 def describe(annotation: Any) -> str:
     """What a field admits, in the words of a command line: "int | None", "relu | gelu", "Concat | CrossAttention"."""
     words: list[str] = []
-    for arm in arms(annotation):
+    for arm in union_members(annotation):
         if is_node(arm):
             words.extend(choices(arm))
         elif typing.get_origin(arm) is Literal:
@@ -114,9 +114,9 @@ def text(value: Any) -> str:
     return repr(value) if isinstance(value, float) else str(value)
 
 
-def conform(value: Any, annotation: Any) -> Any:
+def coerce(value: Any, annotation: Any) -> Any:
     """`value` as the annotation has it: 1 becomes 1.0 where a float is meant. Raises ValueError if it does not fit."""
-    for arm in arms(annotation):
+    for arm in union_members(annotation):
         if typing.get_origin(arm) is Literal:
             if any(type(value) is type(choice) and value == choice for choice in typing.get_args(arm)):
                 return value
@@ -125,9 +125,9 @@ def conform(value: Any, annotation: Any) -> Any:
                 return value
         elif isinstance(value, tuple) and (items := _item_annotations(arm, len(value))) is not None:
             with contextlib.suppress(ValueError):
-                return tuple(conform(item, kind) for item, kind in zip(value, items, strict=True))
+                return tuple(coerce(item, kind) for item, kind in zip(value, items, strict=True))
     # Floats last, so that 1 stays whole where whole numbers are admitted too.
-    if float in arms(annotation) and isinstance(value, int | float) and not isinstance(value, bool):
+    if float in union_members(annotation) and isinstance(value, int | float) and not isinstance(value, bool):
         with contextlib.suppress(OverflowError):
             if math.isfinite(value):
                 return float(value) + 0.0  # What is equal must look equal: -0.0 becomes 0.0.

@@ -1,8 +1,8 @@
 """Trees of chz classes that are not made yet, so that what is wrong with them can be said by its dotted key.
 
-An experiment, its JSON and the command line all become a `Draft` first, and only a whole and fitting one is made. chz's
-own Blueprint does not read such input here: it imports whatever "module:Class" names, evaluates lambdas, and its errors
-are several lines long and leave out the key.
+An experiment, its JSON and the command line all become a `ConfigNode` first, and only a whole and valid one is made.
+chz's own Blueprint does not read such input here: it imports whatever "module:Class" names, evaluates lambdas, and its
+errors are several lines long and leave out the key.
 """
 
 import abc
@@ -12,10 +12,9 @@ from typing import Any
 
 from mmjax.config.schema import (
     MISSING,
-    arms,
     choices,
     class_path,
-    conform,
+    coerce,
     describe,
     entry_annotation,
     field_default,
@@ -23,6 +22,7 @@ from mmjax.config.schema import (
     item_annotations,
     keyed_fields,
     text,
+    union_members,
 )
 from mmjax.errors import UserError
 
@@ -37,18 +37,18 @@ LARGEST_INT, LARGEST_FLOAT = 2**31 - 1, 3.4e38
 
 
 @dataclasses.dataclass
-class Draft(abc.ABC):
+class ConfigNode(abc.ABC):
     """One place in a tree that is not made yet: its dotted key, what it admits, and where its content is from."""
 
     key: str
     annotation: Any
     origin: str
 
-    def children(self, decisive: bool = False) -> dict[str, "Draft"]:
-        """What lies below, by the last part of its key; if `decisive`, without operational fields (see `Node`)."""
+    def children(self, decisive: bool = False) -> dict[str, "ConfigNode"]:
+        """What lies below, by the last part of its key; if `decisive`, without operational fields (see `ClassNode`)."""
         return {}
 
-    def walk(self, decisive: bool = False) -> Iterator["Draft"]:
+    def walk(self, decisive: bool = False) -> Iterator["ConfigNode"]:
         """This draft and all below it, top down."""
         yield self
         for child in self.children(decisive).values():
@@ -68,7 +68,7 @@ class Draft(abc.ABC):
 
 
 @dataclasses.dataclass
-class Leaf(Draft):
+class ValueNode(ConfigNode):
     """A single value, a flat tuple, or nothing yet."""
 
     value: Any
@@ -89,13 +89,13 @@ class Leaf(Draft):
 
 
 @dataclasses.dataclass
-class Node(Draft):
+class ClassNode(ConfigNode):
     """An object of a chz class. A field whose metadata says "operational" does not decide a run's result."""
 
     cls: type
-    fields: dict[str, Draft]
+    fields: dict[str, ConfigNode]
 
-    def children(self, decisive: bool = False) -> dict[str, Draft]:
+    def children(self, decisive: bool = False) -> dict[str, ConfigNode]:
         kinds = keyed_fields(self.cls)
         return {name: field for name, field in self.fields.items() if not (decisive and _operational(kinds[name]))}
 
@@ -133,12 +133,12 @@ class Node(Draft):
 
 
 @dataclasses.dataclass
-class Entries(Draft):
+class MappingNode(ConfigNode):
     """A mapping by name."""
 
-    entries: dict[str, Draft]
+    entries: dict[str, ConfigNode]
 
-    def children(self, decisive: bool = False) -> dict[str, Draft]:
+    def children(self, decisive: bool = False) -> dict[str, ConfigNode]:
         return self.entries
 
     def make(self) -> Any:
@@ -152,12 +152,12 @@ class Entries(Draft):
 
 
 @dataclasses.dataclass
-class Items(Draft):
+class TupleNode(ConfigNode):
     """A tuple of nodes or of tuples."""
 
-    items: list[Draft]
+    items: list[ConfigNode]
 
-    def children(self, decisive: bool = False) -> dict[str, Draft]:
+    def children(self, decisive: bool = False) -> dict[str, ConfigNode]:
         return {str(index): item for index, item in enumerate(self.items)}
 
     def make(self) -> Any:
@@ -175,25 +175,25 @@ def join(key: str, name: str) -> str:
     return f"{key}.{name}" if key else name
 
 
-def draft_class(cls: type, key: str, annotation: Any, origin: str) -> Node:
+def tree_of_class(cls: type, key: str, annotation: Any, origin: str) -> ClassNode:
     """A node of that class with the defaults of all its fields."""
-    fields: dict[str, Draft] = {}
+    fields: dict[str, ConfigNode] = {}
     for name, field in keyed_fields(cls).items():
         below, default = join(key, name), field_default(field)
         if default is MISSING:
             only = list(choices(field.x_type).values())
-            if len(arms(field.x_type)) == len(only) == 1:
-                fields[name] = draft_class(only[0], below, field.x_type, DEFAULT)
+            if len(union_members(field.x_type)) == len(only) == 1:
+                fields[name] = tree_of_class(only[0], below, field.x_type, DEFAULT)
             else:
-                fields[name] = Leaf(below, field.x_type, DEFAULT, MISSING)
+                fields[name] = ValueNode(below, field.x_type, DEFAULT, MISSING)
         else:
-            fields[name] = draft_value(default, below, field.x_type, DEFAULT, default)
-    return Node(key, annotation, origin, cls, fields)
+            fields[name] = tree_of_value(default, below, field.x_type, DEFAULT, default)
+    return ClassNode(key, annotation, origin, cls, fields)
 
 
-def draft_value(
+def tree_of_value(
     value: Any, key: str, annotation: Any, origin: str, default: Any = MISSING, final: bool = False
-) -> Draft:
+) -> ConfigNode:
     """The draft of an existing value. Raises UserError, naming the key, where it is not what the annotation admits.
 
     What equals `default` has the origin "default". Fields are taken as they were given, or with `final` as they read
@@ -204,59 +204,61 @@ def draft_value(
         if type(value) not in choices(annotation).values():
             raise UserError(f"{key or WHOLE} is of class {class_path(type(value))}, expected {describe(annotation)}")
         same = type(default) is type(value)
-        fields: dict[str, Draft] = {}
+        fields: dict[str, ConfigNode] = {}
         for name, field in keyed_fields(type(value)).items():
             read = field.logical_name if final else field.x_name
             usual = getattr(default, read) if same else field_default(field)
-            fields[name] = draft_value(getattr(value, read), join(key, name), field.x_type, origin, usual, final)
-        return Node(key, annotation, DEFAULT if same else origin, type(value), fields)
+            fields[name] = tree_of_value(getattr(value, read), join(key, name), field.x_type, origin, usual, final)
+        return ClassNode(key, annotation, DEFAULT if same else origin, type(value), fields)
     entry = entry_annotation(annotation)
     if isinstance(value, Mapping) and entry is not MISSING:
         usual = default if isinstance(default, Mapping) else {}
         entries = {
-            check_name(name, key): draft_value(item, join(key, name), entry, origin, usual.get(name, MISSING), final)
+            check_name(name, key): tree_of_value(item, join(key, name), entry, origin, usual.get(name, MISSING), final)
             for name, item in value.items()
         }
-        return Entries(key, annotation, source, entries)
+        return MappingNode(key, annotation, source, entries)
     if isinstance(value, tuple) and (kinds := item_annotations(annotation, len(value))) is not None:
         usual = (*(default if isinstance(default, tuple) else ()), *[MISSING] * len(value))
         parts = enumerate(zip(value, kinds, usual, strict=False))
-        items = [draft_value(item, f"{key}.{i}", kind, origin, d, final) for i, (item, kind, d) in parts]
-        return Items(key, annotation, source, items)
+        items = [tree_of_value(item, f"{key}.{i}", kind, origin, d, final) for i, (item, kind, d) in parts]
+        return TupleNode(key, annotation, source, items)
     return _leaf(value, key, annotation, source)
 
 
-def draft_data(data: Any, key: str, annotation: Any, origin: str) -> Draft:
-    """The draft of what `Draft.data` gave. Raises UserError, naming the key, for anything that cannot stand there."""
+def tree_of_json(data: Any, key: str, annotation: Any, origin: str) -> ConfigNode:
+    """The tree of what `ConfigNode.data` returned. Raises UserError, naming the key, for anything that is not valid."""
     entry = entry_annotation(annotation)
-    if isinstance(data, dict) and any(is_node(arm) for arm in arms(annotation)):
+    if isinstance(data, dict) and any(is_node(arm) for arm in union_members(annotation)):
         return _node_data(data, key, annotation, origin)
     if isinstance(data, dict) and entry is not MISSING:
-        entries = {check_name(k, key): draft_data(v, join(key, k), entry, origin) for k, v in data.items()}
-        return Entries(key, annotation, origin, entries)
+        entries = {check_name(k, key): tree_of_json(v, join(key, k), entry, origin) for k, v in data.items()}
+        return MappingNode(key, annotation, origin, entries)
     if isinstance(data, list) and (kinds := item_annotations(annotation, len(data))) is not None:
         below = enumerate(zip(data, kinds, strict=True))
-        return Items(key, annotation, origin, [draft_data(d, f"{key}.{i}", kind, origin) for i, (d, kind) in below])
+        return TupleNode(
+            key, annotation, origin, [tree_of_json(d, f"{key}.{i}", kind, origin) for i, (d, kind) in below]
+        )
     return _leaf(tuple(data) if isinstance(data, list) else data, key, annotation, origin)
 
 
-def _node_data(data: dict[str, Any], key: str, annotation: Any, origin: str) -> Node:
+def _node_data(data: dict[str, Any], key: str, annotation: Any, origin: str) -> ClassNode:
     cls = _known_class(data.get("class"), key, annotation)
     known = keyed_fields(cls)
     given = {name: value for name, value in data.items() if name != "class"}
     for name in given:
         if name not in known:
             raise UserError(f"{join(key, name)} is no key of {cls.__name__}, which has {', '.join(known) or 'none'}")
-    fields: dict[str, Draft] = {}
+    fields: dict[str, ConfigNode] = {}
     for name, field in known.items():
         default = field_default(field)
         if name in given:
-            fields[name] = draft_data(given[name], join(key, name), field.x_type, origin)
+            fields[name] = tree_of_json(given[name], join(key, name), field.x_type, origin)
         elif _operational(field) and default is not MISSING:  # a run older than the field, which changes nothing of it
-            fields[name] = draft_value(default, join(key, name), field.x_type, DEFAULT)
+            fields[name] = tree_of_value(default, join(key, name), field.x_type, DEFAULT)
         else:
             raise UserError(f"{join(key, name)} is missing: {cls.__name__} needs it ({describe(field.x_type)})")
-    return Node(key, annotation, origin, cls, fields)
+    return ClassNode(key, annotation, origin, cls, fields)
 
 
 def _operational(field: Any) -> bool:
@@ -264,9 +266,9 @@ def _operational(field: Any) -> bool:
     return bool((field.metadata or {}).get("operational"))
 
 
-def _leaf(value: Any, key: str, annotation: Any, origin: str) -> Leaf:
+def _leaf(value: Any, key: str, annotation: Any, origin: str) -> ValueNode:
     try:
-        return Leaf(key, annotation, origin, conform(value, annotation))
+        return ValueNode(key, annotation, origin, coerce(value, annotation))
     except ValueError as error:
         shown = _short(repr(list(value) if isinstance(value, tuple) else value))
         raise UserError(f"{key or WHOLE} is {shown}: {error}") from error

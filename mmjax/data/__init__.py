@@ -1,5 +1,7 @@
 """Bytes to batches: sources of raw examples, inputs that make arrays of their fields, loader, placement on a mesh."""
 
-from mmjax.data.inputs import Input, Labels, Picture, Quantities, Sentence, Speech, Wave
+from mmjax.data.inputs import ImageInput, Input, LabelInput, SpectrogramInput, TextInput, VectorInput, WaveformInput
 
-TABLE: dict[str, type[Input]] = {cls.__name__: cls for cls in (Picture, Sentence, Speech, Wave, Labels, Quantities)}
+TABLE: dict[str, type[Input]] = {
+    cls.__name__: cls for cls in (ImageInput, TextInput, SpectrogramInput, WaveformInput, LabelInput, VectorInput)
+}

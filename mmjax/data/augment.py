@@ -16,7 +16,7 @@ def _check(node: object, **limits: int) -> None:
 
 
 @chz.chz
-class PictureAugment:
+class ImageAugment:
     """Flip, crop, rotation and scale of a picture as one affine map, so that it is interpolated once.
 
     Places that come from outside the picture repeat its border.
@@ -62,7 +62,7 @@ class PictureAugment:
 
 
 @chz.chz
-class SpeechAugment:
+class SpectrogramAugment:
     """Gain, shift and noise of the samples; masks on the spectrogram (SpecAugment, Park et al. 2019, unwarped)."""
 
     gain: float = chz.field(default=0.0, doc="largest change of loudness either way, dB")

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
-from mmjax.data.loader import HostBatch, Loader, blank
+from mmjax.data.loader import HostBatch, Loader, empty_batch
 from mmjax.errors import UserError
 from mmjax.types import Batch, Feature
 
@@ -41,7 +41,7 @@ def _replicas(sharding: jax.sharding.Sharding) -> int:
     return sharding.num_devices // len(set(map(str, parts)))
 
 
-def place(host: HostBatch, sharding: jax.sharding.Sharding) -> Batch:
+def to_global_arrays(host: HostBatch, sharding: jax.sharding.Sharding) -> Batch:
     """The global batch, its first dimension split as `sharding` says; asynchronous, and no process talks to another."""
 
     def array(local: np.ndarray) -> jax.Array:
@@ -56,23 +56,23 @@ def place(host: HostBatch, sharding: jax.sharding.Sharding) -> Batch:
 
 
 def shapes(features: Mapping[str, Feature], size: int, sharding: jax.sharding.Sharding) -> Batch:
-    """What `place` makes of `size` examples with these features, as shapes, to compile for before there are any."""
+    """A batch of `size` examples with these features as shapes, to compile for before there are arrays."""
 
     def shape(array: np.ndarray) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((size, *array.shape[1:]), array.dtype, sharding=sharding)
 
-    return jax.tree.map(shape, blank(features, 1))
+    return jax.tree.map(shape, empty_batch(features, 1))
 
 
 @dataclasses.dataclass(frozen=True)
-class Placed:
+class DeviceBatch:
     """A batch on the devices, and what the host knows of it."""
 
     host: HostBatch
     batch: Batch
 
 
-class Feed:
+class DevicePrefetcher:
     """Batches `start` to `stop` of a loader on the devices, the next one placed while a step runs.
 
     A context manager and an iterator. `waited` is how many seconds its reader has waited for batches altogether,
@@ -80,13 +80,13 @@ class Feed:
     """
 
     def __init__(self, loader: Loader, sharding: jax.sharding.Sharding, start: int, stop: int):
-        self._batches = loader.iterate(start, stop, lambda host: Placed(host, place(host, sharding)))
+        self._batches = loader.iterate(start, stop, lambda host: DeviceBatch(host, to_global_arrays(host, sharding)))
         self.waited = self.last_wait = 0.0
 
-    def __iter__(self) -> Iterator[Placed]:
+    def __iter__(self) -> Iterator[DeviceBatch]:
         return self
 
-    def __next__(self) -> Placed:
+    def __next__(self) -> DeviceBatch:
         start = time.perf_counter()
         placed = next(self._batches)
         self.last_wait = time.perf_counter() - start
@@ -97,7 +97,7 @@ class Feed:
         """Ends the loader's threads and processes."""
         self._batches.close()
 
-    def __enter__(self) -> "Feed":
+    def __enter__(self) -> "DevicePrefetcher":
         return self
 
     def __exit__(self, *_) -> None:

@@ -11,20 +11,29 @@ import numpy as np
 from jaxtyping import Float
 
 from mmjax.data import clean, griffin_lim, spectrogram
-from mmjax.data.augment import PictureAugment, SpeechAugment
+from mmjax.data.augment import ImageAugment, SpectrogramAugment
 from mmjax.data.clean import BadInput
 from mmjax.data.sources.base import Recording
 from mmjax.data.tokenize import END, Bytes, Corpus, Tokenizer
 from mmjax.fields import OPERATIONAL
 from mmjax.layers.mel import mel_filters
-from mmjax.types import Feature, Image, Label, Quantity, Spectrum, Text, Waveform
+from mmjax.types import Feature, Image, Label, Spectrogram, Text, Vector, Waveform
 
 # What the samples of a waveform come to: 20 dB below full scale leaves room for the peaks of speech.
 LEVEL = 0.1
 # Of recordings: samples a second, as the highest rate in use; seconds, a day; and of spectra.
 HIGHEST_RATE, LONGEST, LARGEST_WINDOW, MOST_BANDS = 768_000, 86_400, 2**16, 1024
 
-__all__ = ["BadInput", "Input", "Labels", "Picture", "Quantities", "Sentence", "Speech", "Wave"]
+__all__ = [
+    "BadInput",
+    "ImageInput",
+    "Input",
+    "LabelInput",
+    "SpectrogramInput",
+    "TextInput",
+    "VectorInput",
+    "WaveformInput",
+]
 
 # Seconds of a recording that are read beyond those that are used. Augmentation and resampling look there; what an hour
 # of sound holds after that need not even be decoded.
@@ -57,24 +66,24 @@ class Input(abc.ABC):
         `rng` augments, None does not. An image has no mask.
         """
 
-    def bind(self, corpus: Corpus, stored: Path | None) -> "Input":
-        """This input with whatever it must learn from the training data; see `Data.bind`."""
+    def fit_tokenizers(self, corpus: Corpus, stored: Path | None) -> "Input":
+        """This input with whatever it must learn from the training data; see `Data.fit_tokenizers`."""
         return self
 
     @property
     def learned(self) -> Path | None:
-        """The file of what `bind` learned; None where there is nothing to learn."""
+        """The file of what `fit_tokenizers` learned; None where there is nothing to learn."""
         return None
 
 
 @chz.chz
-class Picture(Input):
+class ImageInput(Input):
     """A picture as Float[size width channels] in [0, 1], resized (not cropped)."""
 
     size: int = chz.field(doc="height, pixels")
     width: int | None = chz.field(default=None, doc="width, pixels; None: the height")
     channels: int = chz.field(default=3, doc="1 is grey, 3 is RGB")
-    augment: PictureAugment = chz.field(default=PictureAugment(), doc="random changes in training")
+    augment: ImageAugment = chz.field(default=ImageAugment(), doc="random changes in training")
     max_pixels: int = chz.field(
         default=clean.MAX_PIXELS, doc="a file of a larger picture is not decoded but bad input", metadata=OPERATIONAL
     )
@@ -115,7 +124,7 @@ class Picture(Input):
 
 
 @chz.chz
-class Sentence(Input):
+class TextInput(Input):
     """A text as Int[length] token ids; a longer one is cut and still ends with the end token."""
 
     length: int = chz.field(doc="most tokens, the end included")
@@ -142,8 +151,8 @@ class Sentence(Input):
         """The text of token ids."""
         return self.tokenizer.decode(np.asarray(ids).tolist())
 
-    def bind(self, corpus: Corpus, stored: Path | None) -> "Sentence":
-        return chz.replace(self, tokenizer=self.tokenizer.bind(corpus, stored))
+    def fit_tokenizers(self, corpus: Corpus, stored: Path | None) -> "TextInput":
+        return chz.replace(self, tokenizer=self.tokenizer.fit_tokenizers(corpus, stored))
 
     @property
     def learned(self) -> Path | None:
@@ -151,7 +160,7 @@ class Sentence(Input):
 
 
 @chz.chz
-class Speech(Input):
+class SpectrogramInput(Input):
     """A recording as log-mel frames Float[T M], T = ceil(seconds / hop), cut or padded at the end.
 
     The real frames of a recording have mean 0 and variance 1 taken over all of them and all bands, so loudness is gone
@@ -169,7 +178,7 @@ class Speech(Input):
     bands: int = chz.field(default=40, doc="mel bands")
     low: float = chz.field(default=50.0, doc="where the lowest band begins, Hz")
     high: float | None = chz.field(default=None, doc="where the highest band ends, Hz; half the rate if not given")
-    augment: SpeechAugment = chz.field(default=SpeechAugment(), doc="random changes in training")
+    augment: SpectrogramAugment = chz.field(default=SpectrogramAugment(), doc="random changes in training")
     max_samples: int = chz.field(
         default=clean.MAX_SAMPLES,
         doc="a file with more samples, in all channels, before it is cut is not decoded but bad input",
@@ -219,8 +228,8 @@ class Speech(Input):
         return mel_filters(self.rate, size, self.bands, float(self.low), self._high)
 
     @property
-    def feature(self) -> Spectrum:
-        return Spectrum(math.ceil(self._samples / self._hop), self.bands, self._hop / self.rate)
+    def feature(self) -> Spectrogram:
+        return Spectrogram(math.ceil(self._samples / self._hop), self.bands, self._hop / self.rate)
 
     @property
     def scale(self) -> dict[str, int | float]:
@@ -274,10 +283,10 @@ class Speech(Input):
 
 
 @chz.chz
-class Wave(Input):
+class WaveformInput(Input):
     """A recording as samples Float[T], T = seconds * rate, cut or padded at the end.
 
-    They are scaled to a root mean square of `LEVEL`, so loudness is gone as it is in `Speech`.
+    They are scaled to a root mean square of `LEVEL`, so loudness is gone as it is in `SpectrogramInput`.
     """
 
     rate: int = chz.field(default=8000, doc="samples a second; recordings of another rate are resampled")
@@ -321,7 +330,7 @@ def _read_samples(raw: Any, rate: int, seconds: float, max_samples: int) -> Floa
 
 
 @chz.chz
-class Labels(Input):
+class LabelInput(Input):
     """Answers from `names` as Int[slots]: one, or as many as the example has, the other slots masked.
 
     The raw field holds places in `names`, or the names themselves.
@@ -349,7 +358,7 @@ class Labels(Input):
 
 
 @chz.chz
-class Quantities(Input):
+class VectorInput(Input):
     """Vectors of `size` numbers as Float[slots size]: one, or as many as the example has, the other slots masked."""
 
     size: int = chz.field(doc="numbers in a vector")
@@ -363,8 +372,8 @@ class Quantities(Input):
             raise ValueError("slots must be 1 or more")
 
     @property
-    def feature(self) -> Quantity:
-        return Quantity(self.size, self.slots)
+    def feature(self) -> Vector:
+        return Vector(self.size, self.slots)
 
     def read(self, raw: Any, rng: np.random.Generator | None) -> tuple[np.ndarray, np.ndarray]:
         vectors = clean.clean_quantities(raw, self.size, self.slots)

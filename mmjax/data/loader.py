@@ -32,7 +32,7 @@ from mmjax.data.tokenize import Corpus, store
 from mmjax.errors import UserError
 from mmjax.fields import OPERATIONAL
 from mmjax.files import local_path
-from mmjax.types import Batch, Feature, Image, Label, Quantity, Spectrum, Text, Waveform
+from mmjax.types import Batch, Feature, Image, Label, Spectrogram, Text, Vector, Waveform
 
 
 @chz.chz
@@ -93,7 +93,7 @@ class Data:
         names = [str(records[index].get(field, records.id(index))) for index in range(len(records))]
         return np.unique(names, return_inverse=True)[1]
 
-    def bind(self, data_dir: str, run_dir: str | Path | None = None) -> "Data":
+    def fit_tokenizers(self, data_dir: str, run_dir: str | Path | None = None) -> "Data":
         """This data with its tokenizers ready: those that `save` left in a run directory, else trained.
 
         They are trained on the train split. What is learned is kept under `data_dir`, by the source's
@@ -104,12 +104,12 @@ class Data:
 
         def bound(name: str, input: Input) -> Input:
             stored = None if run_dir is None else _stored(run_dir, name)
-            return input.bind(Corpus(open_train, input.field or name, folder), stored)
+            return input.fit_tokenizers(Corpus(open_train, input.field or name, folder), stored)
 
         return chz.replace(self, inputs={name: bound(name, input) for name, input in self.inputs.items()})
 
     def save(self, run_dir: str | Path) -> None:
-        """Keeps what `bind` trained in a run directory, so that its evaluations use the same."""
+        """Keeps what `fit_tokenizers` trained in a run directory, so that its evaluations use the same."""
         for name, input in self.inputs.items():
             stored = _stored(run_dir, name)
             if input.learned is not None and input.learned != stored:
@@ -231,7 +231,7 @@ class Loader:
         start = time.perf_counter()
         indices = self._indices(step)
         ids = tuple("" if index is None else self.records.id(index) for index in indices)
-        batch, errors = blank(self.data.features, len(self.rows)), []
+        batch, errors = empty_batch(self.data.features, len(self.rows)), []
         for place, row in enumerate(self.rows):
             index = indices[row]
             if index is None:
@@ -259,7 +259,7 @@ class Loader:
             except BadInput as error:
                 yield name, str(error)
                 continue
-            put(batch, place, name, values, mask)
+            set_example(batch, place, name, values, mask)
 
     def _random(self, name: str, position: int) -> np.random.Generator | None:
         """Random numbers of one feature of the example at a position: whatever else is read does not change them."""
@@ -325,7 +325,7 @@ def _parse_flags() -> None:
         flags.FLAGS.mark_as_parsed()
 
 
-def blank(features: Mapping[str, Feature], rows: int) -> Batch:
+def empty_batch(features: Mapping[str, Feature], rows: int) -> Batch:
     """A batch in which everything is absent."""
     values, mask = {}, {}
     for name, feature in features.items():
@@ -336,7 +336,7 @@ def blank(features: Mapping[str, Feature], rows: int) -> Batch:
     return Batch(values, mask, {name: np.zeros(rows, bool) for name in features})
 
 
-def put(batch: Batch, place: int, name: str, values: np.ndarray, mask: np.ndarray | None) -> None:
+def set_example(batch: Batch, place: int, name: str, values: np.ndarray, mask: np.ndarray | None) -> None:
     """Gives the example at `place` of a batch of NumPy arrays a feature, as `Input.read` reads it."""
     batch.values[name][place] = values
     if mask is not None:
@@ -351,13 +351,13 @@ def _shape(feature: Feature) -> tuple[tuple[int, ...], type[np.generic]]:
             return (height, width, channels), np.float32
         case Text(length, _):
             return (length,), np.int32
-        case Spectrum(frames, bands, _):
+        case Spectrogram(frames, bands, _):
             return (frames, bands), np.float32
         case Waveform(samples, _):
             return (samples,), np.float32
         case Label(_, slots):
             return (slots,), np.int32
-        case Quantity(size, slots):
+        case Vector(size, slots):
             return (slots, size), np.float32
     raise TypeError(f"{feature} is no feature")
 
@@ -367,7 +367,7 @@ def chain(digest: str, ids: Sequence[str]) -> str:
     return hashlib.sha256("\n".join([digest, *ids]).encode()).hexdigest()
 
 
-class Tally:
+class BadValueMonitor:
     """Counts the values read and the unusable ones by feature, and ends a run in which they are too many."""
 
     # So many values are looked at before a share is taken: one bad value in a first batch of four says little.

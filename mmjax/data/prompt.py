@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 
 from mmjax.data.clean import BadInput, clean_text
-from mmjax.data.inputs import Input, Sentence
-from mmjax.data.loader import blank, put
+from mmjax.data.inputs import Input, TextInput
+from mmjax.data.loader import empty_batch, set_example
 from mmjax.errors import UserError
 from mmjax.files import local_path, read_regular
 from mmjax.types import Batch
@@ -16,24 +16,24 @@ LARGEST = 2**28
 def make_prompt(inputs: Mapping[str, Input], given: Mapping[str, str]) -> Batch:
     """A batch of one example that has the features in `given`, read as in an evaluation, and no others.
 
-    What is given for a `Sentence` is the text itself, for any other input the path of a file. Pictures of any size and
+    What is given for a `TextInput` is the text itself, for any other input the path of a file. Pictures of any size and
     mode and recordings of any rate and number of channels become what the input wants; recordings are cut as in
     training, texts are not.
 
     Raises:
         UserError: a file cannot be read, or what is given cannot be used.
     """
-    batch = blank({name: input.feature for name, input in inputs.items()}, 1)
+    batch = empty_batch({name: input.feature for name, input in inputs.items()}, 1)
     for name, said in given.items():
         input = inputs[name]
         try:
-            if isinstance(input, Sentence):
+            if isinstance(input, TextInput):
                 _check_text(input, clean_text(said))
-            values, mask = input.read(said if isinstance(input, Sentence) else _content(said), None)
+            values, mask = input.read(said if isinstance(input, TextInput) else _content(said), None)
         except BadInput as error:
-            where = name if isinstance(input, Sentence) else f"{name}:{said}"
+            where = name if isinstance(input, TextInput) else f"{name}:{said}"
             raise UserError(f"{where} cannot be used: {error}") from error
-        put(batch, 0, name, values, mask)
+        set_example(batch, 0, name, values, mask)
     return batch
 
 
@@ -46,7 +46,7 @@ def _content(path: str) -> bytes:
         raise BadInput(getattr(error, "strerror", None) or str(error)) from error
 
 
-def _check_text(input: Sentence, text: str) -> None:
+def _check_text(input: TextInput, text: str) -> None:
     """Raises BadInput for a text that the model would see less of than was given."""
     count = len(input.tokenizer.encode(text))
     if count > input.length:

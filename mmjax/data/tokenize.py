@@ -59,13 +59,13 @@ class Tokenizer(abc.ABC):
     def decode(self, ids: Sequence[int]) -> str:
         """The text up to the first end; padding is skipped, and so is a part of a character at the end."""
 
-    def bind(self, corpus: Corpus, stored: Path | None) -> "Tokenizer":
+    def fit_tokenizers(self, corpus: Corpus, stored: Path | None) -> "Tokenizer":
         """This tokenizer ready for use: as `stored` by a run, where such a file is, else learned from the corpus."""
         return self
 
     @property
     def learned(self) -> Path | None:
-        """The file of what `bind` learned; None where there is nothing to learn."""
+        """The file of what `fit_tokenizers` learned; None where there is nothing to learn."""
         return None
 
 
@@ -117,7 +117,7 @@ class Bpe(Tokenizer):
             raise ValueError("this Bpe is not trained: use what Data.bind returns")
         return _load(self.file, os.stat(self.file).st_mtime_ns, self.vocabulary)
 
-    def bind(self, corpus: Corpus, stored: Path | None) -> Tokenizer:
+    def fit_tokenizers(self, corpus: Corpus, stored: Path | None) -> Tokenizer:
         if stored is not None and stored.is_file():
             file = stored
         elif self.file is not None:

@@ -9,18 +9,18 @@ from jaxtyping import Array, Bool, Float
 from mmjax.encoders.base import Encoder, Intermediates, expect
 from mmjax.layers.attention import Block, check_heads
 from mmjax.layers.linear import Linear
-from mmjax.layers.norm import Norm
+from mmjax.layers.norm import RMSNorm
 from mmjax.layers.patches import cut_sequence, fill_up, windows
 from mmjax.layers.position import make_position
 from mmjax.layers.settings import Settings
 from mmjax.layers.stack import Stack
-from mmjax.types import Feature, Spectrum, Tokens
+from mmjax.types import Feature, Spectrogram, Tokens
 
 SPAN = 5  # frames that a convolution of the stem sees
 
 
 @chz.chz
-class Spectrogram(Encoder):
+class AudioTransformer(Encoder):
     """Transformer over log-mel frames that strided convolutions have mixed and thinned out.
 
     The convolutions are over time, with the bands as channels (after Radford et al. 2023).
@@ -35,19 +35,19 @@ class Spectrogram(Encoder):
         if self.convolutions < 1:
             raise ValueError("convolutions must be 1 or more")
 
-    def build(self, feature: Feature, settings: Settings, rngs: nnx.Rngs) -> "SpectrogramEncoder":
-        spectrum = expect(self, feature, Spectrum)
-        check_heads("Spectrogram", self.heads, settings.width)
-        return SpectrogramEncoder(self, spectrum, settings, rngs)
+    def build(self, feature: Feature, settings: Settings, rngs: nnx.Rngs) -> "AudioEncoder":
+        spectrum = expect(self, feature, Spectrogram)
+        check_heads("AudioTransformer", self.heads, settings.width)
+        return AudioEncoder(self, spectrum, settings, rngs)
 
 
-class SpectrogramEncoder(nnx.Module):
+class AudioEncoder(nnx.Module):
     """Strided convolutions with GELU -> learned position -> transformer -> norm.
 
     A token is real where any of the 2^convolutions frames it stands for is; masked frames count as zeros.
     """
 
-    def __init__(self, config: Spectrogram, feature: Spectrum, settings: Settings, rngs: nnx.Rngs):
+    def __init__(self, config: AudioTransformer, feature: Spectrogram, settings: Settings, rngs: nnx.Rngs):
         rules, width = settings.rules, settings.width
         self.stride = 2**config.convolutions
         self.count = -(-feature.frames // self.stride)
@@ -63,7 +63,7 @@ class SpectrogramEncoder(nnx.Module):
             unroll=settings.unroll,
             rngs=rngs,
         )
-        self.norm = Norm(width, rules=rules, rngs=rngs)
+        self.norm = RMSNorm(width, rules=rules, rngs=rngs)
         self.seconds, self.dtype, self.rules = feature.seconds, settings.dtype, rules
 
     def __call__(

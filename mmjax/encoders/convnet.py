@@ -11,7 +11,7 @@ from mmjax.layers.convnet import ConvTrunk, ConvTrunkModule
 from mmjax.layers.linear import Linear
 from mmjax.layers.patches import cut_sequence, fill_up, reshape
 from mmjax.layers.settings import Settings
-from mmjax.types import Feature, Image, Spectrum, Tokens
+from mmjax.types import Feature, Image, Spectrogram, Tokens
 
 
 @chz.chz
@@ -22,7 +22,7 @@ class ConvNet(ConvTrunk, Encoder):
     """
 
     def build(self, feature: Feature, settings: Settings, rngs: nnx.Rngs) -> "ConvNetEncoder":
-        return ConvNetEncoder(self, expect(self, feature, Image, Spectrum), settings, rngs)
+        return ConvNetEncoder(self, expect(self, feature, Image, Spectrogram), settings, rngs)
 
 
 class ConvNetEncoder(nnx.Module):
@@ -32,11 +32,11 @@ class ConvNetEncoder(nnx.Module):
     places are bands, which mean different things.
     """
 
-    def __init__(self, config: ConvNet, feature: Image | Spectrum, settings: Settings, rngs: nnx.Rngs):
+    def __init__(self, config: ConvNet, feature: Image | Spectrogram, settings: Settings, rngs: nnx.Rngs):
         self.trunk = ConvTrunkModule(config, feature.channels if isinstance(feature, Image) else 1, settings, rngs)
         self.stride = config.stride
         self.seconds, columns = 0.0, 1
-        if isinstance(feature, Spectrum):
+        if isinstance(feature, Spectrogram):
             self.seconds, columns = feature.seconds, -(-feature.bands // self.stride)
         shape, axes = (columns * config.widths[-1], settings.width), (None, "embed")
         self.project = Linear(shape, axes, rules=settings.rules, rngs=rngs)

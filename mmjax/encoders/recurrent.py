@@ -11,11 +11,11 @@ from jaxtyping import Array, Bool, Float
 from mmjax.encoders.base import Encoder, Intermediates, expect
 from mmjax.errors import UserError
 from mmjax.layers.linear import Embedding, Linear
-from mmjax.layers.norm import Norm, dropout
+from mmjax.layers.norm import RMSNorm, dropout
 from mmjax.layers.patches import cut_sequence, fill_up, reshape
 from mmjax.layers.settings import Settings
 from mmjax.sharding.rules import Rules
-from mmjax.types import Feature, Spectrum, Text, Tokens
+from mmjax.types import Feature, Spectrogram, Text, Tokens
 
 
 @chz.chz
@@ -34,7 +34,7 @@ class Recurrent(Encoder):
             raise ValueError(f"patch={self.patch} must be at least 1")
 
     def build(self, feature: Feature, settings: Settings, rngs: nnx.Rngs) -> "RecurrentEncoder":
-        read = expect(self, feature, Text, Spectrum)
+        read = expect(self, feature, Text, Spectrogram)
         if settings.width % 2:
             raise UserError(f"Recurrent needs an even model.width for its two directions, not {settings.width}")
         return RecurrentEncoder(self, read, settings, rngs)
@@ -120,10 +120,10 @@ class RecurrentEncoder(nnx.Module):
     Masked frames count as zeros, and so do those that the last patch lacks.
     """
 
-    def __init__(self, config: Recurrent, feature: Text | Spectrum, settings: Settings, rngs: nnx.Rngs):
+    def __init__(self, config: Recurrent, feature: Text | Spectrogram, settings: Settings, rngs: nnx.Rngs):
         rules, width = settings.rules, settings.width
         self.patch, self.dtype = config.patch, settings.dtype
-        self.seconds = feature.seconds if isinstance(feature, Spectrum) else 0.0
+        self.seconds = feature.seconds if isinstance(feature, Spectrogram) else 0.0
         self.embed: Embedding | Linear
         if isinstance(feature, Text):
             self.embed = Embedding(feature.vocabulary, width, rules=rules, rngs=rngs)
@@ -133,11 +133,11 @@ class RecurrentEncoder(nnx.Module):
             )
         self.forward: nnx.List[RecurrentLayer] = nnx.List()
         self.backward: nnx.List[RecurrentLayer] = nnx.List()
-        self.norms: nnx.List[Norm] = nnx.List()
+        self.norms: nnx.List[RMSNorm] = nnx.List()
         for _ in range(config.depth):
             for direction, reverse in ((self.forward, False), (self.backward, True)):
                 direction.append(RecurrentLayer(width, width // 2, config.cell, reverse, rules=rules, rngs=rngs))
-            self.norms.append(Norm(width, rules=rules, rngs=rngs))
+            self.norms.append(RMSNorm(width, rules=rules, rngs=rngs))
         self.project = Linear((width, width), (None, "embed"), rules=rules, rngs=rngs)
         self.rate, self.rules = settings.dropout, rules
 

@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float, Int
 from mmjax.encoders.base import Encoder, Intermediates, expect
 from mmjax.layers.attention import Block, check_heads
 from mmjax.layers.linear import Embedding
-from mmjax.layers.norm import Norm
+from mmjax.layers.norm import RMSNorm
 from mmjax.layers.position import make_position
 from mmjax.layers.settings import Settings
 from mmjax.layers.stack import Stack
@@ -42,7 +42,7 @@ class TextEncoder(nnx.Module):
             unroll=settings.unroll,
             rngs=rngs,
         )
-        self.norm = Norm(width, rules=rules, rngs=rngs)
+        self.norm = RMSNorm(width, rules=rules, rngs=rngs)
         self.dtype = settings.dtype
 
     def __call__(

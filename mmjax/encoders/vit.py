@@ -11,7 +11,7 @@ from mmjax.encoders.base import Encoder, Intermediates, expect
 from mmjax.errors import UserError
 from mmjax.layers.attention import Block, check_heads
 from mmjax.layers.linear import Linear
-from mmjax.layers.norm import Norm
+from mmjax.layers.norm import RMSNorm
 from mmjax.layers.patches import cut_picture
 from mmjax.layers.position import make_position
 from mmjax.layers.settings import Settings
@@ -54,7 +54,7 @@ class ViTEncoder(nnx.Module):
             unroll=settings.unroll,
             rngs=rngs,
         )
-        self.norm = Norm(width, rules=rules, rngs=rngs)
+        self.norm = RMSNorm(width, rules=rules, rngs=rngs)
         self.patch, self.dtype, self.rules = config.patch, settings.dtype, rules
 
     def __call__(

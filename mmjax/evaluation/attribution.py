@@ -20,7 +20,7 @@ from mmjax.generators.text import TextWriter
 from mmjax.heads.classify import ClassifyHead
 from mmjax.metrics.contributions import shapley
 from mmjax.model import Multimodal
-from mmjax.types import PADDING, Batch, Feature, Image, Spectrum, Text, Waveform
+from mmjax.types import PADDING, Batch, Feature, Image, Spectrogram, Text, Waveform
 
 # The score Float[B] of every example of a batch.
 Score = Callable[[Batch], Float[Array, "B"]]
@@ -36,7 +36,7 @@ EXPLAINED = ClassifyHead | TextWriter
 
 def answer(model: Multimodal, output: str, batch: Batch) -> Int[Array, "B P"]:
     """What an output says at each of P places: the class of every slot of a label, the tokens of a text."""
-    said = model.only({output}).predict(batch)[output]
+    said = model.with_outputs({output}).predict(batch)[output]
     if isinstance(model.outputs[output], TextWriter):
         return said["ids"]
     return said["probabilities"].argmax(-1).astype(jnp.int32)
@@ -49,7 +49,7 @@ def log_probability(
     head = model.outputs[output]
     assert isinstance(head, EXPLAINED)
     streams, _ = model.encode(batch, None)
-    fused, _ = model.fuse(streams, model.blind[output], None)
+    fused, _ = model.fuse(streams, model.hidden_modalities[output], None)
     logits = head(said, fused, None) if isinstance(head, TextWriter) else head.logits(fused.pooled)
     likely = jax.nn.log_softmax(logits.astype(jnp.float32))
     hot = jax.sharding.reshard(jax.nn.one_hot(said, likely.shape[-1]), jax.typeof(likely).sharding.spec)
@@ -84,7 +84,7 @@ def _baseline(x: Array, real: Array, feature: Feature) -> Array:
         case Image():
             colours = jnp.sort(jax.lax.collapse(x, 1, 3), 1)
             return colours[:, colours.shape[1] // 2, None, None]
-        case Spectrum():
+        case Spectrogram():
             return jnp.where(real, x, jnp.inf).min(1, keepdims=True)
         case Text():
             return jax.nn.one_hot(PADDING, feature.vocabulary)
@@ -172,7 +172,7 @@ def windows(feature: Feature) -> Windows:
     match feature:
         case Image(height, width, _):
             shape, parts = (height, width), (8, 8)
-        case Spectrum(frames, bands, _):
+        case Spectrogram(frames, bands, _):
             shape, parts = (frames, bands), (16, 4)
         case Waveform(samples, _):
             shape, parts = (samples,), (64,)

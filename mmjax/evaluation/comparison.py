@@ -6,15 +6,15 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Bool
 
-from mmjax.data.inputs import Sentence
+from mmjax.data.inputs import TextInput
 from mmjax.data.loader import Data, Loader
-from mmjax.evaluation.eval_result import Outcome
-from mmjax.evaluation.suite_result import Findings
+from mmjax.evaluation.eval_result import EvalResult
+from mmjax.evaluation.suite_result import SuiteResult
 from mmjax.evaluation.suites.standard import KEY_FIGURES
 from mmjax.metrics.statistics import LESS_IS_BETTER, Difference, Statistic, compare, holm
 from mmjax.reports.page import Card, Section, Table
 from mmjax.reports.plots import picture_uri, spectrum_uri
-from mmjax.types import Image, Label, Spectrum
+from mmjax.types import Image, Label, Spectrogram
 
 SHOWN = 6
 # Below this an adjusted p-value tells figures apart.
@@ -26,8 +26,8 @@ class Contender:
     """A model's outcome and its figures; `name` is what a page calls it."""
 
     name: str
-    outcome: Outcome
-    findings: Findings
+    outcome: EvalResult
+    findings: SuiteResult
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +86,7 @@ def disagreements(first: Contender, second: Contender, data: Data, data_dir: str
     return sections
 
 
-def _right(outcome: Outcome, name: str) -> Bool[np.ndarray, "E"]:
+def _right(outcome: EvalResult, name: str) -> Bool[np.ndarray, "E"]:
     """Whether all that was asked about an example is answered rightly."""
     truth, real = outcome.truth[name]
     return ((outcome.predictions[name]["probabilities"].argmax(-1) == truth) | ~real).all(1)
@@ -120,9 +120,9 @@ def _card(data: Data, data_dir: str, split: str, index: np.integer, title: str, 
         match input.feature:
             case Image():
                 pictures.append((picture_uri(values), name))
-            case Spectrum():
+            case Spectrogram():
                 pictures.append((spectrum_uri(values[host.batch.mask[name][0]]), name))
-        if isinstance(input, Sentence):
+        if isinstance(input, TextInput):
             words.append((name, [(input.decode(values), 0.0)]))
     return Card(f"{host.ids[0]}: {title}", pictures, words, lines)
 

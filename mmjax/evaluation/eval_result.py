@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Int
 
-from mmjax.data.inputs import Input, Sentence
+from mmjax.data.inputs import Input, TextInput
 from mmjax.generators.text import TextWriter
 from mmjax.heads.classify import ClassifyHead
 from mmjax.heads.contrast import ContrastHead
@@ -45,7 +45,7 @@ class Evaluated:
 
 
 @dataclasses.dataclass(frozen=True)
-class Outcome:
+class EvalResult:
     """What a model did on E examples, named by `ids`, in their order.
 
     `metrics` keep what each example adds, where examples can be told apart. `predictions`, `truth` and `present` are as
@@ -94,7 +94,7 @@ class Outcome:
         return result
 
 
-class Judge:
+class ResultCollector:
     """Puts together what one model did, batch by batch."""
 
     def __init__(self, model: Multimodal, inputs: Mapping[str, Input]):
@@ -123,7 +123,7 @@ class Judge:
         )
         for name, writer in self._writers.items():
             input = self._inputs[writer.target]
-            assert isinstance(input, Sentence)
+            assert isinstance(input, TextInput)
             both = answers.predictions[name]["ids"][rows], truth.pop(name)[0]
             for texts, written in zip(self._texts[name], both, strict=True):
                 texts.extend(input.decode(written[row]) for row in np.flatnonzero(present[writer.target]))
@@ -134,7 +134,7 @@ class Judge:
         }
         self._parts.append((metrics, jax.tree.map(lambda array: array[rows], judged), truth, present, tokens))
 
-    def result(self) -> Outcome:
+    def result(self) -> EvalResult:
         """All of it."""
         parts, *rest = zip(*self._parts, strict=True)
         predictions, truth, present, tokens = (
@@ -144,7 +144,7 @@ class Judge:
         pairs = {name: part.names for name, part in self._outputs.items() if isinstance(part, ContrastHead)}
         metrics = {name: _whole([part[name] for part in parts]) for name in parts[0]}
         about = (self._texts, self._targets, pairs, self._weights)
-        return Outcome(tuple(self._ids), metrics, predictions, truth, present, *about, same)
+        return EvalResult(tuple(self._ids), metrics, predictions, truth, present, *about, same)
 
 
 def _number(texts: Int[np.ndarray, "E N"], present: Bool[np.ndarray, "E"]) -> Int[np.ndarray, "E"]:

@@ -10,14 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
-from mmjax.data.device_batches import Feed, rows_of
+from mmjax.data.device_batches import DevicePrefetcher, rows_of
 from mmjax.data.loader import Data, HostBatch, Loader
-from mmjax.evaluation.eval_result import JUDGED, Evaluated, Judge, Outcome, targets_of
+from mmjax.evaluation.eval_result import JUDGED, EvalResult, Evaluated, ResultCollector, targets_of
 from mmjax.heads.contrast import ContrastHead
 from mmjax.model import Multimodal
 from mmjax.sharding.rules import Rules
 from mmjax.types import Batch
-from mmjax.vmap_runs import over_runs, unstack
+from mmjax.vmap_runs import unstack, vmap_runs
 
 # By output: arrays by name, on the devices or, for who judges them, on the host.
 Predictions = dict[str, dict[str, Any]]
@@ -68,7 +68,7 @@ class Evaluator:
         self._count, self._examples = count, examples
         self._steps = {
             everything: jax.jit(
-                over_runs(functools.partial(evaluate_step, rules=rules, everything=everything), count, (0, None, None))
+                vmap_runs(functools.partial(evaluate_step, rules=rules, everything=everything), count, (0, None, None))
             )
             for everything in (False, True)
         }
@@ -83,14 +83,14 @@ class Evaluator:
         seed: int | None = None,
         loader: Loader | None = None,
         change: Callable[[Batch, Any], Batch] | None = None,
-    ) -> list[Outcome]:
+    ) -> list[EvalResult]:
         """What every model did on a whole split, or on what another loader of it gives.
 
         `change(batch, number)` is what is asked about in place of a batch on the devices, the one of that number.
         `on_batch` is told of every batch: what could not be read of it, for one. With a `seed` outputs answer with
         chance, as texts are written at a temperature; without, each gives what is most probable.
         """
-        judges = [Judge(model, self.data.inputs) for _ in range(self._count)]
+        judges = [ResultCollector(model, self.data.inputs) for _ in range(self._count)]
         loader = loader or self.loader(split)
         for host, results in self._predict(model, loader, loader.steps, False, seed, change):
             if on_batch is not None:
@@ -124,7 +124,7 @@ class Evaluator:
     ) -> Iterator[tuple[HostBatch, list[Evaluated]]]:
         """Batch by batch: what the host knows, and every model's answers, on the host."""
         step = self._steps[everything]
-        with Feed(loader, self.sharding, 0, steps) as feed:
+        with DevicePrefetcher(loader, self.sharding, 0, steps) as feed:
             for number, placed in enumerate(feed):
                 key = None if seed is None else jax.random.fold_in(jax.random.key(seed), number)
                 batch = placed.batch if change is None else change(placed.batch, np.int32(number))

@@ -26,10 +26,14 @@ def intermediates(model: Multimodal, batch: Batch, *, rules: Rules) -> dict[str,
     encoders/NAME/stageS/K  the mean over the grid after block K of stage S of a convolutional encoder, padding included
 
     Means are over real tokens, and zero where there is none. The fusion does not see what no output sees (see
-    `Multimodal.blindfold`). Under `jit` only what is read is computed.
+    `Multimodal.without_modalities`). Under `jit` only what is read is computed.
     """
     streams, between = model.encode(batch, None)
-    hidden = tuple(name for name in model.encoders if all(name in blind for blind in model.blind.values()))
+    hidden = tuple(
+        name
+        for name in model.encoders
+        if all(name in hidden_modalities for hidden_modalities in model.hidden_modalities.values())
+    )
     fused, happened = model.fuse(streams, hidden, None)
     found = {"pooled": fused.pooled, "fused": masked_mean(fused.tokens.values, fused.tokens.mask)}
     found |= _vectors("fusion", happened, fused.tokens.mask)

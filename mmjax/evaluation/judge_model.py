@@ -14,8 +14,8 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from mmjax.checkpoint.restore import restore_model
 from mmjax.config import experiment_file
-from mmjax.data.inputs import Input, Sentence
-from mmjax.data.loader import blank
+from mmjax.data.inputs import Input, TextInput
+from mmjax.data.loader import empty_batch
 from mmjax.errors import UserError
 from mmjax.generators import TextDecoder
 from mmjax.heads import Classify
@@ -42,7 +42,7 @@ class Reading(NamedTuple):
         return {name: said.argmax(-1) for name, said in self.probabilities.items()}
 
 
-class Reader:
+class JudgeModel:
     """The model of a finished run, shown a single modality.
 
     It need not have been trained on that modality alone, but it should have learned to do without the others
@@ -57,7 +57,7 @@ class Reader:
     def __init__(self, run_dir: str | Path, modality: str, *, rules: Rules):
         """Raises UserError where there is no finished run, or its model does not read `modality` or says nothing."""
         experiment = experiment_file.read(run_dir)
-        data = experiment.data.bind(experiment.data_dir, run_dir)
+        data = experiment.data.fit_tokenizers(experiment.data_dir, run_dir)
         encoders = {name: data.features[name] for name, part in experiment.model.encoders.items() if part is not None}
         outputs = experiment.model.outputs.items()
         targets = {name: output.target for name, output in outputs if isinstance(output, Classify | TextDecoder)}
@@ -102,7 +102,7 @@ class Reader:
 
     def _decode(self, output: str, ids: Int[np.ndarray, "E N"]) -> list[str]:
         input = self.asked[output]
-        assert isinstance(input, Sentence)
+        assert isinstance(input, TextInput)
         return [input.decode(row) for row in ids]
 
     def _part(
@@ -110,7 +110,7 @@ class Reader:
     ) -> tuple[Float[np.ndarray, "E D"], dict[str, dict[str, np.ndarray]]]:
         """Reads what one batch holds, or less: the rest of it is absent, as are all other modalities."""
         name, count = self._modality, len(values)
-        batch = blank(self._features, self._size)
+        batch = empty_batch(self._features, self._size)
         batch.values[name][:count] = values
         batch.present[name][:count] = True
         if name in batch.mask:

@@ -5,8 +5,8 @@ import math
 import numpy as np
 from jaxtyping import Float, Int
 
-from mmjax.data.inputs import Sentence
-from mmjax.types import Feature, Image, Spectrum
+from mmjax.data.inputs import TextInput
+from mmjax.types import Feature, Image, Spectrogram
 
 # As the page colours words: what speaks for an answer, and what against it.
 FOR, AGAINST = np.array([194, 80, 12]) / 255, np.array([36, 87, 197]) / 255
@@ -36,13 +36,13 @@ def spread_tokens(tokens: Float[np.ndarray, "N"], feature: Feature) -> Float[np.
             )
             grid = tokens.reshape(-1, columns)
             return grid[np.arange(height) * len(grid) // height][:, np.arange(width) * columns // width]
-        case Spectrum(frames, bands, _):
+        case Spectrogram(frames, bands, _):
             stride = math.ceil(frames / count)
             return np.repeat(np.repeat(tokens, stride)[:frames, None], bands, 1)
     return tokens
 
 
-def words_of(input: Sentence, ids: Int[np.ndarray, "N"]) -> tuple[list[str], Int[np.ndarray, "N"]]:
+def words_of(input: TextInput, ids: Int[np.ndarray, "N"]) -> tuple[list[str], Int[np.ndarray, "N"]]:
     """The words of a text, and for each of its tokens the place of the one that it ends in; what follows is the last's.
 
     A token that ends before the first word is the first's.
@@ -52,7 +52,7 @@ def words_of(input: Sentence, ids: Int[np.ndarray, "N"]) -> tuple[list[str], Int
 
 
 def draw_words(
-    input: Sentence, ids: Int[np.ndarray, "N"], map: Float[np.ndarray, "N"], shared: bool
+    input: TextInput, ids: Int[np.ndarray, "N"], map: Float[np.ndarray, "N"], shared: bool
 ) -> list[tuple[str, float]]:
     """The words of a text, each with its weight, scaled so that the largest is 1 or -1.
 

@@ -10,13 +10,13 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Float, Int
 
-from mmjax.data.device_batches import Feed, rows_of
+from mmjax.data.device_batches import DevicePrefetcher, rows_of
 from mmjax.data.loader import Data, Loader
 from mmjax.evaluation.noise import corrupt
 from mmjax.model import Multimodal
 from mmjax.sharding.rules import Rules
 from mmjax.types import Batch, Feature
-from mmjax.vmap_runs import over_runs
+from mmjax.vmap_runs import vmap_runs
 
 
 class Answers(NamedTuple):
@@ -35,7 +35,7 @@ class Answers(NamedTuple):
         return (self.probabilities.argmax(-1) == self.truth).astype(np.float64)
 
 
-class Prober:
+class LinearProbe:
     """Asks one `Classify` output of `count` stacked models about evenly spread examples of a split, again and again.
 
     `data` is bound and `sharding` is how a batch lies on the mesh, which is the current one whenever this is called.
@@ -60,7 +60,7 @@ class Prober:
         rows = rows_of(sharding, batch_size)
         data = chz.replace(data, workers=0)
         loader = Loader(data, data_dir, split, batch_size, rows=rows, examples=examples)
-        with Feed(loader, sharding, 0, loader.steps) as feed:
+        with DevicePrefetcher(loader, sharding, 0, loader.steps) as feed:
             self._batches = [placed.batch for placed in feed]
         self._step = jax.jit(
             functools.partial(_probe, features=data.features, output=output, target=target, rules=rules, count=count)
@@ -105,4 +105,4 @@ def _probe(
         return rules.gather(said)
 
     real = batch.mask[target] & batch.present[target][:, None]
-    return over_runs(answer, count)(models), *rules.gather((batch.values[target], real))
+    return vmap_runs(answer, count)(models), *rules.gather((batch.values[target], real))

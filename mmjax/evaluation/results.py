@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mmjax.errors import UserError
-from mmjax.evaluation.suite_result import Figure, Findings
+from mmjax.evaluation.suite_result import Metric, SuiteResult
 from mmjax.files import explained, local_path, step_of, write_atomic
 from mmjax.metrics.statistics import Statistic, intervals
 from mmjax.reports.page import Card, Section, Table, render
@@ -23,14 +23,14 @@ MOST_PANELS = 24
 DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 
 
-def figures_of(findings: Findings) -> dict[str, Figure]:
+def figures_of(findings: SuiteResult) -> dict[str, Metric]:
     """All figures by name, each that is a formula of examples with its interval; those of no example are left out."""
     alike: dict[int, dict[str, Statistic]] = {}
     for name, statistic in findings.statistics.items():
         if statistic.examples:
             alike.setdefault(len(statistic.units), {})[name] = statistic
     return dict(findings.figures) | {
-        name: Figure(interval.value, interval.low, interval.high, group[name].examples)
+        name: Metric(interval.value, interval.low, interval.high, group[name].examples)
         for group in alike.values()
         for name, interval in intervals(group).items()
     }
@@ -75,7 +75,7 @@ class Results:
         self,
         step: int,
         label: str,
-        found: Mapping[str, Findings],
+        found: Mapping[str, SuiteResult],
         *,
         name: str,
         fingerprint: str,
@@ -183,7 +183,7 @@ class Results:
         write_atomic(self.folder / PAGE, page)
 
 
-def _plain(figure: Figure) -> dict[str, Any]:
+def _plain(figure: Metric) -> dict[str, Any]:
     """A figure as JSON, which knows no NaN."""
     fields = dataclasses.asdict(figure)
     return {

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from mmjax.fusion.base import Masks, StreamFusion, Streams, join, mark
+from mmjax.fusion.base import Masks, StreamFusion, Streams, add_modality_embedding, concat_streams
 from mmjax.fusion.cross_attention import Exchange
 from mmjax.fusion.multiway import MultiwayBlock
 from mmjax.fusion.single_stream import JointBlock
@@ -30,14 +30,14 @@ def rollout(
         return None
     streams, _ = model.encode(batch, None)
     masks = {
-        name: jnp.zeros_like(streams[name].mask) if name in model.blind[output] else streams[name].mask
+        name: jnp.zeros_like(streams[name].mask) if name in model.hidden_modalities[output] else streams[name].mask
         for name in fusion.modalities
     }
 
     def step(block: Exchange | JointBlock | MultiwayBlock, values: Streams, _) -> tuple[Streams, Array]:
         return block(values, masks, None), _mixture(block, values, masks)
 
-    values, mixtures = fusion.stack.thread(step, mark(streams, fusion.kind, fusion.modalities))
+    values, mixtures = fusion.stack.thread(step, add_modality_embedding(streams, fusion.kind, fusion.modalities))
     tokens, _ = fusion.finish(values, masks)
     head = model.outputs[output]
     if isinstance(head, TextWriter):
@@ -55,7 +55,7 @@ def rollout(
 
 def _mixture(block: Exchange | JointBlock | MultiwayBlock, values: Streams, masks: Masks) -> Float[Array, "B T T"]:
     """The share of every token, of all modalities one after the other, in what a block makes of each of them."""
-    x, mask = join(values, block.modalities), join(masks, block.modalities)
+    x, mask = concat_streams(values, block.modalities), concat_streams(masks, block.modalities)
     if isinstance(block, JointBlock):
         return _residual(_own(block.block, x, mask))
     if isinstance(block, MultiwayBlock):
@@ -69,11 +69,11 @@ def _mixture(block: Exchange | JointBlock | MultiwayBlock, values: Streams, mask
             across = jnp.pad(across, ((0, 0), (0, 0), (0, start + behind)))
         else:
             reader, rest = block.readers[name], tuple(other for other in block.modalities if other != name)
-            context, seen = join(values, rest), join(masks, rest)
+            context, seen = concat_streams(values, rest), concat_streams(masks, rest)
             across = reader.cross.weights(reader.norm(x), reader.context_norm(context), seen)
             if reader.gate is not None:
                 across = across * abs(jnp.tanh(reader.gate[...]))
-            own = _own(reader.block, x + reader.hear(x, context, seen), masks[name])
+            own = _own(reader.block, x + reader.cross_attend(x, context, seen), masks[name])
         crossed.append(jnp.concatenate([across[..., :start], jnp.zeros_like(own), across[..., start:]], -1))
         owned.append(jnp.pad(own, ((0, 0), (0, 0), (start, behind))))
         start += x.shape[1]

@@ -11,7 +11,7 @@ from mmjax.reports.page import Section
 
 
 @dataclasses.dataclass(frozen=True)
-class Figure:
+class Metric:
     """A figure with its 95% interval (None where it has none) and the number of examples that it is about."""
 
     value: float
@@ -21,15 +21,15 @@ class Figure:
 
 
 @dataclasses.dataclass(frozen=True)
-class Findings:
+class SuiteResult:
     """By "output/figure": what is a formula of examples, what has an interval of its own, what is of the whole split
     with the number of its examples; and parts of the page."""
 
     statistics: Mapping[str, Statistic] = dataclasses.field(default_factory=dict)
-    figures: Mapping[str, Figure] = dataclasses.field(default_factory=dict)
+    figures: Mapping[str, Metric] = dataclasses.field(default_factory=dict)
     sections: Sequence[Section] = ()
 
-    def clustered(self, clusters: Int[np.ndarray, "N"] | None) -> "Findings":
+    def clustered(self, clusters: Int[np.ndarray, "N"] | None) -> "SuiteResult":
         """The same with intervals over clusters of a split's N examples, all or evenly spread ones of which count."""
         if clusters is None:
             return self

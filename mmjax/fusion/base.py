@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float
 from mmjax.errors import UserError
 from mmjax.layers.attention import AttentionPool, masked_mean
 from mmjax.layers.linear import make_parameter
-from mmjax.layers.norm import Norm
+from mmjax.layers.norm import RMSNorm
 from mmjax.layers.position import time_embedding
 from mmjax.layers.settings import Settings
 from mmjax.layers.stack import Stack
@@ -91,9 +91,9 @@ class StreamFusion(nnx.Module):
         rngs: nnx.Rngs,
     ):
         rules, width = settings.rules, settings.width
-        self.kind = make_kind(modalities, settings, rngs)
+        self.kind = modality_embedding(modalities, settings, rngs)
         self.stack = Stack(make, depth, remat=settings.remat, unroll=settings.unroll, rngs=rngs)
-        self.norm = Norm(width, rules=rules, rngs=rngs)
+        self.norm = RMSNorm(width, rules=rules, rngs=rngs)
         self.pool = AttentionPool(width, heads, rules=rules, rngs=rngs)
         self.modalities = modalities
 
@@ -101,22 +101,22 @@ class StreamFusion(nnx.Module):
         self, streams: dict[str, Tokens], key: jax.Array | None
     ) -> tuple[Tokens, Float[Array, "B D"], Intermediates]:
         masks = {name: streams[name].mask for name in self.modalities}
-        values, layers = self.stack(mark(streams, self.kind, self.modalities), masks, key=key)
+        values, layers = self.stack(add_modality_embedding(streams, self.kind, self.modalities), masks, key=key)
         return *self.finish(values, masks), {"layers": layers}
 
     def finish(self, values: Streams, masks: Masks) -> tuple[Tokens, Float[Array, "B D"]]:
         """Fused tokens and their summary, of the streams that the last block leaves."""
-        x, mask = self.norm(join(values, self.modalities)), join(masks, self.modalities)
+        x, mask = self.norm(concat_streams(values, self.modalities)), concat_streams(masks, self.modalities)
         return Tokens(x, mask), self.pool(x, mask)
 
 
-def make_kind(modalities: tuple[str, ...], settings: Settings, rngs: nnx.Rngs) -> nnx.Param:
+def modality_embedding(modalities: tuple[str, ...], settings: Settings, rngs: nnx.Rngs) -> nnx.Param:
     """An embedding [M D] of what modality a token is of."""
     init, shape = jax.nn.initializers.normal(0.02), (len(modalities), settings.width)
     return make_parameter(init, shape, (None, None), rules=settings.rules, rngs=rngs)
 
 
-def mark(streams: dict[str, Tokens], kind: nnx.Param, modalities: tuple[str, ...]) -> Streams:
+def add_modality_embedding(streams: dict[str, Tokens], kind: nnx.Param, modalities: tuple[str, ...]) -> Streams:
     """Token values that say which modality they are of and, where that is known, when they are."""
     marked = {}
     for index, name in enumerate(modalities):
@@ -126,13 +126,13 @@ def mark(streams: dict[str, Tokens], kind: nnx.Param, modalities: tuple[str, ...
     return marked
 
 
-def join(streams: dict[str, Array], modalities: tuple[str, ...]) -> Array:
+def concat_streams(streams: dict[str, Array], modalities: tuple[str, ...]) -> Array:
     """The tokens, or the masks, of these modalities one after the other."""
     return jnp.concatenate([streams[name] for name in modalities], 1)
 
 
-def part(x: Float[Array, "B N D"], like: Streams, modalities: tuple[str, ...]) -> Streams:
-    """What `join` made of streams `like` these as streams again."""
+def split_streams(x: Float[Array, "B N D"], like: Streams, modalities: tuple[str, ...]) -> Streams:
+    """What `concat_streams` made of streams `like` these as streams again."""
     result, start = {}, 0
     for name in modalities:
         end = start + like[name].shape[1]

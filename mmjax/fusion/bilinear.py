@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float
 
 from mmjax.fusion.base import Fusion, Intermediates, PooledFusion
 from mmjax.layers.linear import Linear
-from mmjax.layers.norm import Norm
+from mmjax.layers.norm import RMSNorm
 from mmjax.layers.settings import Settings
 
 
@@ -39,7 +39,7 @@ class BilinearFusion(PooledFusion):
 
     def __init__(self, config: Bilinear, modalities: tuple[str, ...], settings: Settings, rngs: nnx.Rngs):
         rules, width = settings.rules, settings.width
-        self.norm = Norm(config.size, rules=rules, rngs=rngs)
+        self.norm = RMSNorm(config.size, rules=rules, rngs=rngs)
         self.project = Linear((config.size, width), (None, "embed"), rules=rules, rngs=rngs)
         self.size, self.modalities = config.size, modalities
 

@@ -9,11 +9,19 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from mmjax.fusion.base import Fusion, Intermediates, Masks, Streams, join, make_kind, mark
+from mmjax.fusion.base import (
+    Fusion,
+    Intermediates,
+    Masks,
+    Streams,
+    add_modality_embedding,
+    concat_streams,
+    modality_embedding,
+)
 from mmjax.fusion.resampler import spread
 from mmjax.layers.attention import AttentionPool, Block, check_heads
 from mmjax.layers.linear import make_parameter
-from mmjax.layers.norm import Norm
+from mmjax.layers.norm import RMSNorm
 from mmjax.layers.settings import Settings
 from mmjax.layers.stack import Stack
 from mmjax.sharding.rules import Rules
@@ -55,7 +63,7 @@ class NarrowBlock(Block):
         super().__init__(width, heads, rate=rate, rules=rules, rngs=rngs)
         self.latents = latents
 
-    def attend(self, x: Float[Array, "B N D"], mask: Bool[Array, "B N"] | None) -> Float[Array, "B N D"]:
+    def self_attend(self, x: Float[Array, "B N D"], mask: Bool[Array, "B N"] | None) -> Float[Array, "B N D"]:
         first = x.shape[1] - self.latents
         tokens, latents = x[:, :first], x[:, first:]
         seen = None if mask is None else mask[:, first:]
@@ -102,7 +110,7 @@ class BottleneckFusion(nnx.Module):
     def __init__(self, config: Bottleneck, modalities: tuple[str, ...], settings: Settings, rngs: nnx.Rngs):
         rules, width = settings.rules, settings.width
         init = jax.nn.initializers.normal(0.02)
-        self.kind = make_kind(modalities, settings, rngs)
+        self.kind = modality_embedding(modalities, settings, rngs)
         self.latents = make_parameter(init, (config.latents, width), (None, None), rules=rules, rngs=rngs)
 
         def stack(block: Callable[..., Block], depth: int) -> Stack:
@@ -115,7 +123,7 @@ class BottleneckFusion(nnx.Module):
         narrow = functools.partial(NarrowBlock, config.latents, width, config.heads)
         self.apart = stack(whole, config.start) if config.start else None
         self.together = stack(whole if config.own else narrow, config.depth - config.start)
-        self.norm = Norm(width, rules=rules, rngs=rngs)
+        self.norm = RMSNorm(width, rules=rules, rngs=rngs)
         self.pool = AttentionPool(width, config.heads, rules=rules, rngs=rngs)
         self.modalities, self.rules = modalities, rules
 
@@ -123,13 +131,13 @@ class BottleneckFusion(nnx.Module):
         self, streams: dict[str, Tokens], key: jax.Array | None
     ) -> tuple[Tokens, Float[Array, "B D"], Intermediates]:
         keys = (None, None) if key is None else jax.random.split(key)
-        values = mark(streams, self.kind, self.modalities)
+        values = add_modality_embedding(streams, self.kind, self.modalities)
         masks = {name: streams[name].mask for name in self.modalities}
-        mask = join(masks, self.modalities)
+        mask = concat_streams(masks, self.modalities)
         latents, there = spread(self.latents[...].astype(values[self.modalities[0]].dtype), mask, self.rules)
         if self.apart is not None:
             (values, _), _ = self.apart((values, None), masks, there, key=keys[0])
         (values, latents), layers = self.together((values, latents), masks, there, key=keys[1])
-        x = self.norm(jnp.concatenate([join(values, self.modalities), latents], 1))
+        x = self.norm(jnp.concatenate([concat_streams(values, self.modalities), latents], 1))
         mask = jnp.concatenate([mask, there], 1)
         return Tokens(x, mask), self.pool(x, mask), {"layers": layers}

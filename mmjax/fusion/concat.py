@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float
 
 from mmjax.fusion.base import Fusion, Intermediates, PooledFusion
 from mmjax.layers.linear import Linear, make_parameter
-from mmjax.layers.norm import Norm, dropout
+from mmjax.layers.norm import RMSNorm, dropout
 from mmjax.layers.settings import Settings
 
 
@@ -34,7 +34,7 @@ class ConcatFusion(PooledFusion):
         self.missing = make_parameter(jax.nn.initializers.normal(0.02), shape, (None, None), rules=rules, rngs=rngs)
         self.up = Linear((*shape, config.hidden), (None, "embed", "mlp"), inputs=2, bias=True, rules=rules, rngs=rngs)
         self.down = Linear((config.hidden, width), ("mlp", "embed"), bias=True, rules=rules, rngs=rngs)
-        self.norm = Norm(width, rules=rules, rngs=rngs)
+        self.norm = RMSNorm(width, rules=rules, rngs=rngs)
         self.modalities, self.rate = modalities, settings.dropout
 
     def combine(

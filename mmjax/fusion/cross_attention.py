@@ -6,7 +6,7 @@ import chz
 import jax
 from flax import nnx
 
-from mmjax.fusion.base import Fusion, Masks, StreamFusion, Streams, check_target, join
+from mmjax.fusion.base import Fusion, Masks, StreamFusion, Streams, check_target, concat_streams
 from mmjax.layers.attention import Block, CrossBlock, check_heads
 from mmjax.layers.settings import Settings
 
@@ -59,5 +59,7 @@ class Exchange(nnx.Module):
                 result[name] = self.others[name](x, mask, stream_key)
                 continue
             rest = tuple(other for other in self.modalities if other != name)
-            result[name] = self.readers[name](x, mask, join(streams, rest), join(masks, rest), stream_key)
+            result[name] = self.readers[name](
+                x, mask, concat_streams(streams, rest), concat_streams(masks, rest), stream_key
+            )
         return result

@@ -6,11 +6,20 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from mmjax.fusion.base import Fusion, Intermediates, Masks, StreamFusion, Streams, join, mark, part
+from mmjax.fusion.base import (
+    Fusion,
+    Intermediates,
+    Masks,
+    StreamFusion,
+    Streams,
+    add_modality_embedding,
+    concat_streams,
+    split_streams,
+)
 from mmjax.layers import experts
 from mmjax.layers.attention import Attention, check_heads
 from mmjax.layers.linear import make_parameter, use
-from mmjax.layers.norm import Norm, dropout
+from mmjax.layers.norm import RMSNorm, dropout
 from mmjax.layers.settings import Settings
 from mmjax.types import Tokens
 
@@ -19,14 +28,14 @@ from mmjax.types import Tokens
 class Experts(Fusion):
     """x <- x + attention(norm(x)) over all tokens, then x <- x + sum over e of p_e(x) f_e(norm(x)) over a few experts.
 
-    p = softmax(R_m norm(x)) with a router R_m for every modality m, of which a token keeps its `chosen` largest entries
+    p = softmax(R_m norm(x)) with a router R_m for every modality m, of which a token keeps its `top_k` largest entries
     (Shazeer et al. 2017; with tokens of several modalities Mustafa et al. 2022, LIMoE). The loss that keeps the load
     balanced is E sum over e of F_e P_e (Fedus et al. 2022): F_e the share of tokens that want expert e most, P_e the
     mean of p_e, each modality counting alike however many tokens it has.
     """
 
     experts: int = chz.field(default=4, doc="experts E; a mesh axis `expert` must divide them")
-    chosen: int = chz.field(default=2, doc="experts that a token is read by")
+    top_k: int = chz.field(default=2, doc="experts that a token is read by")
     capacity: float = chz.field(default=1.5, doc="tokens an expert can read, as a multiple of its even share")
     balance: float = chz.field(default=0.01, doc="factor of the load-balancing loss")
     depth: int = chz.field(default=2, doc="transformer blocks")
@@ -34,8 +43,8 @@ class Experts(Fusion):
 
     @chz.validate
     def _valid(self) -> None:
-        if not 1 <= self.chosen <= self.experts:
-            raise ValueError(f"chosen={self.chosen} must be 1 or more and at most experts={self.experts}")
+        if not 1 <= self.top_k <= self.experts:
+            raise ValueError(f"top_k={self.top_k} must be 1 or more and at most experts={self.experts}")
         if self.capacity <= 0 or self.balance < 0:
             raise ValueError("capacity must lie above 0 and balance must not lie below it")
 
@@ -53,9 +62,9 @@ class ExpertBlock(nnx.Module):
 
     def __init__(self, config: Experts, modalities: tuple[str, ...], settings: Settings, rngs: nnx.Rngs):
         rules, width = settings.rules, settings.width
-        self.norm = Norm(width, rules=rules, rngs=rngs)
+        self.norm = RMSNorm(width, rules=rules, rngs=rngs)
         self.attention = Attention(width, config.heads, rules=rules, rngs=rngs)
-        self.expert_norm = Norm(width, rules=rules, rngs=rngs)
+        self.expert_norm = RMSNorm(width, rules=rules, rngs=rngs)
         self.experts = experts.Experts(config.experts, width, 4 * width, rules=rules, rngs=rngs)
         init, shape = jax.nn.initializers.normal(width**-0.5), (len(modalities), width, config.experts)
         self.routers = make_parameter(init, shape, (None, "embed", None), matrix=(1, 1), rules=rules, rngs=rngs)
@@ -66,17 +75,17 @@ class ExpertBlock(nnx.Module):
     ) -> tuple[Streams, Float[Array, ""]]:
         streams, losses = carry
         keys = (None, None) if key is None else jax.random.split(key)
-        x, mask = join(streams, self.modalities), join(masks, self.modalities)
+        x, mask = concat_streams(streams, self.modalities), concat_streams(masks, self.modalities)
         x = x + dropout(self.attention(self.norm(x), mask=mask), self.rate, keys[0])
         normed = self.expert_norm(x)
-        probabilities = self.route(part(normed, streams, self.modalities), masks)
-        gates = join(probabilities, self.modalities)
-        kept = jax.lax.top_k(jax.lax.stop_gradient(gates), self.config.chosen)[0][..., -1:]
+        probabilities = self.route(split_streams(normed, streams, self.modalities), masks)
+        gates = concat_streams(probabilities, self.modalities)
+        kept = jax.lax.top_k(jax.lax.stop_gradient(gates), self.config.top_k)[0][..., -1:]
         gates = jnp.where(gates >= kept, gates, 0)
         config = self.config
-        capacity = experts.expert_capacity(x.shape[1], config.experts, config.chosen, config.capacity)
+        capacity = experts.expert_capacity(x.shape[1], config.experts, config.top_k, config.capacity)
         x = x + dropout(self.experts(normed, gates, capacity), self.rate, keys[1])
-        return part(x, streams, self.modalities), losses + balance_loss(probabilities, masks)
+        return split_streams(x, streams, self.modalities), losses + balance_loss(probabilities, masks)
 
     def route(self, streams: Streams, masks: Masks) -> dict[str, Float[Array, "B _ E"]]:
         """How much each token wants each expert, in float32: a softmax, and 0 where there is no token."""
@@ -111,7 +120,7 @@ class ExpertsFusion(StreamFusion):
         self, streams: dict[str, Tokens], key: jax.Array | None
     ) -> tuple[Tokens, Float[Array, "B D"], Intermediates]:
         masks = {name: streams[name].mask for name in self.modalities}
-        start = mark(streams, self.kind, self.modalities), jnp.zeros((), jnp.float32)
+        start = add_modality_embedding(streams, self.kind, self.modalities), jnp.zeros((), jnp.float32)
         (values, losses), layers = self.stack(start, masks, key=key)
         balance = self.balance * losses / self.stack.depth
         return *self.finish(values, masks), {"layers": layers[0], "losses": {"balance": balance}}

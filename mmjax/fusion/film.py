@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float
 from mmjax.fusion.base import Fusion, Intermediates, PooledFusion, check_target
 from mmjax.layers.linear import Linear, make_parameter
 from mmjax.layers.mlp import MLP
-from mmjax.layers.norm import Norm, dropout
+from mmjax.layers.norm import RMSNorm, dropout
 from mmjax.layers.settings import Settings
 
 
@@ -39,7 +39,7 @@ class FilmBlock(nnx.Module):
 
     def __init__(self, others: int, settings: Settings, rngs: nnx.Rngs):
         rules, width = settings.rules, settings.width
-        self.norm = Norm(width, rules=rules, rngs=rngs)
+        self.norm = RMSNorm(width, rules=rules, rngs=rngs)
         axes = (None, "embed", None, None)
         self.modulate = Linear((others, width, 2, width), axes, inputs=2, bias=True, rules=rules, rngs=rngs)
         self.mlp = MLP(width, 4 * width, rules=rules, rngs=rngs)
@@ -63,7 +63,7 @@ class FilmFusion(PooledFusion):
         self.target = 0 if config.target is None else modalities.index(config.target)
         others = len(modalities) - 1
         self.blocks = nnx.List([FilmBlock(max(others, 1), settings, rngs) for _ in range(config.depth)])
-        self.norm = Norm(width, rules=rules, rngs=rngs)
+        self.norm = RMSNorm(width, rules=rules, rngs=rngs)
         self.modalities = modalities
 
     def combine(

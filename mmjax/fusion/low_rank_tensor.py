@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float
 
 from mmjax.fusion.base import Fusion, Intermediates, PooledFusion
 from mmjax.layers.linear import Linear
-from mmjax.layers.norm import Norm
+from mmjax.layers.norm import RMSNorm
 from mmjax.layers.settings import Settings
 
 
@@ -38,7 +38,7 @@ class LowRankTensorFusion(PooledFusion):
         rules, width = settings.rules, settings.width
         shape, axes = (width, config.rank, width), ("embed", None, None)
         self.factors = nnx.List([Linear(shape, axes, bias=True, rules=rules, rngs=rngs) for _ in modalities])
-        self.norm = Norm(width, rules=rules, rngs=rngs)
+        self.norm = RMSNorm(width, rules=rules, rngs=rngs)
         self.modalities = modalities
 
     def combine(

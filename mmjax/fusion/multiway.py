@@ -4,10 +4,10 @@ import chz
 import jax
 from flax import nnx
 
-from mmjax.fusion.base import Fusion, Masks, StreamFusion, Streams, join, part
+from mmjax.fusion.base import Fusion, Masks, StreamFusion, Streams, concat_streams, split_streams
 from mmjax.layers.attention import Attention, check_heads
 from mmjax.layers.mlp import MLP
-from mmjax.layers.norm import Norm, dropout
+from mmjax.layers.norm import RMSNorm, dropout
 from mmjax.layers.settings import Settings
 
 
@@ -35,17 +35,17 @@ class MultiwayBlock(nnx.Module):
 
     def __init__(self, heads: int, modalities: tuple[str, ...], settings: Settings, rngs: nnx.Rngs):
         rules, width = settings.rules, settings.width
-        self.norm = Norm(width, rules=rules, rngs=rngs)
+        self.norm = RMSNorm(width, rules=rules, rngs=rngs)
         self.attention = Attention(width, heads, rules=rules, rngs=rngs)
-        self.norms = nnx.Dict({name: Norm(width, rules=rules, rngs=rngs) for name in modalities})
+        self.norms = nnx.Dict({name: RMSNorm(width, rules=rules, rngs=rngs) for name in modalities})
         self.mlps = nnx.Dict({name: MLP(width, 4 * width, rules=rules, rngs=rngs) for name in modalities})
         self.modalities, self.rate = modalities, settings.dropout
 
     def __call__(self, streams: Streams, masks: Masks, key: jax.Array | None) -> Streams:
         first, *rest = [None] * (1 + len(streams)) if key is None else jax.random.split(key, 1 + len(streams))
-        x = join(streams, self.modalities)
-        x = x + dropout(self.attention(self.norm(x), mask=join(masks, self.modalities)), self.rate, first)
-        parts = part(x, streams, self.modalities)
+        x = concat_streams(streams, self.modalities)
+        x = x + dropout(self.attention(self.norm(x), mask=concat_streams(masks, self.modalities)), self.rate, first)
+        parts = split_streams(x, streams, self.modalities)
         return {
             name: parts[name] + dropout(self.mlps[name](self.norms[name](parts[name])), self.rate, mlp_key)
             for name, mlp_key in zip(self.modalities, rest, strict=True)

@@ -6,10 +6,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from mmjax.fusion.base import Fusion, Intermediates, join, make_kind, mark
+from mmjax.fusion.base import Fusion, Intermediates, add_modality_embedding, concat_streams, modality_embedding
 from mmjax.layers.attention import AttentionPool, CrossBlock, check_heads
 from mmjax.layers.linear import make_parameter
-from mmjax.layers.norm import Norm
+from mmjax.layers.norm import RMSNorm
 from mmjax.layers.settings import Settings
 from mmjax.layers.stack import Stack
 from mmjax.sharding.rules import Rules
@@ -43,7 +43,7 @@ class ResamplerFusion(nnx.Module):
 
     def __init__(self, config: Resampler, modalities: tuple[str, ...], settings: Settings, rngs: nnx.Rngs):
         rules, width = settings.rules, settings.width
-        self.kind = make_kind(modalities, settings, rngs)
+        self.kind = modality_embedding(modalities, settings, rngs)
         init = jax.nn.initializers.normal(1.0)
         self.latents = make_parameter(init, (config.latents, width), (None, None), rules=rules, rngs=rngs)
         self.stack = Stack(
@@ -53,15 +53,15 @@ class ResamplerFusion(nnx.Module):
             unroll=settings.unroll,
             rngs=rngs,
         )
-        self.norm = Norm(width, rules=rules, rngs=rngs)
+        self.norm = RMSNorm(width, rules=rules, rngs=rngs)
         self.pool = AttentionPool(width, config.heads, rules=rules, rngs=rngs)
         self.modalities, self.rules = modalities, rules
 
     def __call__(
         self, streams: dict[str, Tokens], key: jax.Array | None
     ) -> tuple[Tokens, Float[Array, "B D"], Intermediates]:
-        x = join(mark(streams, self.kind, self.modalities), self.modalities)
-        mask = join({name: streams[name].mask for name in self.modalities}, self.modalities)
+        x = concat_streams(add_modality_embedding(streams, self.kind, self.modalities), self.modalities)
+        mask = concat_streams({name: streams[name].mask for name in self.modalities}, self.modalities)
         latents, there = spread(self.latents[...].astype(x.dtype), mask, self.rules)
         latents, layers = self.stack(latents, None, x, mask, key=key)
         latents = self.norm(latents)

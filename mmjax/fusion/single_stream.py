@@ -4,7 +4,7 @@ import chz
 import jax
 from flax import nnx
 
-from mmjax.fusion.base import Fusion, Masks, StreamFusion, Streams, join, part
+from mmjax.fusion.base import Fusion, Masks, StreamFusion, Streams, concat_streams, split_streams
 from mmjax.layers.attention import Block, check_heads
 from mmjax.layers.settings import Settings
 
@@ -33,5 +33,5 @@ class JointBlock(nnx.Module):
         self.modalities = modalities
 
     def __call__(self, streams: Streams, masks: Masks, key: jax.Array | None) -> Streams:
-        x = self.block(join(streams, self.modalities), join(masks, self.modalities), key)
-        return part(x, streams, self.modalities)
+        x = self.block(concat_streams(streams, self.modalities), concat_streams(masks, self.modalities), key)
+        return split_streams(x, streams, self.modalities)

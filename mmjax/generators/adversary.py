@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from mmjax.generators.augmentation import augment
 from mmjax.generators.canvas import Canvas, make_canvas
-from mmjax.generators.critics import Critic, PatchCritic, Verdict
+from mmjax.generators.critics import Critic, CriticOutput, PatchCritic
 from mmjax.generators.waveform_critics import WaveformCritic
 from mmjax.layers.linear import make_parameter
 from mmjax.layers.output import Output
@@ -24,23 +24,23 @@ Scores = Float[Array, "B ..."]
 
 
 @dataclasses.dataclass(frozen=True)
-class Attempt:
+class GeneratorOutput:
     """What a generator made of a batch, before any critic has seen it, beside what is true.
 
-    `distance(made)` is what each example loses by it, a mean over its numbers, and `besides` what it loses otherwise;
-    the examples weigh `weights` in the loss, 0 where there is no truth.
+    `distance(fake)` is each example's loss from it, a mean over its numbers, and `extra_loss` each example's other
+    loss; the examples weigh `weights` in the loss, 0 where there is no truth.
     """
 
     true: Float[Array, "B ..."]
-    made: Float[Array, "B ..."]
+    fake: Float[Array, "B ..."]
     distance: Callable[[Float[Array, "B ..."]], Float[Array, "B"]]
-    besides: Float[Array, "B"]
+    extra_loss: Float[Array, "B"]
     weights: Float[Array, "B"]
     metrics: Metrics
 
     def loss(self) -> tuple[Average, Metrics]:
         """The loss without a critic."""
-        loss = Average.of(self.distance(self.made) + self.besides, self.weights)
+        loss = Average.of(self.distance(self.fake) + self.extra_loss, self.weights)
         return loss, self.metrics
 
 
@@ -49,11 +49,11 @@ class AdversarialLoss(abc.ABC):
     """What scores cost the two players."""
 
     @abc.abstractmethod
-    def generator(self, true: Scores, made: Scores) -> Scores:
+    def generator(self, true: Scores, fake: Scores) -> Scores:
         """What the generator loses."""
 
     @abc.abstractmethod
-    def critic(self, true: Scores, made: Scores) -> Scores:
+    def critic(self, true: Scores, fake: Scores) -> Scores:
         """What the critic loses."""
 
 
@@ -61,44 +61,44 @@ class AdversarialLoss(abc.ABC):
 class Relativistic(AdversarialLoss):
     """Pairs: softplus(true - made) against softplus(made - true) (Jolicoeur-Martineau 2019; Huang et al. 2024)."""
 
-    def generator(self, true: Scores, made: Scores) -> Scores:
-        return jax.nn.softplus(true - made)
+    def generator(self, true: Scores, fake: Scores) -> Scores:
+        return jax.nn.softplus(true - fake)
 
-    def critic(self, true: Scores, made: Scores) -> Scores:
-        return jax.nn.softplus(made - true)
+    def critic(self, true: Scores, fake: Scores) -> Scores:
+        return jax.nn.softplus(fake - true)
 
 
 @chz.chz
 class NonSaturating(AdversarialLoss):
     """softplus(-made) against softplus(-true) + softplus(made) (Goodfellow et al. 2014, section 3)."""
 
-    def generator(self, true: Scores, made: Scores) -> Scores:
-        return jax.nn.softplus(-made)
+    def generator(self, true: Scores, fake: Scores) -> Scores:
+        return jax.nn.softplus(-fake)
 
-    def critic(self, true: Scores, made: Scores) -> Scores:
-        return jax.nn.softplus(-true) + jax.nn.softplus(made)
+    def critic(self, true: Scores, fake: Scores) -> Scores:
+        return jax.nn.softplus(-true) + jax.nn.softplus(fake)
 
 
 @chz.chz
 class Hinge(AdversarialLoss):
     """-made against max(0, 1 - true) + max(0, 1 + made) (Lim & Ye 2017)."""
 
-    def generator(self, true: Scores, made: Scores) -> Scores:
-        return -made
+    def generator(self, true: Scores, fake: Scores) -> Scores:
+        return -fake
 
-    def critic(self, true: Scores, made: Scores) -> Scores:
-        return jax.nn.relu(1 - true) + jax.nn.relu(1 + made)
+    def critic(self, true: Scores, fake: Scores) -> Scores:
+        return jax.nn.relu(1 - true) + jax.nn.relu(1 + fake)
 
 
 @chz.chz
 class LeastSquares(AdversarialLoss):
     """(1 - made)^2 against (1 - true)^2 + made^2 (Mao et al. 2017)."""
 
-    def generator(self, true: Scores, made: Scores) -> Scores:
-        return jnp.square(1 - made)
+    def generator(self, true: Scores, fake: Scores) -> Scores:
+        return jnp.square(1 - fake)
 
-    def critic(self, true: Scores, made: Scores) -> Scores:
-        return jnp.square(1 - true) + jnp.square(made)
+    def critic(self, true: Scores, fake: Scores) -> Scores:
+        return jnp.square(1 - true) + jnp.square(fake)
 
 
 @chz.chz
@@ -142,12 +142,12 @@ class AdversaryModule(nnx.Module):
         self.critic = config.critic.build(channels, settings, rngs)
         zeros = jax.nn.initializers.zeros
         # Usual scores of true and of made examples, in hundreds, which an optimizer's small steps move fast enough.
-        self.usual = make_parameter(zeros, (2,), (None,), rules=settings.rules, rngs=rngs) if config.lecam else None
+        self.score_ema = make_parameter(zeros, (2,), (None,), rules=settings.rules, rngs=rngs) if config.lecam else None
         self.config = config
 
-    def judge(
+    def losses(
         self,
-        attempt: Attempt,
+        output: GeneratorOutput,
         condition: Float[Array, "B D"],
         key: jax.Array | None,
         step: Int[Array, ""] | None,
@@ -156,68 +156,70 @@ class AdversaryModule(nnx.Module):
 
         So the gradient of their sum holds both players', and one forward pass of each network serves both.
         """
-        config, weights = self.config, attempt.weights
+        config, weights = self.config, output.weights
         condition = jax.lax.stop_gradient(condition)
-        true, made = attempt.true, attempt.made
+        true, fake = output.true, output.fake
         show = _showing(key if config.augment else None)
         frozen = jax.lax.stop_gradient(self)
 
-        loss, metrics = attempt.loss()
+        loss, metrics = output.loss()
         real = frozen.critic(show(true, 0), condition)
-        verdict = frozen.critic(show(made, 1), condition)
-        rewarded = _each(config.loss.generator, real, verdict) * self._weight(attempt, real, condition, show)
+        verdict = frozen.critic(show(fake, 1), condition)
+        rewarded = _each(config.loss.generator, real, verdict) * self._weight(output, real, condition, show)
         if config.matching:
             rewarded = rewarded + config.matching * _apart(real, verdict)
         counts = 1.0 if step is None else (step >= config.warmup).astype(jnp.float32)
         loss = Average(loss.totals + counts * Average.of(rewarded, weights).totals, loss.weights)
 
-        costs, details = self._loss(show(true, 0), show(jax.lax.stop_gradient(made), 1), condition)
+        costs, details = self._loss(show(true, 0), show(jax.lax.stop_gradient(fake), 1), condition)
         critic_loss = Average.of(costs, weights)
         metrics = metrics | {name: Average.of(value, weights) for name, value in details.items()}
         return loss, critic_loss, {**metrics, "critic": critic_loss}
 
-    def _loss(self, true: Array, made: Array, condition: Array) -> tuple[Float[Array, "B"], dict[str, Array]]:
+    def _loss(self, true: Array, fake: Array, condition: Array) -> tuple[Float[Array, "B"], dict[str, Array]]:
         """What the critic loses by each example, and what is worth watching."""
         config = self.config
-        on_true, on_made = self.critic(true, condition), self.critic(made, condition)
+        on_true, on_made = self.critic(true, condition), self.critic(fake, condition)
         loss = _each(config.loss.critic, on_true, on_made)
         details = {"true_score": on_true.mean(), "made_score": on_made.mean()}
         if config.penalty:
-            details["slope"] = (self._slope(true, condition) + self._slope(made, condition)) / 2
+            details["slope"] = (self._gradient_penalty(true, condition) + self._gradient_penalty(fake, condition)) / 2
             loss = loss + config.penalty * details["slope"]
-        if self.usual is not None:
-            usual = 100 * self.usual[...]
+        if self.score_ema is not None:
+            score_ema = 100 * self.score_ema[...]
             scores = jnp.stack([on_true.mean(), on_made.mean()], 1)
-            far = jnp.square(scores - jax.lax.stop_gradient(usual)[::-1])
+            far = jnp.square(scores - jax.lax.stop_gradient(score_ema)[::-1])
             # The usual scores are learned as what is nearest to all scores, a running mean without a state of its own.
-            follow = jnp.square(usual - jax.lax.stop_gradient(scores))
+            follow = jnp.square(score_ema - jax.lax.stop_gradient(scores))
             loss = loss + (config.lecam * far + follow).sum(1)
         return loss, details
 
-    def _slope(self, x: Array, condition: Array) -> Float[Array, "B"]:
+    def _gradient_penalty(self, x: Array, condition: Array) -> Float[Array, "B"]:
         """|d score / d x|^2."""
         slope = jax.grad(lambda x: self.critic(x, condition).mean().sum())(x)
         return jnp.square(slope.astype(jnp.float32)).sum(tuple(range(1, slope.ndim)))
 
-    def _weight(self, attempt: Attempt, real: Verdict, condition: Array, show: Callable) -> Float[Array, ""]:
+    def _weight(
+        self, output: GeneratorOutput, real: CriticOutput, condition: Array, show: Callable
+    ) -> Float[Array, ""]:
         if not self.config.adaptive:
             return jnp.float32(self.config.weight)
-        frozen, weights = jax.lax.stop_gradient(self), attempt.weights
+        frozen, weights = jax.lax.stop_gradient(self), output.weights
 
-        def adversarial(made: Array) -> Array:
-            scores = _each(self.config.loss.generator, real, frozen.critic(show(made, 1), condition))
+        def adversarial(fake: Array) -> Array:
+            scores = _each(self.config.loss.generator, real, frozen.critic(show(fake, 1), condition))
             return Average.of(scores, weights).value()
 
-        def distance(made: Array) -> Array:
-            return Average.of(attempt.distance(made), weights).value()
+        def distance(fake: Array) -> Array:
+            return Average.of(output.distance(fake), weights).value()
 
-        slopes = [jax.grad(function)(jax.lax.stop_gradient(attempt.made)) for function in (distance, adversarial)]
+        slopes = [jax.grad(function)(jax.lax.stop_gradient(output.fake)) for function in (distance, adversarial)]
         near, far = (jnp.sqrt(jnp.square(slope).sum()) for slope in slopes)
         return jax.lax.stop_gradient(self.config.weight * jnp.clip(near / jnp.maximum(far, 1e-12), 0, 1e4))
 
 
 @chz.chz
-class Contested(Output):
+class AdversarialOutput(Output):
     """An output that makes a picture or a spectrum and whose work a critic judges, given the fused summary."""
 
     target: str = chz.field(doc="name of the picture or spectrum")
@@ -230,7 +232,7 @@ class Contested(Output):
             raise ValueError("a WaveformCritic judges waveforms, and this makes pictures or spectra")
 
     @property
-    def critic_blind(self) -> tuple[str, ...]:
+    def critic_hidden_modalities(self) -> tuple[str, ...]:
         return (self.target,)
 
     def canvas(self, features: dict[str, Feature]) -> Canvas:
@@ -246,12 +248,12 @@ def _showing(key: jax.Array | None) -> Callable[[Array, int], Array]:
     return lambda x, kind: x if key is None else augment(x, jax.random.fold_in(key, kind))
 
 
-def _each(loss: Callable[[Scores, Scores], Scores], true: Verdict, made: Verdict) -> Float[Array, "B"]:
+def _each(loss: Callable[[Scores, Scores], Scores], true: CriticOutput, fake: CriticOutput) -> Float[Array, "B"]:
     """The loss of each example, a mean over its parts, every network of the critic weighing alike."""
-    return Verdict(tuple(loss(a, b) for a, b in zip(true.scores, made.scores, strict=True)), ()).mean()
+    return CriticOutput(tuple(loss(a, b) for a, b in zip(true.scores, fake.scores, strict=True)), ()).mean()
 
 
-def _apart(true: Verdict, made: Verdict) -> Float[Array, "B"]:
+def _apart(true: CriticOutput, fake: CriticOutput) -> Float[Array, "B"]:
     """The mean absolute difference of features (Larsen et al. 2016), every layer weighing alike."""
-    pairs = zip(true.features, made.features, strict=True)
-    return Verdict(tuple(jnp.abs(a - b).astype(jnp.float32) for a, b in pairs), ()).mean()
+    pairs = zip(true.features, fake.features, strict=True)
+    return CriticOutput(tuple(jnp.abs(a - b).astype(jnp.float32) for a, b in pairs), ()).mean()

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 
 from mmjax.errors import UserError
 from mmjax.layers.output import find_feature
-from mmjax.types import Batch, Feature, Image, Spectrum
+from mmjax.types import Batch, Feature, Image, Spectrogram
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Canvas:
     """
 
     target: str
-    feature: Image | Spectrum
+    feature: Image | Spectrogram
     unit: int
 
     @property
@@ -40,7 +40,7 @@ class Canvas:
         rows, columns = (-(-side // self.unit) * self.unit for side in self.real)
         return rows, columns
 
-    def paint(self, batch: Batch) -> Float[Array, "B H W C"]:
+    def from_batch(self, batch: Batch) -> Float[Array, "B H W C"]:
         """The feature's values on the grid; zero where the feature is absent or a frame is not real."""
         values, weights = batch.values[self.target].astype(jnp.float32), self.weights(batch)
         x = 2 * values - 1 if isinstance(self.feature, Image) else values[..., None]
@@ -49,13 +49,13 @@ class Canvas:
         x = jnp.where(weights[..., None, None] > 0, x, 0)
         return jnp.pad(x, ((0, 0), (0, height - rows), (0, width - columns), (0, 0)))
 
-    def hide(self, x: Float[Array, "B H W C"], batch: Batch) -> Float[Array, "B H W C"]:
+    def mask(self, x: Float[Array, "B H W C"], batch: Batch) -> Float[Array, "B H W C"]:
         """A grid that was made, with zeros where that of the batch has them, so that a critic cannot tell by these."""
         (rows, columns), (height, width) = self.real, self.shape
         real = jnp.pad(self.weights(batch), ((0, 0), (0, height - rows)))[..., None, None]
         return jnp.where((real > 0) & (jnp.arange(width) < columns)[:, None], x, 0)
 
-    def squares(self, a: Float[Array, "B H W C"], b: Float[Array, "B H W C"], batch: Batch) -> Float[Array, "B"]:
+    def squared_error(self, a: Float[Array, "B H W C"], b: Float[Array, "B H W C"], batch: Batch) -> Float[Array, "B"]:
         """The sum of squared differences over what is there of each example."""
         return jnp.einsum("btmc,bt->b", jnp.square(self.crop(a - b)), self.weights(batch))
 
@@ -88,6 +88,6 @@ def make_canvas(name: str, target: str, widths: tuple[int, ...], features: dict[
     """
     if not widths or min(widths) < 1:
         raise UserError(f"{name}.widths={widths} needs a positive number of channels for each halving of the sides")
-    feature = find_feature(f"{name}.target", target, features, Image, Spectrum)
-    assert isinstance(feature, Image | Spectrum)
+    feature = find_feature(f"{name}.target", target, features, Image, Spectrogram)
+    assert isinstance(feature, Image | Spectrogram)
     return Canvas(target, feature, 2 ** len(widths))

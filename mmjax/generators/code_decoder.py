@@ -34,7 +34,7 @@ class CodeDecoder(VqVae):
     )
 
     @property
-    def makes(self) -> str:
+    def target_feature(self) -> str:
         return self.target
 
     def build(self, features: dict[str, Feature], settings: Settings, rngs: nnx.Rngs) -> "CodeWriter":

@@ -19,7 +19,7 @@ from mmjax.layers.settings import Settings
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Verdict:
+class CriticOutput:
     """What a critic says: how true each part is, in float32, and what its layers saw."""
 
     scores: tuple[Float[Array, "B ..."], ...]
@@ -35,7 +35,7 @@ class Verdict:
 class CriticModule(Protocol):
     """A built critic."""
 
-    def __call__(self, x: Float[Array, "B ..."], condition: Float[Array, "B D"]) -> Verdict:
+    def __call__(self, x: Float[Array, "B ..."], condition: Float[Array, "B D"]) -> CriticOutput:
         """Its verdict on true or made examples, given what was asked for."""
         ...
 
@@ -84,7 +84,7 @@ class PatchCriticModule(nnx.Module):
         self.project = project() if config.conditional else None
         self.dtype = settings.dtype
 
-    def __call__(self, x: Float[Array, "B H W C"], condition: Float[Array, "B D"]) -> Verdict:
+    def __call__(self, x: Float[Array, "B H W C"], condition: Float[Array, "B D"]) -> CriticOutput:
         x = self.stem(x.astype(self.dtype))
         features = []
         for halve, block in zip(self.halve, self.blocks, strict=True):
@@ -95,7 +95,7 @@ class PatchCriticModule(nnx.Module):
         if self.project is not None:
             asked = self.project(condition.astype(self.dtype))
             scores = scores + jnp.einsum("bhwc,bc->bhw", x, asked).astype(jnp.float32) * x.shape[-1] ** -0.5
-        return Verdict((scores,), tuple(features))
+        return CriticOutput((scores,), tuple(features))
 
 
 class Halve(nnx.Module):

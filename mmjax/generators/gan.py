@@ -8,12 +8,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from mmjax.generators.adversary import Attempt, Contested
+from mmjax.generators.adversary import AdversarialOutput, GeneratorOutput
 from mmjax.generators.canvas import Canvas
 from mmjax.layers.attention import CrossBlock, check_heads
-from mmjax.layers.conv_autoencoder import Grow
+from mmjax.layers.conv_autoencoder import Decoder
 from mmjax.layers.linear import Linear
-from mmjax.layers.norm import Norm
+from mmjax.layers.norm import RMSNorm
 from mmjax.layers.patches import reshape
 from mmjax.layers.position import make_position
 from mmjax.layers.settings import Settings
@@ -22,7 +22,7 @@ from mmjax.types import Average, Batch, Feature, Fused, Metrics
 
 
 @chz.chz
-class Gan(Contested):
+class Gan(AdversarialOutput):
     """Makes a picture or a spectrum of noise z and the fused tokens (Goodfellow et al. 2014; Mirza & Osindero 2014).
 
     Every place of the smallest grid, a learned position and z, attends to the others and to the fused tokens; then the
@@ -41,7 +41,7 @@ class Gan(Contested):
             raise ValueError("noise and depth must be at least 1, and reconstruction not negative")
 
     @property
-    def makes(self) -> str:
+    def target_feature(self) -> str:
         return self.target
 
     def build(self, features: dict[str, Feature], settings: Settings, rngs: nnx.Rngs) -> "GanModule":
@@ -65,8 +65,8 @@ class GanModule(nnx.Module):
             unroll=settings.unroll,
             rngs=rngs,
         )
-        self.norm = Norm(width, rules=rules, rngs=rngs)
-        self.grow = Grow(width, config.widths, canvas.channels, 2 * width, rules=rules, rngs=rngs)
+        self.norm = RMSNorm(width, rules=rules, rngs=rngs)
+        self.grow = Decoder(width, config.widths, canvas.channels, 2 * width, rules=rules, rngs=rngs)
         self.canvas, self.shape, self.numbers = canvas, (rows, columns, width), config.noise
         self.reconstruction, self.dtype, self.rules = config.reconstruction, settings.dtype, rules
 
@@ -85,19 +85,21 @@ class GanModule(nnx.Module):
         condition = jnp.concatenate([fused.pooled.astype(self.dtype), z], -1)
         return self.grow(x, condition).astype(jnp.float32)
 
-    def attempt(self, fused: Fused, batch: Batch, key: jax.Array | None, step: Int[Array, ""] | None) -> Attempt:
+    def generate(
+        self, fused: Fused, batch: Batch, key: jax.Array | None, step: Int[Array, ""] | None
+    ) -> GeneratorOutput:
         """What it makes of the batch's noise and tokens."""
         canvas, size = self.canvas, self.canvas.size(batch)
-        x, made = canvas.paint(batch), self(fused, key)
+        x, fake = canvas.from_batch(batch), self(fused, key)
 
-        def squares(made: Array) -> Float[Array, "B"]:
-            return canvas.squares(x, made, batch) / jnp.maximum(size, 1)
+        def squared_error(fake: Array) -> Float[Array, "B"]:
+            return canvas.squared_error(x, fake, batch) / jnp.maximum(size, 1)
 
-        def distance(made: Array) -> Float[Array, "B"]:
-            return self.reconstruction * squares(made)
+        def distance(fake: Array) -> Float[Array, "B"]:
+            return self.reconstruction * squared_error(fake)
 
-        metrics: Metrics = {"square_error": Average.of(squares(made), size)}
-        return Attempt(x, canvas.hide(made, batch), distance, jnp.zeros_like(size), size, metrics)
+        metrics: Metrics = {"square_error": Average.of(squared_error(fake), size)}
+        return GeneratorOutput(x, canvas.mask(fake, batch), distance, jnp.zeros_like(size), size, metrics)
 
     def weight(self, batch: Batch) -> Float[Array, ""]:
         return self.canvas.size(batch).sum()
@@ -105,7 +107,7 @@ class GanModule(nnx.Module):
     def loss(
         self, fused: Fused, batch: Batch, key: jax.Array | None, step: Int[Array, ""] | None
     ) -> tuple[Average, Metrics]:
-        return self.attempt(fused, batch, key, step).loss()
+        return self.generate(fused, batch, key, step).loss()
 
     def predict(self, fused: Fused, key: jax.Array | None) -> dict[str, Array]:
         return {"values": self.canvas.values(self(fused, key))}

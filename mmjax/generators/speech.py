@@ -14,7 +14,7 @@ from mmjax.layers.linear import make_parameter
 from mmjax.layers.output import Output, find_feature
 from mmjax.layers.settings import Settings
 from mmjax.layers.time_net import TimeNet
-from mmjax.types import Average, Batch, Feature, Fused, Metrics, Spectrum, Text, Tokens
+from mmjax.types import Average, Batch, Feature, Fused, Metrics, Spectrogram, Text, Tokens
 
 
 @chz.chz
@@ -58,12 +58,12 @@ class SpeechVae(Output):
         return (self.text,)
 
     @property
-    def makes(self) -> str:
+    def target_feature(self) -> str:
         return self.target
 
     def build(self, features: dict[str, Feature], settings: Settings, rngs: nnx.Rngs) -> "Speaker":
         find_feature("SpeechVae.text", self.text, features, Text)
-        spectrum = find_feature("SpeechVae.target", self.target, features, Spectrum)
+        spectrum = find_feature("SpeechVae.target", self.target, features, Spectrogram)
         return Speaker(self, spectrum, settings, rngs)
 
 
@@ -96,7 +96,7 @@ class Coupling(nnx.Module):
 class Speaker(nnx.Module):
     """See `SpeechVae`. Latent numbers and statistics are in float32."""
 
-    def __init__(self, config: SpeechVae, spectrum: Spectrum, settings: Settings, rngs: nnx.Rngs):
+    def __init__(self, config: SpeechVae, spectrum: Spectrogram, settings: Settings, rngs: nnx.Rngs):
         make = functools.partial(TimeNet, kernel=config.kernel, settings=settings, rngs=rngs)
         bands, latent, width = spectrum.bands, config.latent, settings.width
         self.posterior = make(bands, 2 * latent, config.depth, scale=0.1)
@@ -120,13 +120,13 @@ class Speaker(nnx.Module):
             z = coupling(z, frames, fused.pooled)
         return z
 
-    def unflow(self, u: Float[Array, "B T Z"], frames: Bool[Array, "B T"], fused: Fused) -> Float[Array, "B T Z"]:
+    def inverse_flow(self, u: Float[Array, "B T Z"], frames: Bool[Array, "B T"], fused: Fused) -> Float[Array, "B T Z"]:
         """The inverse of `flow`."""
         for coupling in reversed(self.couplings):
             u = coupling.invert(u, frames, fused.pooled)
         return u
 
-    def read(self, fused: Fused) -> Gaussian:
+    def token_prior(self, fused: Fused) -> Gaussian:
         """The Gaussian of flow(z) in frames in which a token is spoken, token by token."""
         tokens = fused.unimodal[self.text]
         return Gaussian.of(self.prior(tokens.values, tokens.mask, fused.pooled))
@@ -156,7 +156,7 @@ class Speaker(nnx.Module):
         x = jnp.where(frames[..., None], batch.values[self.target].astype(jnp.float32), 0)
         q = self.encode(x, frames, fused)
         z = q.draw(jax.random.key(0) if key is None else key)
-        u, p = self.flow(z, frames, fused), self.read(fused)
+        u, p = self.flow(z, frames, fused), self.token_prior(fused)
         path = align(log_density(u, p), frames, tokens.mask)
         p = _spread(p, path)
         # log q(z) in the mean over q, less log p of this u; the flow keeps volume.
@@ -167,9 +167,9 @@ class Speaker(nnx.Module):
         squares = jnp.where(frames[..., None], jnp.square(self.decode(z, frames, fused) - x), 0).sum((1, 2))
         log_deviation = jnp.clip(self.deviation[...], LEAST, MOST)
         negative = squares * jnp.exp(-2 * log_deviation) / 2 + size * (log_deviation + 0.5 * jnp.log(2 * jnp.pi))
-        warmth = 1.0 if step is None or not self.warmup else jnp.minimum(1.0, step / self.warmup)
+        warmup = 1.0 if step is None or not self.warmup else jnp.minimum(1.0, step / self.warmup)
         least = self.free_bits * frames.sum(1, keepdims=True)
-        costs = negative + warmth * self.beta * jnp.maximum(divergence, least).sum(-1)
+        costs = negative + warmup * self.beta * jnp.maximum(divergence, least).sum(-1)
 
         duration_error, length_error = self._timing(path, fused)
 
@@ -201,8 +201,8 @@ class Speaker(nnx.Module):
         The prior's mean without a key, else a draw.
         """
         path = regulate(_whole(self.log_durations(fused), fused.unimodal[self.text]), self.frames)
-        frames, p = path.any(2), _spread(self.read(fused), path)
-        z = self.unflow(p.draw(key), frames, fused)
+        frames, p = path.any(2), _spread(self.token_prior(fused), path)
+        z = self.inverse_flow(p.draw(key), frames, fused)
         return {"values": jnp.where(frames[..., None], self.decode(z, frames, fused), 0), "mask": frames}
 
 

@@ -29,7 +29,7 @@ class TextDecoder(Output):
     decoding: Decoding = chz.field(default=Decoding(), doc="how predictions are written")
 
     @property
-    def makes(self) -> str:
+    def target_feature(self) -> str:
         return self.target
 
     def build(self, features: dict[str, Feature], settings: Settings, rngs: nnx.Rngs) -> "TextWriter":

@@ -64,7 +64,7 @@ class TextVaeWriter(TextWriter):
         self.say = Linear((latent, width), (None, "embed"), rules=rules, rngs=rngs)
         self.beta, self.free_bits, self.warmup = config.beta, config.free_bits, config.warmup
 
-    def imagine(self, fused: Fused) -> Gaussian:
+    def prior_distribution(self, fused: Fused) -> Gaussian:
         """p(z | fused), Float[B Z]."""
         return Gaussian.of(self.prior(fused.pooled))
 
@@ -74,7 +74,7 @@ class TextVaeWriter(TextWriter):
         x, _ = self.reader(x, there)
         return Gaussian.of(self.posterior(jnp.concatenate([self.pool(x, there), fused.pooled.astype(x.dtype)], -1)))
 
-    def tell(self, z: Float[Array, "B Z"], fused: Fused) -> Fused:
+    def condition(self, z: Float[Array, "B Z"], fused: Fused) -> Fused:
         """The fused features with z as one more token."""
         tokens = fused.tokens
         token = self.say(z.astype(tokens.values.dtype))[:, None]
@@ -86,15 +86,15 @@ class TextVaeWriter(TextWriter):
         self, fused: Fused, batch: Batch, key: jax.Array | None, step: Int[Array, ""] | None
     ) -> tuple[Average, Metrics]:
         there = self._there(batch)
-        q, p = self.encode(batch.values[self.target], there, fused), self.imagine(fused)
+        q, p = self.encode(batch.values[self.target], there, fused), self.prior_distribution(fused)
         draw_key, decode_key = (None, None) if key is None else jax.random.split(key)
-        loss, metrics = super().loss(self.tell(q.draw(draw_key), fused), batch, decode_key, step)
+        loss, metrics = super().loss(self.condition(q.draw(draw_key), fused), batch, decode_key, step)
         divergence, some = q.divergence(p), there.any(1)
-        warmth = 1.0 if step is None or not self.warmup else jnp.minimum(1.0, step / self.warmup)
+        warmup = 1.0 if step is None or not self.warmup else jnp.minimum(1.0, step / self.warmup)
         cost = Average.of(jnp.maximum(divergence, self.free_bits).sum(1), some).totals
-        total = Average(loss.totals + warmth * self.beta * cost, loss.weights)
+        total = Average(loss.totals + warmup * self.beta * cost, loss.weights)
         return total, {**metrics, "tokens": loss, "kl": Average.of(divergence.sum(1), some)}
 
     def write(self, fused: Fused, key: jax.Array | None, how: Decoding) -> Int[Array, "B N"]:
         draw_key, decode_key = (None, None) if key is None else jax.random.split(key)
-        return super().write(self.tell(self.imagine(fused).draw(draw_key), fused), decode_key, how)
+        return super().write(self.condition(self.prior_distribution(fused).draw(draw_key), fused), decode_key, how)

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from mmjax.generators.adversary import Adversary, Attempt, Contested
+from mmjax.generators.adversary import AdversarialOutput, Adversary, GeneratorOutput
 from mmjax.generators.canvas import Canvas, make_canvas
 from mmjax.generators.gaussian import LEAST, MOST, Gaussian
 from mmjax.generators.perceptual import Perceptual
-from mmjax.layers.conv_autoencoder import Grow, Shrink
+from mmjax.layers.conv_autoencoder import Decoder, Encoder
 from mmjax.layers.linear import Linear, make_parameter
 from mmjax.layers.output import Output
 from mmjax.layers.patches import reshape
@@ -47,11 +47,11 @@ class Vae(Output):
                 raise ValueError(f"{name}={getattr(self, name)} must not be negative")
 
     @property
-    def makes(self) -> str:
+    def target_feature(self) -> str:
         return self.target
 
     @property
-    def blind(self) -> tuple[str, ...]:
+    def hidden_modalities(self) -> tuple[str, ...]:
         return (self.target,) if self.conditional else ()  # what is not read need not be hidden
 
     def build(self, features: dict[str, Feature], settings: Settings, rngs: nnx.Rngs) -> "VaeModule":
@@ -59,7 +59,7 @@ class Vae(Output):
 
 
 @chz.chz
-class VaeGan(Contested, Vae):
+class VaeGan(AdversarialOutput, Vae):
     """A `Vae` that a critic judges too, and whose distance from the truth is also one of features (Larsen et al. 2016).
 
     The critic sees what is made of z ~ q(z | x).
@@ -86,8 +86,8 @@ class VaeModule(nnx.Module):
         rules, width = settings.rules, settings.width
         rows, columns = (side // canvas.unit for side in canvas.shape)
         condition = width if config.conditional else None
-        self.shrink = Shrink(canvas.channels, config.widths, 2 * config.latent, rules=rules, rngs=rngs)
-        self.grow = Grow(config.latent, config.widths, canvas.channels, condition, rules=rules, rngs=rngs)
+        self.shrink = Encoder(canvas.channels, config.widths, 2 * config.latent, rules=rules, rngs=rngs)
+        self.grow = Decoder(config.latent, config.widths, canvas.channels, condition, rules=rules, rngs=rngs)
         shape, axes = (width, rows * columns * config.latent * 2), ("embed", None)
         prior = functools.partial(Linear, shape, axes, bias=True, scale=0.0, rules=rules, rngs=rngs)
         self.prior = prior() if config.conditional else None
@@ -101,7 +101,7 @@ class VaeModule(nnx.Module):
         """q(z | x)."""
         return Gaussian.of(self.shrink(x.astype(self.dtype)))
 
-    def imagine(self, fused: Fused) -> Gaussian:
+    def prior_distribution(self, fused: Fused) -> Gaussian:
         """p(z | fused)."""
         count = fused.pooled.shape[0]
         shape = (count, *self.shape)
@@ -118,41 +118,43 @@ class VaeModule(nnx.Module):
     def weight(self, batch: Batch) -> Float[Array, ""]:
         return self.canvas.size(batch).sum()
 
-    def attempt(self, fused: Fused, batch: Batch, key: jax.Array | None, step: Int[Array, ""] | None) -> Attempt:
+    def generate(
+        self, fused: Fused, batch: Batch, key: jax.Array | None, step: Int[Array, ""] | None
+    ) -> GeneratorOutput:
         """What it makes of the batch."""
         canvas, size = self.canvas, self.canvas.size(batch)
-        x = canvas.paint(batch)
-        q, p = self.encode(x), self.imagine(fused)
-        made = self.decode(q.draw(key), fused)
+        x = canvas.from_batch(batch)
+        q, p = self.encode(x), self.prior_distribution(fused)
+        fake = self.decode(q.draw(key), fused)
         log_deviation = jnp.clip(self.deviation[...], LEAST, MOST)
         half_log = log_deviation + 0.5 * jnp.log(2 * jnp.pi)
         divergence = q.divergence(p).sum((1, 2))
-        warmth = 1.0 if step is None or not self.warmup else jnp.minimum(1.0, step / self.warmup)
+        warmup = 1.0 if step is None or not self.warmup else jnp.minimum(1.0, step / self.warmup)
         numbers = jnp.maximum(size, 1)
 
-        def negative(made: Array) -> Float[Array, "B"]:
-            return (canvas.squares(x, made, batch) * jnp.exp(-2 * log_deviation) / 2 + size * half_log) / numbers
+        def negative(fake: Array) -> Float[Array, "B"]:
+            return (canvas.squared_error(x, fake, batch) * jnp.exp(-2 * log_deviation) / 2 + size * half_log) / numbers
 
-        def distance(made: Array) -> Float[Array, "B"]:
-            return negative(made) if self.perceptual is None else negative(made) + self.perceptual(x, made)
+        def distance(fake: Array) -> Float[Array, "B"]:
+            return negative(fake) if self.perceptual is None else negative(fake) + self.perceptual(x, fake)
 
         metrics: Metrics = {
-            "reconstruction": Average.of(negative(made), size),
-            "square_error": Average.of(canvas.squares(x, made, batch) / numbers, size),
+            "reconstruction": Average.of(negative(fake), size),
+            "square_error": Average.of(canvas.squared_error(x, fake, batch) / numbers, size),
             "kl": Average.of(divergence.sum(-1), size > 0),
         }
-        besides = warmth * self.beta * jnp.maximum(divergence, self.free_bits).sum(-1) / numbers
-        return Attempt(x, canvas.hide(made, batch), distance, besides, size, metrics)
+        extra_loss = warmup * self.beta * jnp.maximum(divergence, self.free_bits).sum(-1) / numbers
+        return GeneratorOutput(x, canvas.mask(fake, batch), distance, extra_loss, size, metrics)
 
     def loss(
         self, fused: Fused, batch: Batch, key: jax.Array | None, step: Int[Array, ""] | None
     ) -> tuple[Average, Metrics]:
-        return self.attempt(fused, batch, key, step).loss()
+        return self.generate(fused, batch, key, step).loss()
 
     def reconstruct(self, fused: Fused, batch: Batch) -> Float[Array, "B ..."]:
         """What becomes of the batch's pictures or spectra by the mean of q(z | x), in the feature's own terms."""
-        return self.canvas.values(self.attempt(fused, batch, None, None).made)
+        return self.canvas.values(self.generate(fused, batch, None, None).fake)
 
     def predict(self, fused: Fused, key: jax.Array | None) -> dict[str, Array]:
         """What the prior gives: its mean without a key, else a draw."""
-        return {"values": self.canvas.values(self.decode(self.imagine(fused).draw(key), fused))}
+        return {"values": self.canvas.values(self.decode(self.prior_distribution(fused).draw(key), fused))}

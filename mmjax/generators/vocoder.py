@@ -12,7 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from mmjax.errors import UserError
-from mmjax.generators.adversary import Adversary, AdversaryModule, Attempt, LeastSquares
+from mmjax.generators.adversary import Adversary, AdversaryModule, GeneratorOutput, LeastSquares
 from mmjax.generators.phases import frequencies, sound_of
 from mmjax.generators.stft import spectral_distance
 from mmjax.generators.waveform_critics import WaveformCritic
@@ -21,7 +21,7 @@ from mmjax.layers.output import Output, find_feature
 from mmjax.layers.patches import cut_sequence, reshape
 from mmjax.layers.settings import Settings
 from mmjax.sharding.rules import Rules
-from mmjax.types import Average, Batch, Feature, Fused, Metrics, Spectrum, Waveform
+from mmjax.types import Average, Batch, Feature, Fused, Metrics, Spectrogram, Waveform
 
 SLOPE = 0.1  # of the leaky rectifiers
 LOUDEST = 6.0  # logarithm of a magnitude to start from, beyond full scale in windows of up to 1,600 samples
@@ -77,7 +77,7 @@ class Vocoder(Output):
 
     def build(self, features: dict[str, Feature], settings: Settings, rngs: nnx.Rngs) -> "VocoderModule":
         wave = find_feature("Vocoder.target", self.target, features, Waveform)
-        spectrum = find_feature("Vocoder.mel", self.mel, features, Spectrum)
+        spectrum = find_feature("Vocoder.mel", self.mel, features, Spectrogram)
         hop, at_once = spectrum.seconds * wave.rate, self.at_once(spectrum, wave)
         if at_once < 1 or not math.isclose(at_once * math.prod(self.factors), hop):
             raise UserError(
@@ -91,7 +91,7 @@ class Vocoder(Output):
             )
         return VocoderModule(self, spectrum, wave, settings, rngs)
 
-    def at_once(self, spectrum: Spectrum, wave: Waveform) -> int:
+    def at_once(self, spectrum: Spectrogram, wave: Waveform) -> int:
         """The samples of each place at last."""
         return round(spectrum.seconds * wave.rate / math.prod(self.factors))
 
@@ -137,7 +137,7 @@ class Start(nnx.Module):
 class VocoderModule(nnx.Module):
     """See `Vocoder`: frames -> for every factor, more places and the mean of residual branches -> samples."""
 
-    def __init__(self, config: Vocoder, spectrum: Spectrum, wave: Waveform, settings: Settings, rngs: nnx.Rngs):
+    def __init__(self, config: Vocoder, spectrum: Spectrogram, wave: Waveform, settings: Settings, rngs: nnx.Rngs):
         rules = settings.rules
         make = functools.partial(Conv, rules=rules, rngs=rngs)
         self.stem = make(spectrum.bands, config.channels, (7,))
@@ -178,29 +178,31 @@ class VocoderModule(nnx.Module):
         """The samples that count: real ones, of examples that also have the spectrum."""
         return batch.mask[self.target] & (batch.present[self.target] & batch.present[self.mel])[:, None]
 
-    def attempt(self, fused: Fused, batch: Batch, key: jax.Array | None, step: Int[Array, ""] | None) -> Attempt:
+    def generate(
+        self, fused: Fused, batch: Batch, key: jax.Array | None, step: Int[Array, ""] | None
+    ) -> GeneratorOutput:
         """What it makes of the batch's frames. Every real sample weighs alike, whichever example it is of."""
         real = self._real(batch)
         true = jnp.where(real, batch.values[self.target].astype(jnp.float32), 0)
-        made = self.decode(batch.values[self.mel], batch.mask[self.mel] & batch.present[self.mel][:, None])
-        made = made[:, : self.samples]
+        fake = self.decode(batch.values[self.mel], batch.mask[self.mel] & batch.present[self.mel][:, None])
+        fake = fake[:, : self.samples]
 
-        def distance(made: Float[Array, "B S"]) -> Float[Array, "B"]:
-            each = [spectral_distance(made, true, real, window, self.rate, rules=self.rules) for window in self.windows]
+        def distance(fake: Float[Array, "B S"]) -> Float[Array, "B"]:
+            each = [spectral_distance(fake, true, real, window, self.rate, rules=self.rules) for window in self.windows]
             return jnp.stack(each).mean(0)
 
         size = real.sum(1).astype(jnp.float32)
-        metrics: Metrics = {"spectral_distance": Average.of(distance(made), size)}
-        return Attempt(true, jnp.where(real, made, 0), distance, jnp.zeros_like(size), size, metrics)
+        metrics: Metrics = {"spectral_distance": Average.of(distance(fake), size)}
+        return GeneratorOutput(true, jnp.where(real, fake, 0), distance, jnp.zeros_like(size), size, metrics)
 
     def loss(
         self, fused: Fused, batch: Batch, key: jax.Array | None, step: Int[Array, ""] | None
     ) -> tuple[Average, Metrics]:
-        return self.attempt(fused, batch, key, step).loss()
+        return self.generate(fused, batch, key, step).loss()
 
     def reconstruct(self, fused: Fused, batch: Batch) -> Float[Array, "B S"]:
         """The samples that the batch's frames become, 0 where the recordings have none."""
-        return self.attempt(fused, batch, None, None).made
+        return self.generate(fused, batch, None, None).fake
 
     def predict(self, fused: Fused, key: jax.Array | None) -> dict[str, Array]:
         return {}

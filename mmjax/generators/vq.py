@@ -6,12 +6,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from mmjax.generators.adversary import Adversary, Attempt, Contested
+from mmjax.generators.adversary import AdversarialOutput, Adversary, GeneratorOutput
 from mmjax.generators.canvas import Canvas, make_canvas
 from mmjax.generators.codes import Codebook, Quantizer
 from mmjax.generators.critics import PatchCritic
 from mmjax.generators.perceptual import Perceptual
-from mmjax.layers.conv_autoencoder import Grow, Shrink
+from mmjax.layers.conv_autoencoder import Decoder, Encoder
 from mmjax.layers.output import Output
 from mmjax.layers.settings import Settings
 from mmjax.types import Average, Batch, Counts, Feature, Fused, Metrics
@@ -34,7 +34,7 @@ class VqVae(Output):
 
 
 @chz.chz
-class VqGan(Contested, VqVae):
+class VqGan(AdversarialOutput, VqVae):
     """A `VqVae` that a critic judges too, its distance from the truth also one of features (Esser et al. 2021)."""
 
     adversary: Adversary = chz.field(
@@ -61,14 +61,14 @@ class VqModule(nnx.Module):
         rules = settings.rules
         self.quantizer = config.quantizer.build(rules, rngs)
         latent = self.quantizer.width
-        self.shrink = Shrink(canvas.channels, config.widths, latent, rules=rules, rngs=rngs)
-        self.grow = Grow(latent, config.widths, canvas.channels, rules=rules, rngs=rngs)
+        self.shrink = Encoder(canvas.channels, config.widths, latent, rules=rules, rngs=rngs)
+        self.grow = Decoder(latent, config.widths, canvas.channels, rules=rules, rngs=rngs)
         self.perceptual = None if perceptual is None else perceptual.build(canvas.channels, settings, rngs)
         self.canvas, self.dtype = canvas, settings.dtype
 
     def encode(self, batch: Batch) -> Int[Array, "B h w"]:
         """The codes of the batch's pictures or spectra."""
-        return self.quantizer(self.shrink(self.canvas.paint(batch).astype(self.dtype)), None)[1]
+        return self.quantizer(self.shrink(self.canvas.from_batch(batch).astype(self.dtype)), None)[1]
 
     def decode(self, codes: Int[Array, "B h w"]) -> Float[Array, "B ..."]:
         """What codes stand for, in the feature's own terms."""
@@ -77,36 +77,38 @@ class VqModule(nnx.Module):
     def weight(self, batch: Batch) -> Float[Array, ""]:
         return self.canvas.size(batch).sum()
 
-    def attempt(self, fused: Fused, batch: Batch, key: jax.Array | None, step: Int[Array, ""] | None) -> Attempt:
+    def generate(
+        self, fused: Fused, batch: Batch, key: jax.Array | None, step: Int[Array, ""] | None
+    ) -> GeneratorOutput:
         """What it makes of the batch."""
         canvas, size = self.canvas, self.canvas.size(batch)
-        x = canvas.paint(batch)
+        x = canvas.from_batch(batch)
         z, codes, cost = self.quantizer(self.shrink(x.astype(self.dtype)), key)
-        made = self.grow(z, None).astype(jnp.float32)
+        fake = self.grow(z, None).astype(jnp.float32)
 
-        def squares(made: Array) -> Float[Array, "B"]:
-            return canvas.squares(x, made, batch) / jnp.maximum(size, 1)
+        def squared_error(fake: Array) -> Float[Array, "B"]:
+            return canvas.squared_error(x, fake, batch) / jnp.maximum(size, 1)
 
-        def distance(made: Array) -> Float[Array, "B"]:
-            return squares(made) if self.perceptual is None else squares(made) + self.perceptual(x, made)
+        def distance(fake: Array) -> Float[Array, "B"]:
+            return squared_error(fake) if self.perceptual is None else squared_error(fake) + self.perceptual(x, fake)
 
         there = (size > 0)[:, None, None, None]
         occurred = jnp.where(there, jax.nn.one_hot(codes, self.quantizer.size), 0).sum((0, 1, 2))
         metrics: Metrics = {
-            "square_error": Average.of(squares(made), size),
+            "square_error": Average.of(squared_error(fake), size),
             "quantization": Average.of(cost, size),
             "codebook": Counts(occurred),
         }
-        return Attempt(x, canvas.hide(made, batch), distance, cost, size, metrics)
+        return GeneratorOutput(x, canvas.mask(fake, batch), distance, cost, size, metrics)
 
     def loss(
         self, fused: Fused, batch: Batch, key: jax.Array | None, step: Int[Array, ""] | None
     ) -> tuple[Average, Metrics]:
-        return self.attempt(fused, batch, key, step).loss()
+        return self.generate(fused, batch, key, step).loss()
 
     def reconstruct(self, fused: Fused, batch: Batch) -> Float[Array, "B ..."]:
         """What becomes of the batch's pictures or spectra as codes, in the feature's own terms."""
-        return self.canvas.values(self.attempt(fused, batch, None, None).made)
+        return self.canvas.values(self.generate(fused, batch, None, None).fake)
 
     def predict(self, fused: Fused, key: jax.Array | None) -> dict[str, Array]:
         return {}

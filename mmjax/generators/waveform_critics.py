@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from mmjax.generators.critics import Critic, Verdict
+from mmjax.generators.critics import Critic, CriticOutput
 from mmjax.layers.conv import Conv
 from mmjax.layers.patches import cut_sequence
 from mmjax.layers.settings import Settings
@@ -75,7 +75,7 @@ class WaveformCriticModule(nnx.Module):
         self.periods, self.scales = config.periods, config.scales
         self.dtype, self.rules = settings.dtype, settings.rules
 
-    def __call__(self, x: Float[Array, "B T"], condition: Float[Array, "B D"]) -> Verdict:
+    def __call__(self, x: Float[Array, "B T"], condition: Float[Array, "B D"]) -> CriticOutput:
         """What each network says, those of periods first; what was asked for is not read."""
         x = x.astype(self.dtype)
         rows = [self._rows(x, period)[..., None] for period in self.periods]
@@ -83,7 +83,7 @@ class WaveformCriticModule(nnx.Module):
         towers = (*self.of_periods, *self.of_scales)
         found = [tower(seen) for tower, seen in zip(towers, (*rows, *averages), strict=True)]
         features = (feature for _, features in found for feature in features)
-        return Verdict(tuple(scores for scores, _ in found), tuple(features))
+        return CriticOutput(tuple(scores for scores, _ in found), tuple(features))
 
     def _rows(self, x: Float[Array, "B T"], length: int) -> Float[Array, "B R {length}"]:
         """The samples in rows, the last of which zeros fill up."""

@@ -44,8 +44,8 @@ def step_flops(model: Any, batch: Any, critics: Any = None) -> int:
     flops = count_flops(lambda model, batch: model.loss(batch)[0], model, batch)
     if critics is not None:
         players = (model, critics, batch)
-        flops += count_flops(lambda model, critics, batch: model.contest(critics, batch)[:2], *players)
-        flops -= count_flops(lambda model, critics, batch: model.contest(critics, batch)[0], *players)
+        flops += count_flops(lambda model, critics, batch: model.adversarial_loss(critics, batch)[:2], *players)
+        flops -= count_flops(lambda model, critics, batch: model.adversarial_loss(critics, batch)[0], *players)
     return 3 * flops
 
 

@@ -28,7 +28,7 @@ class Classify(Output):
             raise ValueError(f"smoothing={self.smoothing} must lie in [0, 1)")
 
     @property
-    def makes(self) -> str:
+    def target_feature(self) -> str:
         return self.target
 
     def build(self, features: dict[str, Feature], settings: Settings, rngs: nnx.Rngs) -> "ClassifyHead":

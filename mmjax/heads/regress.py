@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 from mmjax.layers.linear import Linear
 from mmjax.layers.output import Output, find_feature
 from mmjax.layers.settings import Settings
-from mmjax.types import Average, Batch, Feature, Fused, Metrics, Quantity
+from mmjax.types import Average, Batch, Feature, Fused, Metrics, Vector
 
 
 @chz.chz
@@ -19,11 +19,11 @@ class Regress(Output):
     target: str = chz.field(doc="name of the quantity")
 
     @property
-    def makes(self) -> str:
+    def target_feature(self) -> str:
         return self.target
 
     def build(self, features: dict[str, Feature], settings: Settings, rngs: nnx.Rngs) -> "RegressHead":
-        return RegressHead(self, find_feature("Regress.target", self.target, features, Quantity), settings, rngs)
+        return RegressHead(self, find_feature("Regress.target", self.target, features, Vector), settings, rngs)
 
 
 class RegressHead(nnx.Module):
@@ -32,7 +32,7 @@ class RegressHead(nnx.Module):
     The loss is -log N(truth; mean, deviation^2) in float32, per number.
     """
 
-    def __init__(self, config: Regress, quantity: Quantity, settings: Settings, rngs: nnx.Rngs):
+    def __init__(self, config: Regress, quantity: Vector, settings: Settings, rngs: nnx.Rngs):
         shape = (settings.width, quantity.slots, quantity.size, 2)
         axes = ("embed", None, None, None)
         self.parameters = Linear(shape, axes, bias=True, scale=0.1, rules=settings.rules, rngs=rngs)

@@ -11,11 +11,11 @@ from mmjax.errors import UserError
 from mmjax.layers.attention_kernels import attend
 from mmjax.layers.linear import Linear, make_parameter
 from mmjax.layers.mlp import MLP
-from mmjax.layers.norm import Norm, dropout
+from mmjax.layers.norm import RMSNorm, dropout
 from mmjax.sharding.rules import Rules
 
 # Keys and values of M context tokens, Float[B M H K] each.
-Memory = tuple[Array, Array]
+KVCache = tuple[Array, Array]
 
 
 class Attention(nnx.Module):
@@ -38,7 +38,7 @@ class Attention(nnx.Module):
         *,
         causal: bool = False,
     ) -> Float[Array, "B N D"]:
-        return self.read(x, self.remember(x if context is None else context), mask, causal=causal)
+        return self.attend(x, self.project_kv(x if context is None else context), mask, causal=causal)
 
     def weights(
         self,
@@ -54,14 +54,14 @@ class Attention(nnx.Module):
         weights = jax.nn.softmax(scores).mean(1)
         return weights if mask is None else jnp.where(mask[:, None, :], weights, 0)
 
-    def remember(self, context: Float[Array, "B M D"]) -> Memory:
+    def project_kv(self, context: Float[Array, "B M D"]) -> KVCache:
         """What is read of a context: keys and values, which a decoder keeps instead of computing them again."""
         return self.key(context), self.value(context)
 
-    def read(
+    def attend(
         self,
         x: Float[Array, "B N D"],
-        memory: Memory,
+        memory: KVCache,
         mask: Bool[Array, "#B M"] | None = None,
         *,
         causal: bool = False,
@@ -78,9 +78,9 @@ class Block(nnx.Module):
     def __init__(
         self, width: int, heads: int, *, hidden: int | None = None, rate: float = 0.0, rules: Rules, rngs: nnx.Rngs
     ):
-        self.attention_norm = Norm(width, rules=rules, rngs=rngs)
+        self.attention_norm = RMSNorm(width, rules=rules, rngs=rngs)
         self.attention = Attention(width, heads, rules=rules, rngs=rngs)
-        self.mlp_norm = Norm(width, rules=rules, rngs=rngs)
+        self.mlp_norm = RMSNorm(width, rules=rules, rngs=rngs)
         self.mlp = MLP(width, hidden or 4 * width, rules=rules, rngs=rngs)
         self.rate = rate
 
@@ -88,10 +88,10 @@ class Block(nnx.Module):
         self, x: Float[Array, "B N D"], mask: Bool[Array, "B N"] | None, key: jax.Array | None
     ) -> Float[Array, "B N D"]:
         keys = (None, None) if key is None else jax.random.split(key)
-        x = x + dropout(self.attend(self.attention_norm(x), mask), self.rate, keys[0])
+        x = x + dropout(self.self_attend(self.attention_norm(x), mask), self.rate, keys[0])
         return x + dropout(self.mlp(self.mlp_norm(x)), self.rate, keys[1])
 
-    def attend(self, x: Float[Array, "B N D"], mask: Bool[Array, "B N"] | None) -> Float[Array, "B N D"]:
+    def self_attend(self, x: Float[Array, "B N D"], mask: Bool[Array, "B N"] | None) -> Float[Array, "B N D"]:
         """What the tokens tell each other."""
         return self.attention(x, mask=mask)
 
@@ -104,8 +104,8 @@ class CrossBlock(nnx.Module):
     """
 
     def __init__(self, width: int, heads: int, *, gated: bool = False, rate: float = 0.0, rules: Rules, rngs: nnx.Rngs):
-        self.norm = Norm(width, rules=rules, rngs=rngs)
-        self.context_norm = Norm(width, rules=rules, rngs=rngs)
+        self.norm = RMSNorm(width, rules=rules, rngs=rngs)
+        self.context_norm = RMSNorm(width, rules=rules, rngs=rngs)
         self.cross = Attention(width, heads, rules=rules, rngs=rngs)
         zeros = jax.nn.initializers.zeros
         self.gate = make_parameter(zeros, (), (), rules=rules, rngs=rngs) if gated else None
@@ -121,9 +121,9 @@ class CrossBlock(nnx.Module):
         key: jax.Array | None,
     ) -> Float[Array, "B N D"]:
         keys = (None, None) if key is None else jax.random.split(key)
-        return self.block(x + dropout(self.hear(x, context, context_mask), self.rate, keys[0]), mask, keys[1])
+        return self.block(x + dropout(self.cross_attend(x, context, context_mask), self.rate, keys[0]), mask, keys[1])
 
-    def hear(
+    def cross_attend(
         self, x: Float[Array, "B N D"], context: Float[Array, "B M D"], mask: Bool[Array, "B M"] | None
     ) -> Float[Array, "B N D"]:
         """What the context adds to the tokens."""
@@ -136,7 +136,7 @@ class AttentionPool(nnx.Module):
 
     def __init__(self, width: int, heads: int, *, rules: Rules, rngs: nnx.Rngs):
         self.probe = make_parameter(jax.nn.initializers.normal(1.0), (1, width), (None, None), rules=rules, rngs=rngs)
-        self.norm = Norm(width, rules=rules, rngs=rngs)
+        self.norm = RMSNorm(width, rules=rules, rngs=rngs)
         self.attention = Attention(width, heads, rules=rules, rngs=rngs)
         self.rules = rules
 

@@ -40,7 +40,7 @@ def choose(query: Float[Array, "B N H K"], key: Float[Array, "B M H K"]) -> Kern
         or not apart
         or any(mesh.shape[axis] > 1 for axis in mesh.shape if axis not in used)
     ):
-        return two_products
+        return xla_attention
     platform, kind = mesh.abstract_device.platform, mesh.abstract_device.device_kind
     rows, columns, head = type_.shape[1], other.shape[1], type_.shape[3]
     if platform == "tpu" and type_.dtype == jnp.bfloat16 and not head % 128 and _block(rows) and _block(columns):
@@ -49,10 +49,10 @@ def choose(query: Float[Array, "B N H K"], key: Float[Array, "B M H K"]) -> Kern
     even = not (rows % 2 or columns % 2 or head % 8) and head <= 128 and min(rows, columns) >= BLOCKS[-1]
     if platform == "gpu" and kind.startswith("NVIDIA") and type_.dtype == jnp.bfloat16 and even:
         return functools.partial(on_shards, cudnn)
-    return two_products
+    return xla_attention
 
 
-def two_products(query: Array, key: Array, value: Array, mask: Array | None, causal: bool) -> Array:
+def xla_attention(query: Array, key: Array, value: Array, mask: Array | None, causal: bool) -> Array:
     """Two products around a softmax, for whatever device."""
     # Heads first: with tokens first (`jax.nn.dot_product_attention`) JAX 0.10 takes a third longer on a CPU.
     query, key, value = (jnp.swapaxes(array, 1, 2) for array in (query, key, value))

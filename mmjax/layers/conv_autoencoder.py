@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from mmjax.layers.conv import Conv
 from mmjax.layers.linear import Linear
-from mmjax.layers.norm import Norm
+from mmjax.layers.norm import RMSNorm
 from mmjax.layers.patches import reshape
 from mmjax.sharding.rules import Rules
 
@@ -22,7 +22,7 @@ class ResidualBlock(nnx.Module):
     """
 
     def __init__(self, width: int, condition: int | None = None, *, rules: Rules, rngs: nnx.Rngs):
-        norm, conv = functools.partial(Norm, rules=rules, rngs=rngs), functools.partial(Conv, rules=rules, rngs=rngs)
+        norm, conv = functools.partial(RMSNorm, rules=rules, rngs=rngs), functools.partial(Conv, rules=rules, rngs=rngs)
         self.first_norm, self.first = norm(width), conv(width, width, 3)
         self.second_norm, self.second = norm(width), conv(width, width, 3, scale=0.1)
         film = functools.partial(Linear, axes=("embed", None, None), bias=True, scale=0.0, rules=rules, rngs=rngs)
@@ -36,7 +36,7 @@ class ResidualBlock(nnx.Module):
         return x + self.second(jax.nn.gelu(y))
 
 
-class Shrink(nnx.Module):
+class Encoder(nnx.Module):
     """[B H W C] -> [B H/s W/s O] with s = 2^levels: each level halves the sides, to its width, and has one block.
 
     H and W are multiples of s.
@@ -48,7 +48,7 @@ class Shrink(nnx.Module):
         before = (widths[0], *widths)
         self.halve = nnx.List([conv(a, b, 4, stride=2) for a, b in zip(before, widths, strict=False)])
         self.blocks = nnx.List([ResidualBlock(width, rules=rules, rngs=rngs) for width in widths])
-        self.norm = Norm(widths[-1], rules=rules, rngs=rngs)
+        self.norm = RMSNorm(widths[-1], rules=rules, rngs=rngs)
         self.out = conv(widths[-1], outputs, 3, few_outputs=True)
 
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w O"]:
@@ -58,7 +58,7 @@ class Shrink(nnx.Module):
         return self.out(jax.nn.gelu(self.norm(x)))
 
 
-class Grow(nnx.Module):
+class Decoder(nnx.Module):
     """[B h w I] -> [B h s w s O], the way back: each level has one block and doubles the sides."""
 
     def __init__(
@@ -77,18 +77,18 @@ class Grow(nnx.Module):
         self.stem = conv(inputs, descending[0], 3)
         self.blocks = nnx.List([ResidualBlock(width, condition, rules=rules, rngs=rngs) for width in descending])
         self.widen = nnx.List([conv(a, b, 3) for a, b in zip(descending, after, strict=True)])
-        self.norm = Norm(widths[0], rules=rules, rngs=rngs)
+        self.norm = RMSNorm(widths[0], rules=rules, rngs=rngs)
         self.out = conv(widths[0], outputs, 3, few_outputs=True)
         self.rules = rules
 
     def __call__(self, x: Float[Array, "B h w I"], condition: Float[Array, "B D"] | None) -> Float[Array, "B H W O"]:
         x = self.stem(x)
         for block, widen in zip(self.blocks, self.widen, strict=True):
-            x = widen(double(block(x, condition), self.rules))
+            x = widen(upsample(block(x, condition), self.rules))
         return self.out(jax.nn.gelu(self.norm(x)))
 
 
-def double(x: Float[Array, "B H W C"], rules: Rules) -> Float[Array, "B 2*H 2*W C"]:
+def upsample(x: Float[Array, "B H W C"], rules: Rules) -> Float[Array, "B 2*H 2*W C"]:
     """Every pixel as four."""
     _, height, width, channels = x.shape
     wide = jnp.stack([x, x], 3)

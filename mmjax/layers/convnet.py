@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float
 
 from mmjax.layers.conv import Conv, DepthwiseConv, Sizes
 from mmjax.layers.linear import Linear, make_parameter
-from mmjax.layers.norm import Norm, dropout
+from mmjax.layers.norm import RMSNorm, dropout
 from mmjax.layers.settings import Settings
 from mmjax.layers.stack import Stack
 from mmjax.sharding.rules import Rules
@@ -42,7 +42,7 @@ class ConvBlock(nnx.Module):
 
     def __init__(self, width: int, kernel: Sizes, *, rate: float, rules: Rules, rngs: nnx.Rngs):
         self.spatial = DepthwiseConv(width, kernel, rules=rules, rngs=rngs)
-        self.norm = Norm(width, rules=rules, rngs=rngs)
+        self.norm = RMSNorm(width, rules=rules, rngs=rngs)
         self.up = Linear((width, 4 * width), ("embed", "mlp"), bias=True, rules=rules, rngs=rngs)
         self.down = Linear((4 * width, width), ("mlp", "embed"), rules=rules, rngs=rngs)
         init = jax.nn.initializers.constant(0.1)
@@ -73,7 +73,7 @@ class ConvTrunkModule(nnx.Module):
 
             self.stages.append(Stack(make, depth, remat=settings.remat, unroll=settings.unroll, rngs=rngs))
             channels = width
-        self.norm = Norm(channels, rules=rules, rngs=rngs)
+        self.norm = RMSNorm(channels, rules=rules, rngs=rngs)
 
     def __call__(
         self, x: Float[Array, "B H W C"], key: jax.Array | None

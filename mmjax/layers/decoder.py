@@ -7,16 +7,16 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from mmjax.layers.attention import Attention, Memory
+from mmjax.layers.attention import Attention, KVCache
 from mmjax.layers.mlp import MLP
-from mmjax.layers.norm import Norm, dropout
+from mmjax.layers.norm import RMSNorm, dropout
 from mmjax.layers.settings import Settings
 from mmjax.layers.stack import Stack
 from mmjax.sharding.rules import Rules
 from mmjax.types import Tokens
 
 # By layer, stacked: what each block remembers of the places so far, and of the context.
-Memories = tuple[Memory, Memory]
+Memories = tuple[KVCache, KVCache]
 
 
 class DecoderBlock(nnx.Module):
@@ -24,7 +24,7 @@ class DecoderBlock(nnx.Module):
 
     def __init__(self, width: int, heads: int, *, rate: float, rules: Rules, rngs: nnx.Rngs):
         attention = functools.partial(Attention, width, heads, rules=rules, rngs=rngs)
-        norm = functools.partial(Norm, width, rules=rules, rngs=rngs)
+        norm = functools.partial(RMSNorm, width, rules=rules, rngs=rngs)
         self.own_norm, self.own = norm(), attention()
         self.seen_norm, self.seen = norm(), attention()
         self.mlp_norm, self.mlp = norm(), MLP(width, 4 * width, rules=rules, rngs=rngs)
@@ -46,17 +46,17 @@ class DecoderBlock(nnx.Module):
         self,
         x: Float[Array, "B 1 D"],
         place: Int[Array, ""],
-        past: Memory,
-        context: Memory,
+        past: KVCache,
+        context: KVCache,
         mask: Bool[Array, "B M"],
-    ) -> tuple[Float[Array, "B 1 D"], Memory]:
+    ) -> tuple[Float[Array, "B 1 D"], KVCache]:
         """The same for the token at one place, given what is remembered of those before it and of the context."""
         normed = self.own_norm(x)
         places = jnp.arange(past[0].shape[1])
         here = (places == place)[:, None, None]
-        past = jax.tree.map(lambda old, new: jnp.where(here, new, old), past, self.own.remember(normed))
-        x = x + self.own.read(normed, past, (places <= place)[None])
-        x = x + self.seen.read(self.seen_norm(x), context, mask)
+        past = jax.tree.map(lambda old, new: jnp.where(here, new, old), past, self.own.project_kv(normed))
+        x = x + self.own.attend(normed, past, (places <= place)[None])
+        x = x + self.seen.attend(self.seen_norm(x), context, mask)
         return x + self.mlp(self.mlp_norm(x)), past
 
 
@@ -69,9 +69,9 @@ class Decoder(nnx.Module):
         def make(rngs: nnx.Rngs) -> DecoderBlock:
             return DecoderBlock(width, heads, rate=settings.dropout, rules=rules, rngs=rngs)
 
-        self.context_norm = Norm(width, rules=rules, rngs=rngs)
+        self.context_norm = RMSNorm(width, rules=rules, rngs=rngs)
         self.stack = Stack(make, depth, remat=settings.remat, unroll=settings.unroll, rngs=rngs)
-        self.norm = Norm(width, rules=rules, rngs=rngs)
+        self.norm = RMSNorm(width, rules=rules, rngs=rngs)
         self.shape, self.rules = (depth, heads, width // heads), rules
 
     def __call__(self, x: Float[Array, "B N D"], context: Tokens, key: jax.Array | None) -> Float[Array, "B N D"]:
@@ -85,7 +85,7 @@ class Decoder(nnx.Module):
         spec = self.rules.spec(None, "batch", None, "heads", None)
         empty = jnp.zeros((depth, batch, length, heads, head), dtype, out_sharding=spec)
         seen = self.context_norm(context.values).astype(dtype)
-        _, of_context = self.stack.thread(lambda block, carry, _: (carry, block.seen.remember(seen)), None)
+        _, of_context = self.stack.thread(lambda block, carry, _: (carry, block.seen.project_kv(seen)), None)
         return (empty, empty), of_context
 
     def step(
@@ -94,7 +94,7 @@ class Decoder(nnx.Module):
         """What a call over all places up to this one has at this one, and the memories with it."""
         past, context = memories
 
-        def run(block: DecoderBlock, x: Array, own: Memories) -> tuple[Array, Memory]:
+        def run(block: DecoderBlock, x: Array, own: Memories) -> tuple[Array, KVCache]:
             return block.step(x, place, *own, mask)
 
         x, past = self.stack.thread(run, x, (past, context))

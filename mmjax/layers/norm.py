@@ -9,7 +9,7 @@ from mmjax.layers.linear import make_parameter
 from mmjax.sharding.rules import Rules
 
 
-class Norm(nnx.Module):
+class RMSNorm(nnx.Module):
     """Root-mean-square norm x / RMS(x) * gain over the last dimension, RMS in float32 (Zhang & Sennrich 2019)."""
 
     def __init__(self, width: int, *, rules: Rules, rngs: nnx.Rngs):

@@ -42,11 +42,11 @@ class OutputModule(Protocol):
 
 
 @runtime_checkable
-class ContestedModule(OutputModule, Protocol):
+class AdversarialModule(OutputModule, Protocol):
     """A built output whose work an adversary may judge."""
 
-    def attempt(self, fused: Fused, batch: Batch, key: jax.Array | None, step: Int[Array, ""] | None) -> Any:
-        """What it makes of a batch, as its adversary's `judge` reads it."""
+    def generate(self, fused: Fused, batch: Batch, key: jax.Array | None, step: Int[Array, ""] | None) -> Any:
+        """What it makes of a batch, as its adversary's `losses` reads it."""
         ...
 
 
@@ -62,17 +62,17 @@ class Output(abc.ABC):
         return ()
 
     @property
-    def makes(self) -> str | None:
+    def target_feature(self) -> str | None:
         """The feature that its predictions are: one it makes anew, or answers; None where they are none."""
         return None
 
     @property
-    def blind(self) -> tuple[str, ...]:
+    def hidden_modalities(self) -> tuple[str, ...]:
         """The modalities that the fusion it reads must not have seen: what it makes, unless more is said."""
-        return () if self.makes is None else (self.makes,)
+        return () if self.target_feature is None else (self.target_feature,)
 
     @property
-    def critic_blind(self) -> tuple[str, ...]:
+    def critic_hidden_modalities(self) -> tuple[str, ...]:
         """The modalities that the fused summary its critic reads must not have seen either: what the critic judges."""
         return ()
 
@@ -83,8 +83,8 @@ class Output(abc.ABC):
     def build_critic(self, features: dict[str, Feature], settings: Settings, rngs: nnx.Rngs) -> Any:
         """The adversary of the module, trained beside the model; None where it has none.
 
-        Its `judge(attempt, condition, key, step)` gives both players' losses of what the module made. The module is a
-        `ContestedModule` then.
+        Its `losses(attempt, condition, key, step)` gives both players' losses of what the module made. The module is a
+        `AdversarialModule` then.
         """
         return None
 

@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float
 
 from mmjax.layers.convnet import ConvBlock
 from mmjax.layers.linear import Linear
-from mmjax.layers.norm import Norm
+from mmjax.layers.norm import RMSNorm
 from mmjax.layers.settings import Settings
 from mmjax.layers.stack import Stack
 
@@ -40,7 +40,7 @@ class TimeNet(nnx.Module):
             return ConvBlock(width, (kernel,), rate=0.0, rules=rules, rngs=rngs)
 
         self.stack = Stack(make, depth, remat=settings.remat, unroll=settings.unroll, rngs=rngs)
-        self.norm = Norm(width, rules=rules, rngs=rngs)
+        self.norm = RMSNorm(width, rules=rules, rngs=rngs)
         self.out = linear((width, outputs), ("embed", None), bias=True, scale=scale)
 
     def __call__(

@@ -25,7 +25,8 @@ def mel_cepstral_distortion(said: Float[np.ndarray, "T M"], truth: Float[np.ndar
     where L is the natural logarithm of power in M mel bands, as `mmjax.data.spectrogram.log_mel` makes it. c_0, the
     loudness, is left out. So scaled, cepstra are those of the log amplitude, and a frame's distortion is the root mean
     square over the bands of the difference in dB of the two spectra, smoothed and each less its mean. (Orthonormal
-    cepstra, which some take, make it sqrt(2 M) times as large; frames normalised like those of `Speech` are no dB.)
+    cepstra, which some use, make it sqrt(2 M) times as large; frames normalised like those of `SpectrogramInput` are
+    not in dB.)
 
     Sounds of equal length are compared frame by frame, others along the path of dynamic time warping with the smallest
     sum of distortions, which may go on in either sound or in both (Sakoe & Chiba 1978), and averaged over its places.

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from mmjax.data.inputs import Sentence
+from mmjax.data.inputs import TextInput
 from mmjax.data.loader import Data, HostBatch
 from mmjax.reports.run import Example, Prediction
-from mmjax.types import Image, Label, Quantity, Spectrum
+from mmjax.types import Image, Label, Spectrogram, Vector
 
 Predictions = dict[str, dict[str, np.ndarray]]
 
@@ -17,8 +17,8 @@ def show_examples(
 ) -> list[Example]:
     """The first examples of a batch: what went in, and what every output predicted beside what is true.
 
-    `predictions` are those of the whole global batch, of which the host holds some rows; `makes` are the features that
-    outputs predict, by output.
+    `predictions` are those of the whole global batch, of which the host holds some rows; `makes` are
+    the features that outputs predict, by output.
     """
     places = [place for place, real in enumerate(host.real) if real][:count]
     shown = {output: predicted for output, predicted in predictions.items() if makes.get(output) in data.inputs}
@@ -35,9 +35,9 @@ def _show(data: Data, host: HostBatch, predictions: Predictions, makes: Mapping[
         match input.feature:
             case Image():
                 images[name] = values
-            case Spectrum():
+            case Spectrogram():
                 spectra[name] = values[host.batch.mask[name][place]]
-        if isinstance(input, Sentence):
+        if isinstance(input, TextInput):
             texts[name] = input.decode(values[host.batch.mask[name][place]])
     for output, predicted in predictions.items():
         if "values" in predicted:
@@ -58,7 +58,7 @@ def _judge(
     if not host.batch.present[target][place]:
         return []
     input, truths = data.inputs[target], host.batch.values[target][place]
-    if isinstance(input, Sentence) and "ids" in predicted:
+    if isinstance(input, TextInput) and "ids" in predicted:
         return [Prediction(output, input.decode(truths), input.decode(predicted["ids"][row]))]
     feature = input.feature
     slots = np.flatnonzero(host.batch.mask[target][place]) if target in host.batch.mask else np.zeros(0, int)
@@ -70,7 +70,7 @@ def _judge(
             best = int(probabilities.argmax())
             names = feature.names
             result.append(Prediction(title, names[truths[slot]], names[best], float(probabilities[best])))
-        elif isinstance(feature, Quantity) and "mean" in predicted:
+        elif isinstance(feature, Vector) and "mean" in predicted:
             mean, deviation = predicted["mean"][row, slot], predicted["deviation"][row, slot]
             said = ", ".join(f"{m:.2f} ± {d:.2f}" for m, d in zip(mean, deviation, strict=True))
             result.append(Prediction(title, ", ".join(f"{x:.2f}" for x in truths[slot]), said, exact=False))

@@ -11,13 +11,13 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from mmjax.data.clean import opencv
-from mmjax.data.inputs import Input, Sentence, Speech, Wave
+from mmjax.data.inputs import Input, SpectrogramInput, TextInput, WaveformInput
 from mmjax.data.sources.base import Recording
 from mmjax.files import explained, write_atomic
 from mmjax.metrics.audio import frames
 from mmjax.reports.page import render
 from mmjax.reports.plots import data_uri, png, spectrum_pixels
-from mmjax.types import Batch, Image, Label, Quantity, Spectrum, Text
+from mmjax.types import Batch, Image, Label, Spectrogram, Text, Vector
 
 SHEET, PAGE = "sheet.png", "report.html"
 # Of a contact sheet: how large a picture is and how far it is from the next, pixels, and how many are in a row at most.
@@ -75,7 +75,7 @@ def show_given(inputs: Mapping[str, Input], batch: Batch) -> dict[str, Piece]:
     for name, input in inputs.items():
         if batch.present[name][0]:
             values = batch.values[name][0]
-            row = {"ids": values} if isinstance(input, Sentence) else {"values": values}
+            row = {"ids": values} if isinstance(input, TextInput) else {"values": values}
             pieces[name] = _show(input, row | ({"mask": batch.mask[name][0]} if name in batch.mask else {}))
     return pieces
 
@@ -85,19 +85,19 @@ def _show(input: Input, row: Mapping[str, np.ndarray]) -> Piece:
     match input.feature:
         case Image():
             return show_raw(unread(input, row))
-        case Spectrum():
+        case Spectrogram():
             sound = unread(input, row)
             assert isinstance(sound, Recording)
             return Piece(".wav", _wav(sound), spectrum_pixels(_frames(row)))
         case Text():
-            assert isinstance(input, Sentence)
+            assert isinstance(input, TextInput)
             text = input.decode(row["ids"])
             return Piece(".txt", f"{text}\n".encode(), words=text, answer=text)
         case Label(names, _):
             best = [(names[int(slot.argmax())], float(slot.max())) for slot in row["probabilities"]]
             words = ", ".join(f"{name} {share:.0%}" for name, share in best)
             return Piece(words=words, answer=[{"class": name, "probability": share} for name, share in best])
-        case Quantity():
+        case Vector():
             slots = list(zip(row["mean"].tolist(), row["deviation"].tolist(), strict=True))
             words = "; ".join(", ".join(f"{m:.2f} ± {d:.2f}" for m, d in zip(*slot, strict=True)) for slot in slots)
             return Piece(words=words, answer=[{"mean": mean, "deviation": deviation} for mean, deviation in slots])
@@ -106,9 +106,9 @@ def _show(input: Input, row: Mapping[str, np.ndarray]) -> Piece:
 
 def unread(input: Input, row: Mapping[str, np.ndarray]) -> UInt8[np.ndarray, "H W C"] | Recording:
     """The picture or recording that one row of predictions, or of a batch, is: what `input` might have read."""
-    if isinstance(input, Wave):
+    if isinstance(input, WaveformInput):
         return Recording(row["values"][row["mask"]], input.rate)
-    if not isinstance(input, Speech):
+    if not isinstance(input, SpectrogramInput):
         return (row["values"] * 255).round().astype(np.uint8)
     frames = _frames(row)
     if "samples" not in row:

@@ -14,16 +14,16 @@ from jax.sharding import NamedSharding
 from mmjax.checkpoint.initialize import check_origin
 from mmjax.compilation import jit_once
 from mmjax.config.experiment import Experiment
-from mmjax.data.device_batches import Feed, Placed
-from mmjax.data.loader import HostBatch, Tally
+from mmjax.data.device_batches import DeviceBatch, DevicePrefetcher
+from mmjax.data.loader import BadValueMonitor, HostBatch
 from mmjax.errors import Diverged, Preempted, UserError
 from mmjax.hardware.flops import peak_flops
 from mmjax.sharding.distributed import any_process
 from mmjax.sharding.mesh import choose_rules
-from mmjax.signals import end_at_once, heed_signals
+from mmjax.signals import end_at_once, preemption_guard
 from mmjax.training.program import Program
 from mmjax.training.progress import Progress
-from mmjax.training.run import Run
+from mmjax.training.run import RunDir
 from mmjax.training.state import TrainState
 from mmjax.types import Metrics
 from mmjax.vmap_runs import stack, unstack
@@ -51,9 +51,9 @@ def train_together(experiments: Sequence[Experiment]) -> list[Path | None]:
     with jax.set_mesh(mesh), contextlib.ExitStack() as resources:
         rules = choose_rules(first.rules, mesh)
         sharding = NamedSharding(jax.sharding.get_mesh(), rules.spec("batch"))
-        preempted = resources.enter_context(heed_signals())
+        preempted = resources.enter_context(preemption_guard())
         with end_at_once():
-            runs = [Run(experiment, sharding) for experiment in experiments]
+            runs = [RunDir(experiment, sharding) for experiment in experiments]
             program = Program(first, runs[0].data, rules)
             if first.train.initialize is not None and runs[0].new:
                 check_origin(program.abstract.model, first.train.initialize)
@@ -80,7 +80,7 @@ class Loop:
     """Runs in progress, all at the same step."""
 
     def __init__(
-        self, program: Program, runs: list[Run], states: list[TrainState | None], preempted: Callable[[], bool]
+        self, program: Program, runs: list[RunDir], states: list[TrainState | None], preempted: Callable[[], bool]
     ):
         """`states` are those restored, None for a run that is to begin."""
         self.program, self.runs, self.preempted = program, runs, preempted
@@ -149,7 +149,7 @@ class Loop:
         with contextlib.ExitStack() as resources:
             setup = resources.enter_context(contextlib.ExitStack())
             setup.enter_context(end_at_once())
-            feeds = [Feed(run.loader, self.program.sharding, self.start, train.steps) for run in self.runs]
+            feeds = [DevicePrefetcher(run.loader, self.program.sharding, self.start, train.steps) for run in self.runs]
             for feed in feeds:
                 resources.enter_context(feed)
             self.runs[0].say("compiling the step")
@@ -180,7 +180,7 @@ class Loop:
                 elif jax.process_count() == 1:
                     self._stop_if_asked(done)
 
-    def _next(self, feeds: list[Feed], pending: list[Metrics]) -> list[Placed]:
+    def _next(self, feeds: list[DevicePrefetcher], pending: list[Metrics]) -> list[DeviceBatch]:
         """The next batches. At most two steps are on their way.
 
         The wait for them counts if the devices had run out of work by its end.
@@ -235,7 +235,7 @@ class Loop:
             if split in self.program.data.source.splits:
                 if step == self.train.steps:
                     self.runs[0].say(f"evaluating on {split}")
-                tally = Tally(self.program.data.max_bad_share)
+                tally = BadValueMonitor(self.program.data.max_bad_share)
                 look = functools.partial(self._look, step, split, tally)
                 outcomes = self.evaluator.evaluate(self.state.judged, split, look)
                 for all_, outcome in zip(metrics, outcomes, strict=True):
@@ -244,7 +244,7 @@ class Loop:
             run.write(step, values)
         return metrics
 
-    def _look(self, step: int, split: str, tally: Tally, host: HostBatch) -> None:
+    def _look(self, step: int, split: str, tally: BadValueMonitor, host: HostBatch) -> None:
         """At a batch that is evaluated. Steps to come are not waited for, so only the last evaluation is cut short."""
         self.runs[0].note_errors(step, split, tally, host)
         if step == self.train.steps and jax.process_count() == 1:

@@ -18,11 +18,11 @@ from mmjax.hardware.flops import step_flops
 from mmjax.model import build_critics, build_model
 from mmjax.sharding.mesh import count_slices, current_mesh, shard_bytes
 from mmjax.sharding.rules import Rules
-from mmjax.training.run import Run
+from mmjax.training.run import RunDir
 from mmjax.training.state import TrainState, init_state
 from mmjax.training.step import train_step
 from mmjax.types import Batch, Metrics
-from mmjax.vmap_runs import over_runs, stack
+from mmjax.vmap_runs import stack, vmap_runs
 
 
 class Program:
@@ -57,7 +57,7 @@ class Program:
         """Draws a state before the first step by a key."""
         return jit_once(lambda key: self.start(self.build(key), critics=self.build_critics(key)))
 
-    def begin(self, run: Run) -> TrainState:
+    def begin(self, run: RunDir) -> TrainState:
         """The state before the first step."""
         origin = self.experiment.train.initialize
         if origin is None:
@@ -100,7 +100,7 @@ class Program:
         )
 
         def step_together(state: TrainState, batches: list[Batch], keys: jax.Array) -> tuple[TrainState, Metrics]:
-            return over_runs(step, count)(state, stack(batches), keys)
+            return vmap_runs(step, count)(state, stack(batches), keys)
 
         mesh = current_mesh()
         options = None

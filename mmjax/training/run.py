@@ -16,7 +16,7 @@ from mmjax.checkpoint.manager import Checkpoints
 from mmjax.config import experiment_file
 from mmjax.config.experiment import Experiment
 from mmjax.data.device_batches import rows_of
-from mmjax.data.loader import Data, HostBatch, Loader, Tally, chain
+from mmjax.data.loader import BadValueMonitor, Data, HostBatch, Loader, chain
 from mmjax.errors import Diverged
 from mmjax.files import local_path, locked
 from mmjax.reports.examples import show_examples
@@ -31,7 +31,7 @@ from mmjax.types import Metrics
 Looks = tuple[HostBatch, dict[str, dict[str, np.ndarray]]]
 
 
-class Run:
+class RunDir:
     """What a run has on disk, from its claim on a directory to its report."""
 
     def __init__(self, experiment: Experiment, sharding: NamedSharding):
@@ -45,12 +45,12 @@ class Run:
             experiment_file.check_owner(experiment, self.run_dir)
         # Before the first step a directory may hold the tokenizers of a command that was corrected since.
         self.new = not experiment_file.has_begun(self.run_dir)
-        self.data: Data = experiment.data.bind(experiment.data_dir, None if self.new else self.run_dir)
+        self.data: Data = experiment.data.fit_tokenizers(experiment.data_dir, None if self.new else self.run_dir)
         for split in self.data.source.splits:
             self.data.open(experiment.data_dir, split)  # what is missing shows before anything is compiled
         self.data.check_fields(experiment.data_dir)
         self.loader = Loader(self.data, experiment.data_dir, "train", size, seed=experiment.seed, rows=rows)
-        self.tally = Tally(experiment.data.max_bad_share)
+        self.tally = BadValueMonitor(experiment.data.max_bad_share)
         self.draw_key, self.key = jax.random.split(jax.random.key(experiment.seed))
         self.digest, self.start, self.waited = "", 0, 0.0
 
@@ -105,7 +105,7 @@ class Run:
         self.digest = chain(self.digest, host.ids)
         self.note_errors(step, "train", self.tally, host)
 
-    def note_errors(self, step: int, split: str, tally: Tally, host: HostBatch) -> None:
+    def note_errors(self, step: int, split: str, tally: BadValueMonitor, host: HostBatch) -> None:
         """Remembers what of a batch could not be read."""
         self.data_errors.add(step, split, host.errors)
         tally.add(host)
@@ -176,13 +176,17 @@ class Run:
             return
         devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
         outputs = self.experiment.model.outputs.items()
-        makes = {name: output.makes for name, output in outputs if output is not None and output.makes is not None}
+        target_features = {
+            name: output.target_feature
+            for name, output in outputs
+            if output is not None and output.target_feature is not None
+        }
         write_report(
             self.run_dir,
             json.loads((self.run_dir / experiment_file.FILE).read_text()),
             self.log.history(),
             outcome,
-            show_examples(self.data, *looks, makes),
+            show_examples(self.data, *looks, target_features),
             facts={"parameters": f"{self.parameters:,}", "devices": devices, **facts},
         )
 

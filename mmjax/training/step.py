@@ -110,7 +110,7 @@ def compute_gradients(
 
     def part_loss(players: tuple[Multimodal, Any], part: Batch, key: jax.Array, weights: Any) -> tuple[jax.Array, Any]:
         model, critics = players
-        loss, critic_loss, metrics = model.contest(critics or {}, part, key, weights, step)
+        loss, critic_loss, metrics = model.adversarial_loss(critics or {}, part, key, weights, step)
         return loss + critic_loss, ((loss, critic_loss), metrics)
 
     gradient = jax.grad(part_loss, has_aux=True)

@@ -197,7 +197,7 @@ def test_a_signal_between_steps_is_answered(data_dir, tmp_path, monkeypatch, cap
         (["match=size"], "match=size: expected"),
         (["seeds=0"], "seeds=0: must lie between 1 and 1000"),
         (["over=seed", "choices=0,1"], "over=seed: every choice is trained with several seeds anyway"),
-        (["over=model.encoders.b", "choices=ViT,Spectrogram"], "Spectrogram: model.encoders.b"),
+        (["over=model.encoders.b", "choices=ViT,AudioTransformer"], "AudioTransformer: model.encoders.b"),
         (["over=train.batch_size", "choices=16,1024", "match=flops"], "model.width"),
     ],
 )

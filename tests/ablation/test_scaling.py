@@ -6,7 +6,7 @@ import pytest
 from flax import nnx
 
 from mmjax.ablation import scaling as module
-from mmjax.ablation.scaling import growth
+from mmjax.ablation.scaling import cost_scaling
 from mmjax.errors import UserError
 from mmjax.fusion import Bottleneck, Concat, CrossAttention, Experts, Mean, Resampler, SingleStream
 
@@ -16,7 +16,7 @@ WIDTH = 32
 
 
 def exponents(**fusions):
-    return growth(fusions, MODALITIES, WIDTH, (8, 1024, 4096), timed=False)["exponents"]
+    return cost_scaling(fusions, MODALITIES, WIDTH, (8, 1024, 4096), timed=False)["exponents"]
 
 
 def test_latents_make_the_cost_linear():
@@ -31,7 +31,7 @@ def test_attention_of_all_tokens_makes_it_quadratic():
 
 
 def test_flops_by_hand():
-    found = growth({"single": SingleStream(depth=2, heads=4)}, MODALITIES, WIDTH, (8, 16), timed=False)
+    found = cost_scaling({"single": SingleStream(depth=2, heads=4)}, MODALITIES, WIDTH, (8, 16), timed=False)
 
     def by_hand(size):
         tokens = 2 * size
@@ -55,14 +55,14 @@ class Last(nnx.Module):
 
 def test_without_products_there_is_no_exponent(monkeypatch):
     monkeypatch.setattr(Mean, "build", lambda self, modalities, settings, rngs: Last())
-    found = growth({"last": Mean()}, MODALITIES, WIDTH, (8, 16), timed=False)
+    found = cost_scaling({"last": Mean()}, MODALITIES, WIDTH, (8, 16), timed=False)
     assert found["flops"] == {"last": [0, 0]}
     assert found["exponents"] == {"last": None}
 
 
 def test_seconds_are_of_what_fits(monkeypatch):
     monkeypatch.setattr(module, "MEMORY_BYTES", 1e6)
-    found = growth({"single": SingleStream(depth=1)}, MODALITIES, WIDTH, (4, 512), timed=True)
+    found = cost_scaling({"single": SingleStream(depth=1)}, MODALITIES, WIDTH, (4, 512), timed=True)
     short, long = found["seconds"]["single"]
     assert 0 < short < 60
     assert long is None
@@ -71,4 +71,4 @@ def test_seconds_are_of_what_fits(monkeypatch):
 
 def test_what_cannot_be_built():
     with pytest.raises(UserError, match="does not divide"):
-        growth({"single": SingleStream(heads=5)}, MODALITIES, WIDTH, timed=False)
+        cost_scaling({"single": SingleStream(heads=5)}, MODALITIES, WIDTH, timed=False)

@@ -16,10 +16,10 @@ from mmjax.config.overrides import resolve
 from mmjax.config.schema import choices
 from mmjax.config.train import Train
 from mmjax.data import sources
-from mmjax.data.inputs import Labels, Picture, Speech
+from mmjax.data.inputs import ImageInput, LabelInput, SpectrogramInput
 from mmjax.data.loader import Data
 from mmjax.data.sources import AvDigits
-from mmjax.encoders import Spectrogram, ViT
+from mmjax.encoders import AudioTransformer, ViT
 from mmjax.errors import UserError
 from mmjax.fusion import CrossAttention
 from mmjax.heads import Classify
@@ -33,13 +33,13 @@ EXPERIMENT = Experiment(
     data=Data(
         source=AvDigits(),
         inputs={
-            "image": Picture(size=28, channels=1),
-            "speech": Speech(),
-            "label": Labels(names=tuple("0123456789")),
+            "image": ImageInput(size=28, channels=1),
+            "speech": SpectrogramInput(),
+            "label": LabelInput(names=tuple("0123456789")),
         },
     ),
     model=Model(
-        encoders={"image": ViT(), "speech": Spectrogram()},
+        encoders={"image": ViT(), "speech": AudioTransformer()},
         outputs={"label": Classify(target="label")},
         fusion=CrossAttention(depth=1),
     ),
@@ -125,7 +125,7 @@ def test_how_a_run_is_carried_out_does_not_change_the_fingerprint(pair: str):
         (["optimizer.rules.0.freeze=false"], ["optimizer.rules.0.freeze: true -> false"]),
         (["optimizer.rules=()"], ["optimizer.rules.0: Rule -> (absent)"]),
         (["data.source.noise=clean"], ["data.source.noise: noisy -> clean"]),
-        (["model.encoders.speech=None"], ["model.encoders.speech: Spectrogram -> None"]),
+        (["model.encoders.speech=None"], ["model.encoders.speech: AudioTransformer -> None"]),
         (["model.encoders.text=TextTransformer"], ["model.encoders.text: (absent) -> TextTransformer"]),
         (["model.fusion=Concat"], ["model.fusion: CrossAttention -> Concat"]),
         (["model.dtype=float32", "seed=1"], ["model.dtype: bfloat16 -> float32", "seed: 0 -> 1"]),

@@ -11,7 +11,7 @@ import pytest
 
 from mmjax.config.overrides import parse_pairs, resolve
 from mmjax.config.schema import field_docs
-from mmjax.config.tree import draft_data, draft_value
+from mmjax.config.tree import tree_of_json, tree_of_value
 from mmjax.errors import UserError
 
 
@@ -314,8 +314,8 @@ def test_a_key_may_be_a_word_that_python_keeps():
     assert resolve(Request(from_="a"), ["n=3"]) == Request(from_="a", n=3)
     assert field_docs(Request)["from"] == "what is given"
     for final in (False, True):
-        tree = draft_value(Request(from_="a"), "", Request, "given", final=final)
+        tree = tree_of_value(Request(from_="a"), "", Request, "given", final=final)
         assert [part.key for part in tree.walk()] == ["", "from", "n"]
-        assert draft_data(tree.data(), "", Request, "a file").make() == Request(from_="a")
+        assert tree_of_json(tree.data(), "", Request, "a file").make() == Request(from_="a")
     with pytest.raises(UserError, match=r"^unknown key form; the nearest is from; the top level has from, n$"):
         parse_pairs(["form=a"], Request)

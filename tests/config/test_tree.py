@@ -10,8 +10,8 @@ from typing import Any, Literal
 import chz
 import pytest
 
-from mmjax.config.schema import choices, class_path, conform, describe
-from mmjax.config.tree import draft_data, draft_value
+from mmjax.config.schema import choices, class_path, coerce, describe
+from mmjax.config.tree import tree_of_json, tree_of_value
 from mmjax.errors import UserError
 
 
@@ -84,11 +84,11 @@ OTHER = Tree(part=Small(), limit=0, mode="b", rate=3)
 
 
 def data_of(tree: Tree) -> dict[str, Any]:
-    return draft_value(tree, "", Tree, "given", final=True).data()
+    return tree_of_value(tree, "", Tree, "given", final=True).data()
 
 
 def back(data: Any) -> Tree:
-    return draft_data(data, "", Tree, "file").make()
+    return tree_of_json(data, "", Tree, "file").make()
 
 
 @pytest.mark.parametrize("tree", [FULL, OTHER])
@@ -118,19 +118,21 @@ def test_data_names_every_class_and_holds_every_value():
         "bands": [1, 2],
         "log_every": 10,
     }
-    assert json.dumps(draft_value(OTHER, "", Tree, "").data()["rate"]) == "3.0"
+    assert json.dumps(tree_of_value(OTHER, "", Tree, "").data()["rate"]) == "3.0"
 
 
 def test_what_is_operational_can_be_left_out():
-    draft = draft_value(FULL, "", Tree, "given")
-    assert draft.data(decisive=True) == {name: value for name, value in draft.data().items() if name != "log_every"}
-    keys = {part.key for part in draft.walk()}
-    assert keys - {part.key for part in draft.walk(decisive=True)} == {"log_every"}
+    config_tree = tree_of_value(FULL, "", Tree, "given")
+    assert config_tree.data(decisive=True) == {
+        name: value for name, value in config_tree.data().items() if name != "log_every"
+    }
+    keys = {part.key for part in config_tree.walk()}
+    assert keys - {part.key for part in config_tree.walk(decisive=True)} == {"log_every"}
     assert {"part.inner.inner.size", "rules.1.scale", "spans.0", "parts.left-eye.shape", "parts.a"} <= keys
 
 
 def test_origins_tell_defaults_from_what_was_given():
-    origins = {part.key: part.origin for part in draft_value(FULL, "", Tree, "given").walk()}
+    origins = {part.key: part.origin for part in tree_of_value(FULL, "", Tree, "given").walk()}
     assert {key for key, origin in origins.items() if origin == "default"} == {
         "parts.left-eye.inner",
         "parts.left-eye.shape",
@@ -228,14 +230,14 @@ def test_a_missing_key_and_a_root_that_is_no_tree_are_named():
 )
 def test_a_value_that_is_not_what_its_field_says_is_not_written(field: str, value: Any, line: str):
     with pytest.raises(UserError) as caught:
-        draft_value(value, field, chz.chz_fields(Tree)[field].x_type, "given")
+        tree_of_value(value, field, chz.chz_fields(Tree)[field].x_type, "given")
     assert str(caught.value).startswith(line)
 
 
 def test_equal_numbers_have_equal_data():
-    assert json.dumps(conform(-0.0, float)) == "0.0"
-    assert json.dumps(conform(1, float)) == "1.0"
-    assert json.dumps(conform(1, float | int)) == "1"
+    assert json.dumps(coerce(-0.0, float)) == "0.0"
+    assert json.dumps(coerce(1, float)) == "1.0"
+    assert json.dumps(coerce(1, float | int)) == "1"
 
 
 def test_choices_are_concrete_chz_classes_of_the_package():
@@ -273,5 +275,5 @@ class Calculated:
 def test_what_a_validator_cannot_calculate_with_is_a_line(values: dict[str, Any], line: str):
     data = {"class": class_path(Calculated), "seconds": 1.0, "parts": 1} | values
     with pytest.raises(UserError) as caught:
-        draft_data(data, "node", Calculated, "file").make()
+        tree_of_json(data, "node", Calculated, "file").make()
     assert str(caught.value) == line

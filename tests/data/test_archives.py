@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mmjax.data.inputs import Picture
+from mmjax.data.inputs import ImageInput
 from mmjax.data.prompt import make_prompt
 from mmjax.data.sources import archives, cifar10_builder, emoji_builder, fsdd, mnist, pairs
 from mmjax.data.sources.building import Stored, build
@@ -113,7 +113,7 @@ READERS = {
     "zip": lambda path: emoji_builder.read_pictures(path, "", ["a.png"]),
     "tar": lambda path: cifar10_builder.read_pictures(path, "train"),
     "binary": cifar10_builder.read_binary,
-    "prompt": lambda path: make_prompt({"image": Picture(size=8)}, {"image": str(path)}),
+    "prompt": lambda path: make_prompt({"image": ImageInput(size=8)}, {"image": str(path)}),
 }
 
 

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from mmjax.data.inputs import Picture, Sentence
+from mmjax.data.inputs import ImageInput, TextInput
 from mmjax.data.sources.cifar10 import CLASSES, TEMPLATES, Cifar10
 from mmjax.data.sources.cifar10_builder import ARCHIVES, hold_out, read_binary
 from mmjax.errors import UserError
@@ -70,8 +70,8 @@ def test_examples_are_the_files(built, pictures):
         sizes[split] = len(records)
         assert set(Counter(seen).values()) == {sizes[split] // 10}
     assert sizes == {"train": 180, "validation": 20, "test": 200}
-    assert Picture(size=32).read(example["image"], None)[0].shape == (32, 32, 3)
-    assert Sentence(length=40).read(example["text"], None)[1].any()
+    assert ImageInput(size=32).read(example["image"], None)[0].shape == (32, 32, 3)
+    assert TextInput(length=40).read(example["text"], None)[1].any()
 
 
 def test_captions_use_every_template(built):

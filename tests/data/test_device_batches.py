@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from mmjax.data.device_batches import Feed, place, rows_of
+from mmjax.data.device_batches import DevicePrefetcher, rows_of, to_global_arrays
 from mmjax.data.loader import HostBatch, Loader
 from mmjax.errors import UserError
 from mmjax.types import Batch
@@ -47,7 +47,7 @@ def mesh() -> jax.sharding.Mesh:
 
 def test_the_sharding_is_in_the_type(mesh):
     sharding = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
-    batch = place(host_batch(), sharding)
+    batch = to_global_arrays(host_batch(), sharding)
     found = jax.typeof(batch.values["image"])
     assert found.shape == (16, 4, 4, 3)
     assert found.sharding.spec == PartitionSpec(("data", "fsdp"), None, None, None)
@@ -66,7 +66,7 @@ def test_the_sharding_is_in_the_type(mesh):
 def test_every_device_has_its_rows(mesh, axes):
     sharding = NamedSharding(mesh, PartitionSpec(axes))
     host = host_batch()
-    batch = place(host, sharding)
+    batch = to_global_arrays(host, sharding)
     for found, expected in zip(jax.tree.leaves(batch), jax.tree.leaves(host.batch), strict=True):
         np.testing.assert_array_equal(found, expected)
         assert found.dtype == expected.dtype
@@ -98,7 +98,7 @@ def test_a_process_with_a_part_of_the_rows_places_them(mesh, mine, monkeypatch):
         return jax.numpy.zeros(())
 
     monkeypatch.setattr(jax, "make_array_from_callback", ask)
-    place(host_batch(rows=rows_of(part, 16)), part)
+    to_global_arrays(host_batch(rows=rows_of(part, 16)), part)
     assert len(given) == 5 * len(mine)
     for rows, values in given[len(mine) : 2 * len(mine)]:
         np.testing.assert_array_equal(values[:, 0], np.arange(16)[rows])
@@ -128,13 +128,13 @@ def test_a_batch_that_the_mesh_does_not_divide(mesh):
 def test_a_feed_gives_every_batch_in_order(mesh):
     steps = Steps()
     sharding = NamedSharding(mesh, PartitionSpec("data"))
-    with Feed(steps, sharding, 3, 6) as feed:
+    with DevicePrefetcher(steps, sharding, 3, 6) as feed:
         placed = list(feed)
         assert [each.host.step for each in placed] == [3, 4, 5]
         for each in placed:
             np.testing.assert_array_equal(each.batch.values["text"][:, 0], np.arange(16) + 100 * each.host.step)
         assert 0 < feed.last_wait <= feed.waited < 60
     assert steps.closed
-    with Feed(steps := Steps(), sharding, 0, 10**9) as feed:
+    with DevicePrefetcher(steps := Steps(), sharding, 0, 10**9) as feed:
         next(feed)
     assert steps.closed

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mmjax.data.inputs import Picture, Sentence, Speech
+from mmjax.data.inputs import ImageInput, SpectrogramInput, TextInput
 from mmjax.data.sources.base import Recording
 from mmjax.data.sources.digit_strings import MOST_DIGITS, RATE, WORDS, DigitStringRecords, DigitStrings
 from mmjax.errors import UserError
@@ -73,10 +73,10 @@ def test_what_cannot_be_read_is_left_out():
 
 def test_inputs_read_them():
     example = DigitStringRecords(DigitStrings(), "test", Singles())[3]
-    picture, _ = Picture(size=28, width=112, channels=1).read(example["image"], None)
+    picture, _ = ImageInput(size=28, width=112, channels=1).read(example["image"], None)
     assert picture.shape == (28, 112, 1)
-    assert np.isfinite(Speech(seconds=3.0).read(example["speech"], None)[0]).all()
-    assert Sentence(length=24).read(example["text"], None)[1].any()
+    assert np.isfinite(SpectrogramInput(seconds=3.0).read(example["speech"], None)[0]).all()
+    assert TextInput(length=24).read(example["text"], None)[1].any()
 
 
 def test_wrong_requests():

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from mmjax.data.inputs import Picture
+from mmjax.data.inputs import ImageInput
 from mmjax.data.sources.emoji import GROUPS, Emoji
 from mmjax.data.sources.emoji_builder import GEMOJI, make_rows, read_gemoji, read_table
 from mmjax.errors import UserError
@@ -45,7 +45,7 @@ def test_examples_are_the_files_in_the_tables_order(built, shared_data, lines):
 
 def test_pictures_are_laid_on_white(built):
     example = Emoji().open(built, "train")[0]
-    picture, _ = Picture(size=72).read(example["image"], None)
+    picture, _ = ImageInput(size=72).read(example["image"], None)
     pixels = cv2.imdecode(np.frombuffer(example["image"], np.uint8), cv2.IMREAD_UNCHANGED)
     clear = pixels[..., 3] == 0
     assert clear.any()

@@ -13,9 +13,18 @@ import soundfile
 from mmjax.data import TABLE
 from mmjax.data.clean import clean_picture
 from mmjax.data.headers import picture_size
-from mmjax.data.inputs import BadInput, Input, Labels, Picture, Quantities, Sentence, Speech, Wave
+from mmjax.data.inputs import (
+    BadInput,
+    ImageInput,
+    Input,
+    LabelInput,
+    SpectrogramInput,
+    TextInput,
+    VectorInput,
+    WaveformInput,
+)
 from mmjax.data.sources.base import Recording
-from mmjax.types import Image, Label, Quantity, Spectrum, Text, Waveform
+from mmjax.types import Image, Label, Spectrogram, Text, Vector, Waveform
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
@@ -49,7 +58,7 @@ def damaged(*cases):
 
 
 def test_speech_sounds_as_it_was_read(shared_data):
-    speech = Speech(seconds=1.0, hop=0.02, bands=40)
+    speech = SpectrogramInput(seconds=1.0, hop=0.02, bands=40)
     raw = (shared_data / "fsdd" / "recordings" / "3_nicolas_7.wav").read_bytes()
     values, mask = speech.read(raw, None)
     sound = speech.sound(values[mask])
@@ -68,7 +77,7 @@ def test_the_table_has_every_input():
 
 
 def test_pictures_are_rgb_in_unit_range():
-    read = Picture(size=16).read
+    read = ImageInput(size=16).read
     for raw in (picture(), encode(picture(), ".png")):
         values, mask = read(raw, None)
         assert mask is None
@@ -89,39 +98,39 @@ def test_a_jpeg_is_decoded_no_larger_than_need_be(side, size, decoded):
     assert clean_picture(raw, 3).shape == (side, side, 3)
     assert clean_picture(encode(large, ".png"), 3, size).shape == (side, side, 3)
     expected = cv2.resize(clean_picture(raw, 3), (size, size), interpolation=cv2.INTER_AREA) / 255
-    np.testing.assert_allclose(Picture(size=size).read(raw, None)[0], expected, atol=0.02)
+    np.testing.assert_allclose(ImageInput(size=size).read(raw, None)[0], expected, atol=0.02)
 
 
 def test_grey_and_colour():
-    grey, _ = Picture(size=16, channels=1).read(picture(), None)
+    grey, _ = ImageInput(size=16, channels=1).read(picture(), None)
     assert grey.shape == (16, 16, 1)
     np.testing.assert_allclose(grey[0, [0, -1], 0], [0.299, 0.114], atol=2e-3)  # luma of red and blue, ITU-R BT.601
     flat = np.full((16, 16), 51, np.uint8)
     for raw in (flat, flat[:, :, None], encode(flat, ".png")):
-        np.testing.assert_allclose(Picture(size=16).read(raw, None)[0], np.full((16, 16, 3), 0.2), atol=1e-6)
+        np.testing.assert_allclose(ImageInput(size=16).read(raw, None)[0], np.full((16, 16, 3), 0.2), atol=1e-6)
 
 
 def test_transparency_is_laid_on_white():
     pixels = np.dstack([picture(), np.full((16, 16), 255, np.uint8)])
     pixels[8:, :, 3] = 0
     pixels[:, -1, 3] = 51
-    values, _ = Picture(size=16).read(encode(pixels, ".png"), None)
+    values, _ = ImageInput(size=16).read(encode(pixels, ".png"), None)
     np.testing.assert_allclose(values[0, 0], (1, 0, 0), atol=1e-6)
     np.testing.assert_allclose(values[-1, 0], (1, 1, 1), atol=1e-6)
     np.testing.assert_allclose(values[0, -1], (0.8, 0.8, 1), atol=1e-2)
 
 
 def test_sixteen_bits():
-    values, _ = Picture(size=4, channels=1).read(encode(np.full((4, 4), 0x8000, np.uint16), ".png"), None)
+    values, _ = ImageInput(size=4, channels=1).read(encode(np.full((4, 4), 0x8000, np.uint16), ".png"), None)
     np.testing.assert_allclose(values, 128 / 255, atol=1e-6)
 
 
 def test_shrinking_averages_and_growing_interpolates():
     dots = np.zeros((32, 32), np.uint8)
     dots[::4, ::4] = 240  # one pixel of the 16 that become one, and not in their middle
-    small, _ = Picture(size=8, channels=1).read(dots, None)
+    small, _ = ImageInput(size=8, channels=1).read(dots, None)
     np.testing.assert_allclose(small, 240 / 16 / 255, atol=5e-3)
-    large, _ = Picture(size=40, channels=3).read(picture(), None)
+    large, _ = ImageInput(size=40, channels=3).read(picture(), None)
     assert large.shape == (40, 40, 3)
     np.testing.assert_allclose(large.mean((0, 1)), (0.5, 0, 0.5), atol=1e-2)
 
@@ -139,7 +148,7 @@ def test_shrinking_averages_and_growing_interpolates():
 )
 def test_bad_pictures(raw, reason):
     with pytest.raises(BadInput, match=reason):
-        Picture(size=8).read(raw, None)
+        ImageInput(size=8).read(raw, None)
 
 
 def huge_png(width: int, height: int) -> bytes:
@@ -166,16 +175,16 @@ BMP = b"BM" + struct.pack("<IIIIiiHHIIiiII", 100, 0, 54, 40, 60000, -17000, 1, 2
 )
 def test_pictures_that_announce_too_much_are_not_decoded(raw, reason):
     with pytest.raises(BadInput, match=reason):
-        Picture(size=8).read(raw, None)
+        ImageInput(size=8).read(raw, None)
 
 
 @pytest.mark.parametrize("kind", [".png", ".jpg", ".bmp", ".ppm", ".gif", ".webp", ".tiff"])
 def test_the_largest_picture_is_a_setting(kind):
     raw = encode(np.concatenate([picture(32), picture(32)], 1), kind)
     assert picture_size(raw) == (64, 32)
-    assert Picture(size=8, max_pixels=64 * 32).read(raw, None)[0].shape == (8, 8, 3)
+    assert ImageInput(size=8, max_pixels=64 * 32).read(raw, None)[0].shape == (8, 8, 3)
     with pytest.raises(BadInput, match="64 x 32 pixels, and max_pixels is 2047"):
-        Picture(size=8, max_pixels=64 * 32 - 1).read(raw, None)
+        ImageInput(size=8, max_pixels=64 * 32 - 1).read(raw, None)
 
 
 def test_a_lossless_webp_tells_its_size_too():
@@ -186,7 +195,7 @@ def test_a_lossless_webp_tells_its_size_too():
 
 
 def test_sentences():
-    sentence = Sentence(length=8)
+    sentence = TextInput(length=8)
     values, mask = sentence.read("  Hi é ", None)
     assert values.tolist() == [72 + 2, 105 + 2, 32 + 2, 0xC3 + 2, 0xA9 + 2, 1, 0, 0]
     assert mask.tolist() == [True] * 6 + [False] * 2
@@ -201,11 +210,11 @@ def test_sentences():
 @damaged(("", "empty"), (" \n", "empty"), (b"\xff\xfe", "Unicode"), ("\ud800", "Unicode"), (7, "not int"))
 def test_bad_texts(raw, reason):
     with pytest.raises(BadInput, match=reason):
-        Sentence(length=8).read(raw, None)
+        TextInput(length=8).read(raw, None)
 
 
 def test_speech_is_normalised_over_its_real_frames():
-    speech = Speech(seconds=1.0)
+    speech = SpectrogramInput(seconds=1.0)
     values, mask = speech.read(Recording(samples(0.5), 8000), None)
     assert values.shape == (100, 40)
     assert mask.tolist() == [True] * 50 + [False] * 50
@@ -215,20 +224,20 @@ def test_speech_is_normalised_over_its_real_frames():
 
 
 def test_speech_forgets_loudness():
-    quiet, loud = (Speech().read(Recording(gain * samples(), 8000), None)[0] for gain in (1.0, 8.0))
+    quiet, loud = (SpectrogramInput().read(Recording(gain * samples(), 8000), None)[0] for gain in (1.0, 8.0))
     np.testing.assert_allclose(quiet, loud, atol=1e-2)
 
 
 def test_speech_is_cut():
     long = samples(2.0)
-    values, mask = Speech(seconds=1.0).read(Recording(long, 8000), None)
+    values, mask = SpectrogramInput(seconds=1.0).read(Recording(long, 8000), None)
     assert mask.all()
-    np.testing.assert_array_equal(values, Speech(seconds=1.0).read(Recording(long[:8000], 8000), None)[0])
+    np.testing.assert_array_equal(values, SpectrogramInput(seconds=1.0).read(Recording(long[:8000], 8000), None)[0])
 
 
 def test_the_same_recording_in_every_form():
     integers = (samples() * 32768).astype(np.int16)
-    expected, _ = Speech().read(Recording(integers, 8000), None)
+    expected, _ = SpectrogramInput().read(Recording(integers, 8000), None)
     floats = integers.astype(np.float32) / 32768
     forms = [
         Recording(floats, 8000),
@@ -239,14 +248,14 @@ def test_the_same_recording_in_every_form():
         wav(floats)[:4] + b"\xff\xff\xff\xff" + wav(floats)[8:],  # streamed: the size is not known
     ]
     for raw in forms:
-        np.testing.assert_allclose(Speech().read(raw, None)[0], expected, atol=1e-3)
+        np.testing.assert_allclose(SpectrogramInput().read(raw, None)[0], expected, atol=1e-3)
 
 
 def test_speech_of_another_rate_is_resampled():
     time = np.arange(16000) / 16000
     chirp = 0.1 * np.sin(2 * np.pi * (300 + 1000 * time) * time).astype(np.float32)
-    expected, _ = Speech().read(Recording(chirp[::2].copy(), 8000), None)
-    values, mask = Speech().read(Recording(chirp, 16000), None)
+    expected, _ = SpectrogramInput().read(Recording(chirp[::2].copy(), 8000), None)
+    values, mask = SpectrogramInput().read(Recording(chirp, 16000), None)
     assert mask.all()
     assert np.corrcoef(values.ravel(), expected.ravel())[0, 1] > 0.99
 
@@ -255,11 +264,11 @@ def test_real_recordings(shared_data):
     """Digits of the Free Spoken Digit Dataset: what soundfile reads is what the input reads."""
     for path in sorted((shared_data / "fsdd" / "recordings").glob("*_theo_1.wav")):
         integers, rate = soundfile.read(path, dtype="int16")
-        found, mask = Speech().read(path.read_bytes(), None)
-        np.testing.assert_allclose(found, Speech().read(Recording(integers, rate), None)[0], atol=1e-4)
+        found, mask = SpectrogramInput().read(path.read_bytes(), None)
+        np.testing.assert_allclose(found, SpectrogramInput().read(Recording(integers, rate), None)[0], atol=1e-4)
         assert mask.sum() == min(100, -(-len(integers) // 80))
         with pytest.raises(BadInput, match="truncated"):
-            Speech().read(path.read_bytes()[:-1000], None)
+            SpectrogramInput().read(path.read_bytes()[:-1000], None)
 
 
 NAN, HUGE = samples(), samples()
@@ -284,7 +293,7 @@ HUGE[100] = 1e30
 )
 def test_bad_recordings(raw, reason):
     with pytest.raises(BadInput, match=reason):
-        Speech().read(raw, None)
+        SpectrogramInput().read(raw, None)
 
 
 def with_rate(content: bytes, rate: int) -> bytes:
@@ -300,7 +309,7 @@ def flac(frames: int, claimed: int) -> bytes:
     return content[:22] + struct.pack(">I", claimed) + content[26:]
 
 
-@pytest.mark.parametrize("node", [Speech(), Wave()], ids=["speech", "wave"])
+@pytest.mark.parametrize("node", [SpectrogramInput(), WaveformInput()], ids=["speech", "wave"])
 def test_recordings_that_ask_for_too_much(node):
     """Each would take hundreds of gigabytes or minutes if its header were believed, or cut after it is resampled."""
     with pytest.raises(BadInput, match="2147483647 samples a second"):
@@ -315,7 +324,7 @@ def test_recordings_that_ask_for_too_much(node):
 
 def test_what_comes_after_the_cut_changes_nothing():
     long = samples(3.0, 16000)
-    for node in (Speech(seconds=0.5), Wave(seconds=0.5)):
+    for node in (SpectrogramInput(seconds=0.5), WaveformInput(seconds=0.5)):
         expected = node.read(Recording(long, 16000), None)[0]
         longer = np.concatenate([long, np.zeros(70 * 16000, np.float32), [np.nan]]).astype(np.float32)
         np.testing.assert_array_equal(node.read(Recording(longer, 16000), None)[0], expected)
@@ -323,14 +332,14 @@ def test_what_comes_after_the_cut_changes_nothing():
 
 
 def test_silence_is_no_error():
-    values, mask = Speech().read(Recording(np.zeros(8000, np.int16), 8000), None)
+    values, mask = SpectrogramInput().read(Recording(np.zeros(8000, np.int16), 8000), None)
     assert mask.all()
     assert np.abs(values).max() < 1e-2
 
 
 def test_waves_have_one_loudness():
     raw = samples(0.5)
-    quiet, loud = (Wave().read(Recording(gain * raw, 8000), None) for gain in (0.5, 8.0))
+    quiet, loud = (WaveformInput().read(Recording(gain * raw, 8000), None) for gain in (0.5, 8.0))
     np.testing.assert_allclose(quiet[0], loud[0], atol=2e-3)
     assert quiet[0].shape == (8000,)
     assert quiet[1].tolist() == [True] * 4000 + [False] * 4000
@@ -342,37 +351,37 @@ def test_waves_have_one_loudness():
 def test_waves_are_cut_and_resampled():
     time = np.arange(16000) / 16000
     tone = 0.3 * np.sin(2 * np.pi * 440 * time).astype(np.float32)
-    values, mask = Wave(seconds=0.5).read(Recording(tone, 16000), None)
+    values, mask = WaveformInput(seconds=0.5).read(Recording(tone, 16000), None)
     assert mask.all()
     inside = slice(100, -100)
     expected = 0.1 * np.sqrt(2) * np.sin(2 * np.pi * 440 * np.arange(4000) / 8000)
     np.testing.assert_allclose(values[inside], expected[inside], atol=2e-3)
-    assert not Wave().read(Recording(np.zeros(800, np.int16), 8000), None)[0].any()
+    assert not WaveformInput().read(Recording(np.zeros(800, np.int16), 8000), None)[0].any()
 
 
 def test_a_wave_too_loud_for_a_spectrum_is_a_wave():
     """Its loudness goes before anything is squared in 32 bits."""
-    values, _ = Wave().read(Recording(HUGE, 8000), None)
+    values, _ = WaveformInput().read(Recording(HUGE, 8000), None)
     assert np.isfinite(values).all()
 
 
 def test_labels():
-    one = Labels(names=("a", "b", "c"))
+    one = LabelInput(names=("a", "b", "c"))
     for raw in (2, np.int64(2), [2], np.array([2])):
         values, mask = one.read(raw, None)
         assert (values.tolist(), mask.tolist()) == ([2], [True])
-    values, mask = Labels(names=("a", "b", "c"), slots=3).read([1, 0], None)
+    values, mask = LabelInput(names=("a", "b", "c"), slots=3).read([1, 0], None)
     assert (values.tolist(), mask.tolist()) == ([1, 0, 0], [True, True, False])
 
 
 def test_labels_by_name():
     names = ("zero", "one", "two")
     for raw in ("two", b"two", np.str_("two"), np.bytes_(b"two"), ["two"], np.array(["two"])):
-        values, mask = Labels(names=names).read(raw, None)
+        values, mask = LabelInput(names=names).read(raw, None)
         assert (values.tolist(), mask.tolist()) == ([2], [True])
-    assert Labels(names=names, slots=3).read(["two", "one"], None)[0].tolist() == [2, 1, 0]
+    assert LabelInput(names=names, slots=3).read(["two", "one"], None)[0].tolist() == [2, 1, 0]
     with pytest.raises(BadInput, match="label 'tow' is not one of the 3 names, such as two"):
-        Labels(names=names).read("tow", None)
+        LabelInput(names=names).read("tow", None)
 
 
 @damaged(
@@ -388,14 +397,14 @@ def test_labels_by_name():
 )
 def test_bad_labels(raw, reason):
     with pytest.raises(BadInput, match=reason):
-        Labels(names=("a", "b", "c"), slots=2).read(raw, None)
+        LabelInput(names=("a", "b", "c"), slots=2).read(raw, None)
 
 
 def test_quantities():
-    values, mask = Quantities(size=2, slots=3).read([[1, 2], [3, 4]], None)
+    values, mask = VectorInput(size=2, slots=3).read([[1, 2], [3, 4]], None)
     assert values.tolist() == [[1, 2], [3, 4], [0, 0]]
     assert mask.tolist() == [True, True, False]
-    assert Quantities(size=2).read(np.array([5.0, 6.0]), None)[0].tolist() == [[5, 6]]
+    assert VectorInput(size=2).read(np.array([5.0, 6.0]), None)[0].tolist() == [[5, 6]]
 
 
 @damaged(
@@ -408,23 +417,23 @@ def test_quantities():
 )
 def test_bad_quantities(raw, reason):
     with pytest.raises(BadInput, match=reason):
-        Quantities(size=2, slots=3).read(raw, None)
+        VectorInput(size=2, slots=3).read(raw, None)
 
 
 def test_features_tell_the_shapes():
-    speech = Speech(rate=16000, seconds=1.234, hop=0.02, window=0.04, bands=32)
+    speech = SpectrogramInput(rate=16000, seconds=1.234, hop=0.02, window=0.04, bands=32)
     cases = [
-        (Picture(size=8), picture(), Image(8, 8, 3)),
-        (Sentence(length=5), "hello", Text(5, 258)),
-        (speech, Recording(samples(), 8000), Spectrum(62, 32, 0.02)),
-        (Wave(rate=4000, seconds=0.1), Recording(samples(), 8000), Waveform(400, 4000)),
-        (Labels(names=("a", "b"), slots=2), 1, Label(("a", "b"), 2)),
-        (Quantities(size=3, slots=2), [1, 2, 3], Quantity(3, 2)),
+        (ImageInput(size=8), picture(), Image(8, 8, 3)),
+        (TextInput(length=5), "hello", Text(5, 258)),
+        (speech, Recording(samples(), 8000), Spectrogram(62, 32, 0.02)),
+        (WaveformInput(rate=4000, seconds=0.1), Recording(samples(), 8000), Waveform(400, 4000)),
+        (LabelInput(names=("a", "b"), slots=2), 1, Label(("a", "b"), 2)),
+        (VectorInput(size=3, slots=2), [1, 2, 3], Vector(3, 2)),
     ]
     for node, raw, feature in cases:
         assert node.feature == feature
         values, mask = node.read(raw, None)
-        shapes = {Image: (8, 8, 3), Text: (5,), Spectrum: (62, 32), Waveform: (400,), Label: (2,), Quantity: (2, 3)}
+        shapes = {Image: (8, 8, 3), Text: (5,), Spectrogram: (62, 32), Waveform: (400,), Label: (2,), Vector: (2, 3)}
         shape = shapes[type(feature)]
         assert values.shape == shape
         assert mask is None or (mask.shape == shape[:1] and mask.dtype == bool)
@@ -433,22 +442,22 @@ def test_features_tell_the_shapes():
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: Picture(size=0),
-        lambda: Picture(size=8, channels=2),
-        lambda: Picture(size=8, max_pixels=0),
-        lambda: Speech(max_samples=0),
-        lambda: Sentence(length=1),
-        lambda: Speech(bands=400),
-        lambda: Speech(bands=2**31 - 1, rate=768_000),
-        lambda: Speech(rate=2**31 - 1),
-        lambda: Speech(seconds=1e9),
-        lambda: Speech(window=1e9),
-        lambda: Wave(rate=2**31 - 1),
-        lambda: Speech(high=5000.0),
-        lambda: Speech(hop=0.0),
-        lambda: Wave(seconds=0.0),
-        lambda: Labels(names=()),
-        lambda: Quantities(size=0),
+        lambda: ImageInput(size=0),
+        lambda: ImageInput(size=8, channels=2),
+        lambda: ImageInput(size=8, max_pixels=0),
+        lambda: SpectrogramInput(max_samples=0),
+        lambda: TextInput(length=1),
+        lambda: SpectrogramInput(bands=400),
+        lambda: SpectrogramInput(bands=2**31 - 1, rate=768_000),
+        lambda: SpectrogramInput(rate=2**31 - 1),
+        lambda: SpectrogramInput(seconds=1e9),
+        lambda: SpectrogramInput(window=1e9),
+        lambda: WaveformInput(rate=2**31 - 1),
+        lambda: SpectrogramInput(high=5000.0),
+        lambda: SpectrogramInput(hop=0.0),
+        lambda: WaveformInput(seconds=0.0),
+        lambda: LabelInput(names=()),
+        lambda: VectorInput(size=0),
     ],
 )
 def test_settings_that_make_no_sense(make):

@@ -6,7 +6,7 @@ import itertools
 import numpy as np
 import pytest
 
-from mmjax.data.inputs import Picture, Sentence, Speech
+from mmjax.data.inputs import ImageInput, SpectrogramInput, TextInput
 from mmjax.data.sources.interactions import BEAT, CELL, HERTZ, RATE, SECONDS, SIDE, WORDS, Interactions
 from mmjax.errors import UserError
 from mmjax.metrics.information import decompose
@@ -67,9 +67,9 @@ def test_the_information_is_that_of_the_enumerated_table(noise):
 @pytest.mark.parametrize(
     ("form", "reader"),
     [
-        ("tokens", Sentence(length=8)),
-        ("picture", Picture(size=SIDE, channels=1)),
-        ("sound", Speech(seconds=SECONDS)),
+        ("tokens", TextInput(length=8)),
+        ("picture", ImageInput(size=SIDE, channels=1)),
+        ("sound", SpectrogramInput(seconds=SECONDS)),
     ],
 )
 @pytest.mark.parametrize("counts", [{"synergy": 4}, {"synergy": 0, "unique_b": 1}])

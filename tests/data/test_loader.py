@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 
 from mmjax.data import prefetch
-from mmjax.data.augment import PictureAugment, SpeechAugment
+from mmjax.data.augment import ImageAugment, SpectrogramAugment
 from mmjax.data.check import check_inputs
-from mmjax.data.inputs import Labels, Picture, Quantities, Sentence, Speech
-from mmjax.data.loader import Data, HostBatch, Loader, Tally, chain
+from mmjax.data.inputs import ImageInput, LabelInput, SpectrogramInput, TextInput, VectorInput
+from mmjax.data.loader import BadValueMonitor, Data, HostBatch, Loader, chain
 from mmjax.data.sources.base import Recording, Source
 from mmjax.data.tokenize import Bpe
 from mmjax.errors import Preempted, UserError
@@ -73,11 +73,11 @@ class InMemory(Source):
 
 def data(*, broken=None, count=COUNT, **options) -> Data:
     inputs = {
-        "image": Picture(size=8, augment=PictureAugment(flip=0.5, rotate=20)),
-        "speech": Speech(seconds=0.1, augment=SpeechAugment(gain=3, noise=0.1, time_masks=1)),
-        "text": Sentence(field="caption", length=24),
-        "label": Labels(names=tuple("abcde")),
-        "place": Quantities(size=2),
+        "image": ImageInput(size=8, augment=ImageAugment(flip=0.5, rotate=20)),
+        "speech": SpectrogramInput(seconds=0.1, augment=SpectrogramAugment(gain=3, noise=0.1, time_masks=1)),
+        "text": TextInput(field="caption", length=24),
+        "label": LabelInput(names=tuple("abcde")),
+        "place": VectorInput(size=2),
     }
     return Data(source=InMemory(count=count, broken=broken or {}), inputs=inputs, **options)
 
@@ -241,7 +241,7 @@ def test_absence_is_no_error():
 
 
 def test_damage_is_counted():
-    tally, source = Tally(0.1), loader(broken={0: {"image": b"no picture"}})
+    tally, source = BadValueMonitor(0.1), loader(broken={0: {"image": b"no picture"}})
     hosts = [source.batch(step) for step in range(40)]
     for host in hosts:
         tally.add(host)
@@ -255,9 +255,9 @@ def test_too_much_damage_ends_the_run():
             tally.add(source.batch(step))
 
     with pytest.raises(UserError, match=r"26 of .* values of 'image' .* no bytes.*max_bad_share"):
-        run(Tally(0.1), loader(broken={index: {"image": b""} for index in range(8)}))
+        run(BadValueMonitor(0.1), loader(broken={index: {"image": b""} for index in range(8)}))
     with pytest.raises(UserError, match="1 of 8 values"):
-        Tally(0.0).add(loader(seed=None, broken={1: {"label": 77}}).batch(0))
+        BadValueMonitor(0.0).add(loader(seed=None, broken={1: {"label": 77}}).batch(0))
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 8, 23, 40])
@@ -276,7 +276,7 @@ def test_an_evaluation_sees_each_example_once(batch_size):
 
 def test_an_evaluation_is_not_augmented():
     whole = data()
-    plain = {"image": Picture(size=8), "speech": Speech(seconds=0.1)}
+    plain = {"image": ImageInput(size=8), "speech": SpectrogramInput(seconds=0.1)}
     for name, value in plain.items():
         expected = Loader(chz.replace(whole, inputs={name: value}), "", "train", SIZE).batch(1)
         np.testing.assert_array_equal(loader(seed=None).batch(1).batch.values[name], expected.batch.values[name])
@@ -345,7 +345,7 @@ class Large(Memory):
 @pytest.mark.parametrize("kind", [Memory, Large])
 def test_a_worker_that_is_killed_interrupts_the_run(kind, monkeypatch):
     monkeypatch.setattr(InMemory, "open", lambda self, data_dir, split: kind(split, self.count, self.broken))
-    whole = Data(source=InMemory(), inputs={"place": Quantities(size=2, slots=50_000)}, workers=1, prefetch=1)
+    whole = Data(source=InMemory(), inputs={"place": VectorInput(size=2, slots=50_000)}, workers=1, prefetch=1)
     batches = Loader(whole, "", "train", SIZE, seed=7).iterate(0, 10**6, lambda host: host)
     next(batches)
     (worker,) = multiprocessing.active_children()
@@ -439,16 +439,16 @@ def test_an_error_of_the_user_stays_one():
 
 
 def test_a_tokenizer_is_bound_and_kept_with_the_run(tmp_path):
-    inputs = {"text": Sentence(field="caption", length=12, tokenizer=Bpe(vocabulary=280))}
+    inputs = {"text": TextInput(field="caption", length=12, tokenizer=Bpe(vocabulary=280))}
     plain = Data(source=InMemory(), inputs=inputs)
-    bound = plain.bind(str(tmp_path / "cache"))
+    bound = plain.fit_tokenizers(str(tmp_path / "cache"))
     assert plain.features == bound.features
     host = Loader(bound, str(tmp_path), "train", COUNT).batch(0)
     texts = [bound.inputs["text"].decode(ids) for ids in host.batch.values["text"]]
     assert texts == [f"example number {index}" for index in range(COUNT)]
     bound.save(tmp_path / "run")
     assert [path.name for path in (tmp_path / "run" / "tokenizers").iterdir()] == ["text.json"]
-    again = plain.bind(str(tmp_path / "elsewhere"), tmp_path / "run")
+    again = plain.fit_tokenizers(str(tmp_path / "elsewhere"), tmp_path / "run")
     assert not (tmp_path / "elsewhere").exists()
     again.save(tmp_path / "run")
     np.testing.assert_array_equal(

@@ -10,16 +10,16 @@ import pytest
 import soundfile
 from tokenizers import Tokenizer, models
 
-from mmjax.data.inputs import Labels, Picture, Sentence, Speech
+from mmjax.data.inputs import ImageInput, LabelInput, SpectrogramInput, TextInput
 from mmjax.data.prompt import make_prompt
 from mmjax.data.tokenize import Bpe, train_bpe
 from mmjax.errors import UserError
 
 INPUTS = {
-    "image": Picture(size=16),
-    "text": Sentence(length=12),
-    "speech": Speech(seconds=1.0, hop=0.02, bands=20),
-    "count": Labels(names=("one", "two")),
+    "image": ImageInput(size=16),
+    "text": TextInput(length=12),
+    "speech": SpectrogramInput(seconds=1.0, hop=0.02, bands=20),
+    "count": LabelInput(names=("one", "two")),
 }
 
 
@@ -153,7 +153,7 @@ def test_folders_and_odd_names_are_no_files(tmp_path: Path):
 
 def test_unknown_words_fall_back_to_bytes(tmp_path: Path):
     (tmp_path / "learned.json").write_text(train_bpe(["a red circle"] * 50, 270))
-    sentence = Sentence(length=30, tokenizer=Bpe(vocabulary=270, file=str(tmp_path / "learned.json")))
+    sentence = TextInput(length=30, tokenizer=Bpe(vocabulary=270, file=str(tmp_path / "learned.json")))
     said = "a mauve šílený 象"
     batch = make_prompt({"text": sentence}, {"text": said})
     assert sentence.decode(batch.values["text"][0]) == said
@@ -162,7 +162,7 @@ def test_unknown_words_fall_back_to_bytes(tmp_path: Path):
 def test_letters_that_a_tokenizer_lacks_are_named(tmp_path: Path):
     vocabulary = {"<pad>": 0, "<end>": 1, **{letter: 2 + place for place, letter in enumerate("abcdr ei")}}
     Tokenizer(models.BPE(vocabulary, [])).save(str(tmp_path / "poor.json"))
-    sentence = Sentence(length=30, tokenizer=Bpe(vocabulary=258, file=str(tmp_path / "poor.json")))
+    sentence = TextInput(length=30, tokenizer=Bpe(vocabulary=258, file=str(tmp_path / "poor.json")))
     assert (
         sentence.decode(make_prompt({"text": sentence}, {"text": "a bed"}).values["text"][0]).replace(" ", "") == "abed"
     )

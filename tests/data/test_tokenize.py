@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mmjax.data.inputs import Sentence
+from mmjax.data.inputs import TextInput
 from mmjax.data.tokenize import END, PADDING, Bpe, Bytes, Corpus, Tokenizer, train_bpe
 from mmjax.errors import UserError
 
@@ -44,7 +44,7 @@ def corpus(folder: Path, texts=TEXTS, fingerprint="texts") -> Corpus:
 
 @pytest.fixture
 def bpe(tmp_path) -> Tokenizer:
-    return Bpe(vocabulary=300).bind(corpus(tmp_path), None)
+    return Bpe(vocabulary=300).fit_tokenizers(corpus(tmp_path), None)
 
 
 @pytest.mark.parametrize("text", TEXTS[:2] + STRANGE)
@@ -69,8 +69,8 @@ def test_bpe_learns_the_words_of_its_corpus(bpe):
 
 
 def test_the_feature_is_known_before_training():
-    assert Sentence(length=4, tokenizer=Bpe(vocabulary=500)).feature.vocabulary == 500
-    assert Sentence(length=4).feature.vocabulary == Bytes().size == 258
+    assert TextInput(length=4, tokenizer=Bpe(vocabulary=500)).feature.vocabulary == 500
+    assert TextInput(length=4).feature.vocabulary == Bytes().size == 258
 
 
 def test_training_is_deterministic_across_processes():
@@ -90,31 +90,31 @@ def test_training_is_deterministic_across_processes():
 
 
 def test_trained_once_for_a_corpus(tmp_path):
-    first = Bpe(vocabulary=300).bind(corpus(tmp_path), None)
+    first = Bpe(vocabulary=300).fit_tokenizers(corpus(tmp_path), None)
     made = Path(first.file).stat().st_mtime_ns
-    assert Bpe(vocabulary=300).bind(corpus(tmp_path), None) == first
+    assert Bpe(vocabulary=300).fit_tokenizers(corpus(tmp_path), None) == first
     assert Path(first.file).stat().st_mtime_ns == made
     others = [
-        Bpe(vocabulary=301).bind(corpus(tmp_path), None),
-        Bpe(vocabulary=300).bind(corpus(tmp_path, fingerprint="other"), None),
+        Bpe(vocabulary=301).fit_tokenizers(corpus(tmp_path), None),
+        Bpe(vocabulary=300).fit_tokenizers(corpus(tmp_path, fingerprint="other"), None),
     ]
     assert len({first.file, *(other.file for other in others)}) == 3
     assert len(list(tmp_path.iterdir())) == 3  # and nothing half-written beside them
 
 
 def test_what_is_stored_comes_first(tmp_path):
-    first = Bpe(vocabulary=300).bind(corpus(tmp_path), None)
+    first = Bpe(vocabulary=300).fit_tokenizers(corpus(tmp_path), None)
     other = corpus(tmp_path, ["entirely other words"] * 3, "other")
     assert first.learned is not None
-    assert Bpe(vocabulary=300).bind(other, first.learned) == first
-    assert Bpe(vocabulary=300).bind(other, tmp_path / "none").encode(TEXTS[0]) != first.encode(TEXTS[0])
+    assert Bpe(vocabulary=300).fit_tokenizers(other, first.learned) == first
+    assert Bpe(vocabulary=300).fit_tokenizers(other, tmp_path / "none").encode(TEXTS[0]) != first.encode(TEXTS[0])
 
 
 def test_bytes_need_no_corpus(tmp_path):
     def refuse():
         raise AssertionError("nothing is to be read")
 
-    assert Bytes().bind(Corpus(refuse, "caption", tmp_path), None).learned is None
+    assert Bytes().fit_tokenizers(Corpus(refuse, "caption", tmp_path), None).learned is None
     assert not list(tmp_path.iterdir())
 
 
@@ -137,7 +137,7 @@ def test_files_that_are_no_tokenizer(tmp_path):
     }
     for reason, (file, vocabulary) in cases.items():
         with pytest.raises(UserError, match=reason):
-            Bpe(vocabulary=vocabulary, file=str(file)).bind(corpus(tmp_path), None)
+            Bpe(vocabulary=vocabulary, file=str(file)).fit_tokenizers(corpus(tmp_path), None)
     with pytest.raises(ValueError, match="258"):
         Bpe(vocabulary=100)
 
@@ -145,4 +145,4 @@ def test_files_that_are_no_tokenizer(tmp_path):
 def test_a_place_that_cannot_be_written(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot write"):
-        Bpe(vocabulary=300).bind(corpus(tmp_path / "file"), None)
+        Bpe(vocabulary=300).fit_tokenizers(corpus(tmp_path / "file"), None)

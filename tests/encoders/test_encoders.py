@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mmjax.encoders import TABLE, ConvNet, Recurrent, Spectrogram, TextTransformer, ViT
+from mmjax.encoders import TABLE, AudioTransformer, ConvNet, Recurrent, TextTransformer, ViT
 from mmjax.errors import UserError
 from mmjax.layers.settings import Settings
 from mmjax.sharding.mesh import MeshShape
 from mmjax.sharding.rules import PRESETS
-from mmjax.types import Image, Spectrum, Text
+from mmjax.types import Image, Spectrogram, Text
 from tests import reference
 from tests.reference import draw, wide
 from tests.small import FEATURES, make_batch
@@ -75,7 +75,7 @@ def test_text_transformer():
 
 def test_spectrogram_fills_up_to_whole_tokens():
     """Ten frames, four to a token: the third token stands for two of them, and is real if either is."""
-    encoder = build(Spectrogram(convolutions=2, depth=2, heads=2), FEATURES["speech"])
+    encoder = build(AudioTransformer(convolutions=2, depth=2, heads=2), FEATURES["speech"])
     frames = BATCH.values["speech"]
     mask = np.arange(10) < np.asarray([[9], [4]])
     real = np.asarray([[True, True, True], [True, False, False]])
@@ -185,7 +185,7 @@ def test_convnet_over_spectra(stem):
         (Recurrent(), "text"),
         (Recurrent(), "song"),
         (ConvNet(stem=2, widths=(4,), depths=(1,), kernel=3), "song"),
-        (Spectrogram(convolutions=1, depth=1, heads=2), "song"),
+        (AudioTransformer(convolutions=1, depth=1, heads=2), "song"),
     ],
 )
 def test_masked_places_do_not_reach_real_ones(config, name):
@@ -204,20 +204,20 @@ def test_masked_places_do_not_reach_real_ones(config, name):
 
 
 def test_the_table_has_every_encoder():
-    assert set(TABLE) == {"ViT", "ConvNet", "TextTransformer", "Spectrogram", "Recurrent"}
+    assert set(TABLE) == {"ViT", "ConvNet", "TextTransformer", "AudioTransformer", "Recurrent"}
 
 
 @pytest.mark.parametrize(
     ("config", "feature", "says"),
     [
         (ViT(), Text(4, 8), "ViT encodes Image, not Text"),
-        (ConvNet(), Text(4, 8), "ConvNet encodes Image or Spectrum, not Text"),
+        (ConvNet(), Text(4, 8), "ConvNet encodes Image or Spectrogram, not Text"),
         (TextTransformer(), Image(8, 8, 1), "TextTransformer encodes Text, not Image"),
-        (Spectrogram(), Image(8, 8, 1), "Spectrogram encodes Spectrum, not Image"),
-        (Recurrent(), Image(8, 8, 1), "Recurrent encodes Text or Spectrum, not Image"),
+        (AudioTransformer(), Image(8, 8, 1), "AudioTransformer encodes Spectrogram, not Image"),
+        (Recurrent(), Image(8, 8, 1), "Recurrent encodes Text or Spectrogram, not Image"),
         (ViT(patch=3), Image(8, 8, 1), "ViT.patch=3 does not divide pictures of 8 x 8"),
         (ViT(heads=3), Image(8, 8, 1), "ViT.heads=3 does not divide model.width=16"),
-        (Spectrogram(heads=0), Spectrum(8, 4, 0.01), "Spectrogram.heads"),
+        (AudioTransformer(heads=0), Spectrogram(8, 4, 0.01), "AudioTransformer.heads"),
         (TextTransformer(heads=5), Text(4, 8), "TextTransformer.heads"),
     ],
 )

@@ -30,7 +30,7 @@ from mmjax.heads import Classify
 from mmjax.model import Model
 from mmjax.sharding.mesh import MeshShape
 from mmjax.sharding.rules import PRESETS
-from mmjax.types import PADDING, Image, Label, Quantity, Spectrum, Text, Waveform
+from mmjax.types import PADDING, Image, Label, Spectrogram, Text, Vector, Waveform
 from tests.reference import draw
 from tests.small import FEATURES, SIZE, make_batch, put
 
@@ -128,7 +128,9 @@ def test_sounds_and_quantities_begin_at_zero():
 
 def test_gradients_of_what_is_linear_are_weights_times_changes():
     values, _, nothing = by_hand()
-    found = compiled(lambda batch: integrated_gradients(linear, batch, READ, panels=2))(put(some_batch(), RULES))
+    found = compiled(lambda batch: integrated_gradients(linear, batch, READ, panels=2))(
+        put(some_batch(), RULES)
+    )
     expected = {name: (values[name] - nothing[name]) * weight for name, weight in weights().items()}
     expected["text"] = expected["text"].sum(-1)
     close(found.maps, expected)
@@ -177,11 +179,11 @@ def test_windows():
     assert square.places.shape == (1, 16, 12)
     assert (square.places[0, :2, :2] == 0).all()
     assert square.places[0, 15, 11] == 47
-    tall = windows(Spectrum(170, 40, 0.02))
+    tall = windows(Spectrogram(170, 40, 0.02))
     assert tall.count == 16 * 4
     assert (tall.places[0, :11, :10] == 0).all()
     assert tall.places[0, 11, 9] == 4
-    sizes = {64: Waveform(640, 8000), 5: Text(5, 16), 2: Label(("a", "b"), 2), 3: Quantity(7, 3)}
+    sizes = {64: Waveform(640, 8000), 5: Text(5, 16), 2: Label(("a", "b"), 2), 3: Vector(7, 3)}
     for count, feature in sizes.items():
         found = windows(feature)
         assert found.count == count
@@ -234,7 +236,7 @@ def explained(output, devices=1):
     def compute(model, batch):
         said = answer(model, output, batch)
         asked = said != PADDING if output == "text" else jnp.broadcast_to(jnp.arange(2) == 1, said.shape)
-        seen = {name: READ[name] for name in model.encoders if name not in model.blind[output]}
+        seen = {name: READ[name] for name in model.encoders if name not in model.hidden_modalities[output]}
         score = functools.partial(log_probability, model, output, said, asked)
         found = {
             "gradients": integrated_gradients(score, batch, seen),

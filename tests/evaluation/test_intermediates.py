@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import pytest
 
-from mmjax.encoders import ConvNet, Recurrent, Spectrogram, TextTransformer
+from mmjax.encoders import AudioTransformer, ConvNet, Recurrent, TextTransformer
 from mmjax.evaluation.intermediates import intermediates, names
 from mmjax.fusion import Bottleneck, CrossAttention, Experts, Gated, Resampler
 from mmjax.heads import Classify, Regress
@@ -19,7 +19,7 @@ RULES = PRESETS["data"]
 ATTENTIVE = Model(
     width=8,
     dtype="float32",
-    encoders={"speech": Spectrogram(depth=2, heads=2), "text": TextTransformer(depth=1, heads=2)},
+    encoders={"speech": AudioTransformer(depth=2, heads=2), "text": TextTransformer(depth=1, heads=2)},
     fusion=CrossAttention(depth=2, heads=2),
     outputs={"label": Classify(target="label"), "place": Regress(target="place")},
 )
@@ -121,11 +121,11 @@ def test_names_are_known_without_computing(fusion, layers):
 def test_the_fusion_does_not_see_what_no_output_sees(attentive):
     model, batch = build(ATTENTIVE), make_batch(presence=0.7)
     look = jax.jit(lambda model, batch: intermediates(model, batch, rules=RULES))
-    blind = jax.device_get(look(model.blindfold({"text"}), put(batch, RULES)))
+    hidden_modalities = jax.device_get(look(model.without_modalities({"text"}), put(batch, RULES)))
     whole = attentive[0]
     batch.present["text"][:] = False
     without = jax.device_get(look(model, put(batch, RULES)))
     for name in ("pooled", "fused", "fusion/layers/0"):
-        assert blind[name] == pytest.approx(without[name], abs=1e-6)
-        assert np.abs(blind[name] - whole[name]).max() > 1e-3
-    assert blind["encoders/text"] == pytest.approx(whole["encoders/text"], abs=1e-6)
+        assert hidden_modalities[name] == pytest.approx(without[name], abs=1e-6)
+        assert np.abs(hidden_modalities[name] - whole[name]).max() > 1e-3
+    assert hidden_modalities["encoders/text"] == pytest.approx(whole["encoders/text"], abs=1e-6)

@@ -17,14 +17,14 @@ from mmjax.config import experiment_file
 from mmjax.config.overrides import resolve
 from mmjax.data.loader import Loader
 from mmjax.errors import UserError
-from mmjax.evaluation.judge_model import Reader, Reading
-from mmjax.evaluation.suites.generation import Asked, judge, read_back
+from mmjax.evaluation.judge_model import JudgeModel, Reading
+from mmjax.evaluation.suites.generation import Asked, classifier_agreement, judge
 from mmjax.heads import Regress
 from mmjax.sharding.mesh import MeshShape
 from mmjax.sharding.rules import PRESETS
 from mmjax.training.loop import train
 from mmjax.training.program import Program
-from mmjax.training.run import Run
+from mmjax.training.run import RunDir
 from tests.system.conftest import TINY
 
 STEPS = 3
@@ -44,7 +44,7 @@ def experiment(tmp_path_factory):
 @pytest.fixture(scope="module")
 def held_out(experiment):
     """The nine scenes of the validation split."""
-    data = experiment.data.bind(experiment.data_dir, experiment.run_dir)
+    data = experiment.data.fit_tokenizers(experiment.data_dir, experiment.run_dir)
     return data, Loader(data, experiment.data_dir, "validation", 9).batch(0).batch
 
 
@@ -54,7 +54,7 @@ def readers(experiment):
 
     @functools.cache
     def reader(modality):
-        return Reader(experiment.run_dir, modality, rules=PRESETS["fsdp_tensor"])
+        return JudgeModel(experiment.run_dir, modality, rules=PRESETS["fsdp_tensor"])
 
     def read(modality, values, mask=None):
         with jax.set_mesh(MeshShape(data=2, fsdp=2, tensor=2).build()):
@@ -70,7 +70,7 @@ def alone(experiment, held_out):
     with jax.set_mesh(mesh):
         rules = PRESETS["data"]
         sharding = NamedSharding(jax.sharding.get_mesh(), rules.spec("batch"))
-        abstract = Program(experiment, Run(experiment, sharding).data, rules).abstract
+        abstract = Program(experiment, RunDir(experiment, sharding).data, rules).abstract
         with contextlib.closing(Checkpoints(experiment.run_dir, experiment.checkpoint, read_only=True)) as checkpoints:
             model = checkpoints.restore(abstract).state.ema
     both = jax.jit(lambda model, batch: (model(batch)[0].pooled, model.predict(batch)))
@@ -134,15 +134,17 @@ def test_what_was_made_is_judged_by_a_named_reader(experiment, held_out, readers
     assert found.reader == reader("image").name == f"scenes {experiment_file.fingerprint(experiment)}"
     names = {"fid", "kid", "precision", "recall", "density", "coverage"}
     assert set(found.distributions) == names
-    assert set(found.statistics) == {f"read_back/{name}/{kind}" for name in LABELS for kind in ("accuracy", "exact")}
+    assert set(found.statistics) == {
+        f"classifier_agreement/{name}/{kind}" for name in LABELS for kind in ("accuracy", "exact")
+    }
     json.dumps(found.distributions, allow_nan=False)
     for name in LABELS:
         truth, mask = batch.values[name], batch.mask[name]
         places = [(e, s) for e in range(9) for s in range(mask.shape[1]) if mask[e, s]]
         right = [shown.probabilities[name][e, s].argmax() == truth[e, s] for e, s in places]
-        assert found.statistics[f"read_back/{name}/accuracy"].value == pytest.approx(np.mean(right))
+        assert found.statistics[f"classifier_agreement/{name}/accuracy"].value == pytest.approx(np.mean(right))
         whole = [all(r for r, (e, _) in zip(right, places, strict=True) if e == row) for row in range(9)]
-        assert found.statistics[f"read_back/{name}/exact"].value == pytest.approx(np.mean(whole))
+        assert found.statistics[f"classifier_agreement/{name}/exact"].value == pytest.approx(np.mean(whole))
     assert judge(seen, seen, {}).distributions["fid"] == pytest.approx(0, abs=1e-6)
 
 
@@ -154,34 +156,37 @@ def test_slots_that_were_not_asked_for_do_not_count():
     mask = np.arange(3) < 2 + np.zeros((9, 1), int)
     wrong = np.where(mask, answers, (answers + 1) % 3)
     wrong[0, 0] = (wrong[0, 0] + 1) % 3
-    found = {"read_back/shape/accuracy": pytest.approx(17 / 18), "read_back/shape/exact": pytest.approx(8 / 9)}
-    said_back = read_back(said, {"shape": Asked(wrong, mask)})
+    found = {
+        "classifier_agreement/shape/accuracy": pytest.approx(17 / 18),
+        "classifier_agreement/shape/exact": pytest.approx(8 / 9),
+    }
+    said_back = classifier_agreement(said, {"shape": Asked(wrong, mask)})
     assert {name: statistic.value for name, statistic in said_back.items()} == found
     assert {statistic.examples for statistic in said_back.values()} == {9}
-    assert read_back(said, {"shape": Asked(wrong, np.zeros_like(mask))}) == {}
+    assert classifier_agreement(said, {"shape": Asked(wrong, np.zeros_like(mask))}) == {}
     with pytest.raises(UserError, match=r"^scenes 0123 reads no smell: it reads shape, size$"):
-        read_back(said, {"smell": Asked(wrong, mask)})
+        classifier_agreement(said, {"smell": Asked(wrong, mask)})
     with pytest.raises(ValueError, match="cannot be compared"):
         judge(said, said._replace(reader="another"), {})
 
 
 def test_texts_are_compared_as_texts():
     said = Reading("scenes 0123", np.zeros((2, 4)), {}, {"text": ["a red circle", "two blue stars"]})
-    found = read_back(said, {"text": ["a red circle", "two green stars"]})
-    assert found["read_back/text/exact"].value == 0.5
-    assert found["read_back/text/word_error"].value == pytest.approx(1 / 6)
-    assert read_back(said, {"text": []}) == {}
+    found = classifier_agreement(said, {"text": ["a red circle", "two green stars"]})
+    assert found["classifier_agreement/text/exact"].value == 0.5
+    assert found["classifier_agreement/text/word_error"].value == pytest.approx(1 / 6)
+    assert classifier_agreement(said, {"text": []}) == {}
 
 
 def test_mistakes_are_one_sentence(experiment, tmp_path):
     with pytest.raises(UserError, match="is no run directory"):
-        Reader(tmp_path, "image", rules=PRESETS["data"])
+        JudgeModel(tmp_path, "image", rules=PRESETS["data"])
     with pytest.raises(UserError, match=r"cannot judge speech: it reads image, text$"):
-        Reader(experiment.run_dir, "speech", rules=PRESETS["data"])
+        JudgeModel(experiment.run_dir, "speech", rules=PRESETS["data"])
     model = chz.replace(experiment.model, outputs={"position": Regress(target="count")})
     experiment_file.write(chz.replace(experiment, model=model), tmp_path / "wordless")
     with pytest.raises(UserError, match="no output of the kind Classify or TextDecoder"):
-        Reader(tmp_path / "wordless", "image", rules=PRESETS["data"])
+        JudgeModel(tmp_path / "wordless", "image", rules=PRESETS["data"])
 
 
 def test_a_run_that_is_not_finished(experiment, tmp_path):
@@ -192,11 +197,11 @@ def test_a_run_that_is_not_finished(experiment, tmp_path):
         pytest.raises(UserError, match=f"there is no whole checkpoint of step {STEPS} in"),
         jax.set_mesh(MeshShape(data=1).build()),
     ):
-        Reader(begun, "image", rules=PRESETS["data"])
+        JudgeModel(begun, "image", rules=PRESETS["data"])
     shutil.rmtree(begun / "checkpoints")
     with (
         pytest.raises(UserError, match=f"there is no whole checkpoint of step {STEPS} in"),
         jax.set_mesh(MeshShape(data=1).build()),
     ):
-        Reader(begun, "image", rules=PRESETS["data"])
+        JudgeModel(begun, "image", rules=PRESETS["data"])
     assert not (begun / "checkpoints").exists()

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from mmjax.data.inputs import Sentence
+from mmjax.data.inputs import TextInput
 from mmjax.evaluation.maps import AGAINST, FOR, draw_map, draw_words, spread_tokens, words_of
-from mmjax.types import Image, Spectrum, Text
+from mmjax.types import Image, Spectrogram, Text
 
-SENTENCE = Sentence(length=20)
+SENTENCE = TextInput(length=20)
 
 
 def test_what_speaks_for_and_against_is_coloured():
@@ -30,7 +30,7 @@ def test_tokens_stand_for_patches_and_frames():
     np.testing.assert_array_equal(patches[::4, ::4], [[0, 1, 2], [3, 4, 5]])
     assert patches.shape == (8, 12)
     assert (patches[:4, 4:8] == 1).all()
-    frames = spread_tokens(np.arange(3.0), Spectrum(10, 2, 0.01))
+    frames = spread_tokens(np.arange(3.0), Spectrogram(10, 2, 0.01))
     np.testing.assert_array_equal(frames, np.tile([[0], [0], [0], [0], [1], [1], [1], [1], [2], [2]], 2))
     assert spread_tokens(np.arange(5.0), Text(5, 9)).shape == (5,)
 

@@ -4,12 +4,12 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
-from mmjax.data.inputs import Labels, Picture
+from mmjax.data.inputs import ImageInput, LabelInput
 from mmjax.data.loader import Data
 from mmjax.data.sources.drawing import SHAPES
 from mmjax.data.sources.scenes import Scenes
 from mmjax.encoders import ConvNet
-from mmjax.evaluation.probe import Prober
+from mmjax.evaluation.probe import LinearProbe
 from mmjax.fusion import Sum
 from mmjax.heads import Classify
 from mmjax.model import Model
@@ -23,7 +23,7 @@ def test_answers_know_their_examples():
     rules = PRESETS["data"]
     data = Data(
         source=Scenes(train=4, validation=4, test=9, speech=False),
-        inputs={"image": Picture(size=8), "shape": Labels(names=SHAPES, slots=3)},
+        inputs={"image": ImageInput(size=8), "shape": LabelInput(names=SHAPES, slots=3)},
     )
     records = data.open("nowhere", "test")
     shapes = [records[index]["shape"] for index in range(9)]
@@ -36,7 +36,7 @@ def test_answers_know_their_examples():
         model = draw(lambda rngs: config.build(data.features, rules=rules, rngs=rngs))
         sharding = NamedSharding(jax.sharding.get_mesh(), rules.spec("batch"))
         place = {"sharding": sharding, "rules": rules, "count": 1}
-        answers = [Prober(data, "nowhere", "test", size, "shape", "shape", **place).ask(model) for size in (4, 9)]
+        answers = [LinearProbe(data, "nowhere", "test", size, "shape", "shape", **place).ask(model) for size in (4, 9)]
     for each in answers:
         np.testing.assert_array_equal(each.examples, wanted)
         np.testing.assert_array_equal(each.truth, np.concatenate(shapes))

@@ -13,19 +13,19 @@ import pytest
 
 from mmjax.errors import UserError
 from mmjax.evaluation.results import Results, figures_of
-from mmjax.evaluation.suite_result import Figure, Findings
+from mmjax.evaluation.suite_result import Metric, SuiteResult
 from mmjax.metrics.statistics import Statistic
 from mmjax.reports.page import Card, Section, Table
 
 RNG = np.random.default_rng(0)
 RIGHT = RNG.random(50) < 0.7
-FINDINGS = Findings(
+FINDINGS = SuiteResult(
     {
         "label/accuracy": Statistic.ratio(RIGHT, np.ones(50)),
         "label/nothing": Statistic.ratio(np.zeros(50), np.zeros(50)),
         "image/psnr": Statistic.ratio(RNG.normal(20, 2, 8), np.ones(8)),
     },
-    {"image/fid": Figure(12.5, None, None, 8)},
+    {"image/fid": Metric(12.5, None, None, 8)},
     [
         Section(
             "label",
@@ -59,7 +59,7 @@ def test_what_is_found_stands_beside_what_was_there(tmp_path):
     results = Results(tmp_path)
     path = add(results, 10)
     assert path == tmp_path / "evaluations" / "10.json"
-    other = Findings({"label/accuracy": Statistic.ratio(~RIGHT, np.ones(50))})
+    other = SuiteResult({"label/accuracy": Statistic.ratio(~RIGHT, np.ones(50))})
     add(results, 10, "test given text", other, readers={"image": "eyes 45"}, asked=["standard", "probe"])
     whole = json.loads(path.read_text())
     assert whole["step"] == 10
@@ -183,7 +183,7 @@ def test_what_stands_in_a_file_from_elsewhere_does_not_run(tmp_path):
     script = '</style></svg>"><script>alert(1)</script>'
     for text in ("<svg><g/></svg>", "What it is about.", "it is red", "As it stands.", "data:image/png;base64,AA"):
         path.write_text(path.read_text().replace(json.dumps(text), json.dumps(script)))
-    add(results, 10, "other", Findings({}, {}, []))
+    add(results, 10, "other", SuiteResult({}, {}, []))
     page = (tmp_path / "evaluations" / "report.html").read_text()
     assert page.count("&lt;script&gt;") >= 3
     assert "<script" not in page

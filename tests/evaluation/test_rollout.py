@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmjax.encoders import Spectrogram
+from mmjax.encoders import AudioTransformer
 from mmjax.evaluation.rollout import rollout
 from mmjax.fusion import Concat, CrossAttention, Multiway, SingleStream
 from mmjax.sharding.mesh import MeshShape
@@ -115,7 +115,7 @@ def by_hand(model, streams, row):
     ids=["all", "target", "single", "multiway"],
 )
 def test_shares_are_those_that_tokens_carry_forward(fusion):
-    encoders = {**MODEL.encoders, "speech": Spectrogram(depth=1, heads=2)}
+    encoders = {**MODEL.encoders, "speech": AudioTransformer(depth=1, heads=2)}
     model, batch = build(chz.replace(MODEL, encoders=encoders, fusion=fusion)), put(some_batch(), RULES)
     nothing = jnp.zeros((SIZE, 1), int), jnp.ones((SIZE, 1), bool)
     found, streams = compiled(

@@ -27,7 +27,7 @@ def start(fusion, streams, modalities):
     return values, {name: np.asarray(streams[name].mask) for name in modalities}
 
 
-def join(parts, modalities):
+def concat_streams(parts, modalities):
     return np.concatenate([parts[name] for name in modalities], 1)
 
 
@@ -51,7 +51,7 @@ def check(config, modalities, expected):
 @both
 def test_single_stream(modalities):
     def expected(fusion, values, masks):
-        x, mask = join(values, modalities), join(masks, modalities)
+        x, mask = concat_streams(values, modalities), concat_streams(masks, modalities)
         for layer in reference.layers(fusion.stack):
             x = reference.block(layer.block, x, mask)
         return x, mask
@@ -62,15 +62,15 @@ def test_single_stream(modalities):
 @both
 def test_multiway(modalities):
     def expected(fusion, values, masks):
-        mask = join(masks, modalities)
+        mask = concat_streams(masks, modalities)
         for layer in reference.layers(fusion.stack):
-            x = join(values, modalities)
+            x = concat_streams(values, modalities)
             x = x + reference.attention(layer.attention, reference.norm(layer.norm, x), mask=mask)
             values = {
                 name: part + reference.mlp(layer.mlps[name], reference.norm(layer.norms[name], part))
                 for name, part in cut(x, values, modalities).items()
             }
-        return join(values, modalities), mask
+        return concat_streams(values, modalities), mask
 
     check(Multiway(depth=2, heads=2), modalities, expected)
 
@@ -93,11 +93,11 @@ def test_cross_attention(modalities, target, gated):
             for name in modalities:
                 others = [other for other in modalities if other != name]
                 if others and target in (None, name):
-                    context = join(old, others), join(masks, others)
+                    context = concat_streams(old, others), concat_streams(masks, others)
                     values[name] = cross(layer.readers[name], old[name], masks[name], *context)
                 else:
                     values[name] = reference.block(layer.others[name], old[name], masks[name])
-        return join(values, modalities), join(masks, modalities)
+        return concat_streams(values, modalities), concat_streams(masks, modalities)
 
     check(CrossAttention(depth=2, heads=2, gated=gated, target=target), modalities, expected)
 
@@ -115,7 +115,7 @@ def test_a_gate_starts_closed():
 @both
 def test_resampler(modalities):
     def expected(fusion, values, masks):
-        x, mask = join(values, modalities), join(masks, modalities)
+        x, mask = concat_streams(values, modalities), concat_streams(masks, modalities)
         latents = np.tile(wide(fusion.latents), (4, 1, 1))
         for layer in reference.layers(fusion.stack):
             latents = cross(layer, latents, None, x, mask)
@@ -140,7 +140,7 @@ def narrow(layer, x, mask, latents):
 @pytest.mark.parametrize("own", [False, True])
 def test_bottleneck(modalities, first, own):
     def expected(fusion, values, masks):
-        there = np.tile(join(masks, modalities).any(1)[:, None], (1, 3))
+        there = np.tile(concat_streams(masks, modalities).any(1)[:, None], (1, 3))
         latents = np.tile(wide(fusion.latents), (4, 1, 1))
         assert fusion.together.depth == 2 - first
         if first:
@@ -156,8 +156,8 @@ def test_bottleneck(modalities, first, own):
                 real = masks[name].any(1)[:, None, None]
                 total, count = total + real * x[:, -3:], count + real
             latents = total / np.maximum(count, 1)
-        return np.concatenate([join(values, modalities), latents], 1), np.concatenate(
-            [join(masks, modalities), there], 1
+        return np.concatenate([concat_streams(values, modalities), latents], 1), np.concatenate(
+            [concat_streams(masks, modalities), there], 1
         )
 
     check(Bottleneck(latents=3, depth=2, start=first, heads=2, own=own), modalities, expected)
@@ -190,11 +190,11 @@ def experts(layer, x, mask, lengths, chosen, capacity):
 def test_experts(modalities, capacity, places):
     lengths = [LENGTHS[name] for name in modalities]
     places = min(sum(lengths), places if len(modalities) > 1 else {9: 3, 3: 1}[places])
-    config = Experts(experts=3, chosen=2, capacity=capacity, balance=0.5, depth=2, heads=2)
+    config = Experts(experts=3, top_k=2, capacity=capacity, balance=0.5, depth=2, heads=2)
     losses = []
 
     def expected(fusion, values, masks):
-        x, mask = join(values, modalities), join(masks, modalities)
+        x, mask = concat_streams(values, modalities), concat_streams(masks, modalities)
         for layer in reference.layers(fusion.stack):
             x = x + reference.attention(layer.attention, reference.norm(layer.norm, x), mask=mask)
             added, loss = experts(layer, reference.norm(layer.expert_norm, x), mask, lengths, 2, places)
@@ -210,7 +210,7 @@ def test_experts(modalities, capacity, places):
 @pytest.mark.parametrize("part", ["task", "balance"])
 def test_routers_learn(part):
     """From what their experts answer and from the balancing loss, by finite differences."""
-    fusion, streams = build(Experts(experts=3, chosen=2, balance=0.5, depth=2, heads=2), ALL), make_streams(ALL)
+    fusion, streams = build(Experts(experts=3, top_k=2, balance=0.5, depth=2, heads=2), ALL), make_streams(ALL)
     weights = np.random.default_rng(2).normal(size=(4, 9, WIDTH)).astype(np.float32)
 
     def loss(routers):
@@ -249,7 +249,7 @@ def test_a_balanced_load_costs_least():
     [
         (lambda: Resampler(latents=0), "latents must be 1 or more"),
         (lambda: Bottleneck(latents=0), "latents must be 1 or more"),
-        (lambda: Experts(experts=2, chosen=3), "chosen=3 must be 1 or more and at most experts=2"),
+        (lambda: Experts(experts=2, top_k=3), "top_k=3 must be 1 or more and at most experts=2"),
         (lambda: Experts(capacity=0), "capacity must lie above 0"),
         (lambda: Bottleneck(depth=2, start=2), "start=2 must be 0 or more and less than depth=2"),
     ],

@@ -16,10 +16,10 @@ from flax import nnx
 from mmjax.encoders import Recurrent, TextTransformer, ViT
 from mmjax.fusion import Concat, SingleStream
 from mmjax.generators import Gan, VaeGan, VqGan
-from mmjax.generators.adversary import Adversary, Attempt, Hinge, LeastSquares, NonSaturating, Relativistic
+from mmjax.generators.adversary import Adversary, GeneratorOutput, Hinge, LeastSquares, NonSaturating, Relativistic
 from mmjax.generators.augmentation import augment
 from mmjax.generators.codes import Codebook
-from mmjax.generators.critics import PatchCritic, Verdict
+from mmjax.generators.critics import CriticOutput, PatchCritic
 from mmjax.generators.perceptual import Perceptual
 from mmjax.hardware.flops import count_flops, step_flops
 from mmjax.layers.settings import Settings
@@ -96,41 +96,41 @@ class Tilt(nnx.Module):
 
     def __call__(self, x, condition):
         parts = x * self.weights[...]
-        return Verdict((parts.sum((2, 3)) * 3,), (parts,))
+        return CriticOutput((parts.sum((2, 3)) * 3,), (parts,))
 
 
 WEIGHTS = (1.0, 0.0, 2.0)
 
 
-def attempt_of(true, made):
-    def distance(made):
-        return jnp.square(made - true).mean((1, 2, 3))
+def attempt_of(true, fake):
+    def distance(fake):
+        return jnp.square(fake - true).mean((1, 2, 3))
 
-    return Attempt(true, made, distance, jnp.asarray([0.5, 0.0, 0.25]), jnp.asarray(WEIGHTS), {})
+    return GeneratorOutput(true, fake, distance, jnp.asarray([0.5, 0.0, 0.25]), jnp.asarray(WEIGHTS), {})
 
 
 @pytest.fixture(scope="module")
 def played():
     """Two grids of three examples, and a critic that weighs them."""
     rng = np.random.default_rng(0)
-    true, made = (jnp.asarray(rng.normal(size=(3, 3, 2, 1)), jnp.float32) for _ in range(2))
+    true, fake = (jnp.asarray(rng.normal(size=(3, 3, 2, 1)), jnp.float32) for _ in range(2))
     critic = Tilt(nnx.Rngs(0))
-    return true, made, critic, np.asarray(critic.weights[...], np.float64)
+    return true, fake, critic, np.asarray(critic.weights[...], np.float64)
 
 
-def judge(adversary, critic, true, made, step=None, usual=None):
+def losses(adversary, critic, true, fake, step=None, score_ema=None):
     """Both losses and the metrics of an attempt at three examples, of which the second has no truth."""
     settings = Settings(width=4, rules=RULES)
     module = draw(lambda rngs: adversary.build(1, settings, rngs))
     module.critic = critic
-    if usual is not None:
-        module.usual[...] = jnp.asarray(usual)
+    if score_ema is not None:
+        module.score_ema[...] = jnp.asarray(score_ema)
 
     @jax.jit
-    def play(module, true, made):
-        return module.judge(attempt_of(true, made), jnp.zeros((3, 4)), None, step)
+    def play(module, true, fake):
+        return module.losses(attempt_of(true, fake), jnp.zeros((3, 4)), None, step)
 
-    return play(module, true, made)
+    return play(module, true, fake)
 
 
 def expected(scores):
@@ -139,12 +139,12 @@ def expected(scores):
 
 def test_the_critics_loss_by_hand(played):
     """Scores, slopes, and the distance from what is usual, each example by its weight."""
-    true, made, critic, tilt = played
-    on_true, on_made = ((np.asarray(x, np.float64) * tilt).sum((2, 3)) * 3 for x in (true, made))
+    true, fake, critic, tilt = played
+    on_true, on_made = ((np.asarray(x, np.float64) * tilt).sum((2, 3)) * 3 for x in (true, fake))
     scores = softplus(on_made - on_true).mean(1)
     slopes = np.full(3, (tilt**2).sum())  # the mean over three rows of three times a weighted sum
     config = Adversary(critic=CRITIC, augment=False, penalty=0.7, lecam=0.3)
-    _, loss, metrics = judge(config, critic, true, made, usual=(0.02, -0.01))
+    _, loss, metrics = losses(config, critic, true, fake, score_ema=(0.02, -0.01))
     far = (on_true.mean(1) + 1) ** 2 + (on_made.mean(1) - 2) ** 2
     follow = (2 - on_true.mean(1)) ** 2 + (-1 - on_made.mean(1)) ** 2
     wanted = scores + 0.7 * slopes + 0.3 * far + follow
@@ -153,16 +153,18 @@ def test_the_critics_loss_by_hand(played):
     np.testing.assert_allclose(metrics["true_score"].value(), expected(on_true.mean(1)), rtol=1e-5)
 
 
-def critic_gradients(config, played, usual=None):
+def critic_gradients(config, played, score_ema=None):
     """Of the critic's loss: by the critic's weights, and by what is usual."""
-    true, made, _, tilt = played
+    true, fake, _, tilt = played
 
-    def loss(weights, usual):
+    def loss(weights, score_ema):
         critic = Tilt(nnx.Rngs(0))
         critic.weights[...] = weights
-        return judge(config, critic, true, made, usual=usual)[1].value()
+        return losses(config, critic, true, fake, score_ema=score_ema)[1].value()
 
-    return jax.grad(loss, argnums=(0, 1) if usual else 0)(jnp.asarray(tilt, jnp.float32), usual and jnp.asarray(usual))
+    return jax.grad(loss, argnums=(0, 1) if score_ema else 0)(
+        jnp.asarray(tilt, jnp.float32), score_ema and jnp.asarray(score_ema)
+    )
 
 
 def test_the_penalty_is_differentiated(played):
@@ -173,16 +175,16 @@ def test_the_penalty_is_differentiated(played):
 
 def test_usual_scores_follow_and_hold_the_critic(played):
     """What is usual is drawn to the mean scores, at any weight of LeCam; scores to what is usual of the other kind."""
-    true, made, _, tilt = played
+    true, fake, _, tilt = played
     config = chz.replace(PLAIN, penalty=0.0, lecam=0.3)
-    weights, usual = critic_gradients(config, played, usual=(0.02, -0.01))
-    scores = [(np.asarray(x, np.float64) * tilt).sum((1, 2, 3)) for x in (true, made)]
-    np.testing.assert_allclose(usual, [200 * expected(2 - scores[0]), 200 * expected(-1 - scores[1])], rtol=1e-4)
+    weights, score_ema = critic_gradients(config, played, score_ema=(0.02, -0.01))
+    scores = [(np.asarray(x, np.float64) * tilt).sum((1, 2, 3)) for x in (true, fake)]
+    np.testing.assert_allclose(score_ema, [200 * expected(2 - scores[0]), 200 * expected(-1 - scores[1])], rtol=1e-4)
     pulls = [scores[0] + 1, scores[1] - 2]
     share = np.asarray(WEIGHTS) / np.sum(WEIGHTS)
     by_hand = sum(
         0.3 * 2 * np.einsum("b,b...->...", share * pull, np.asarray(x))
-        for pull, x in zip(pulls, (true, made), strict=True)
+        for pull, x in zip(pulls, (true, fake), strict=True)
     )
     without = critic_gradients(chz.replace(config, lecam=0.0), played)
     np.testing.assert_allclose(weights - without, by_hand, rtol=1e-4, atol=1e-5)
@@ -190,27 +192,27 @@ def test_usual_scores_follow_and_hold_the_critic(played):
 
 @pytest.mark.parametrize(("step", "counts"), [(None, 1), (9, 0), (10, 1)])
 def test_the_generators_loss_by_hand(played, step, counts):
-    true, made, critic, tilt = played
-    on_true, on_made = ((np.asarray(x, np.float64) * tilt).sum((2, 3)) * 3 for x in (true, made))
-    own = np.square(np.asarray(made - true)).mean((1, 2, 3)) + np.array((0.5, 0, 0.25))
-    matched = np.abs(np.asarray(true - made) * tilt).mean((1, 2, 3))
+    true, fake, critic, tilt = played
+    on_true, on_made = ((np.asarray(x, np.float64) * tilt).sum((2, 3)) * 3 for x in (true, fake))
+    own = np.square(np.asarray(fake - true)).mean((1, 2, 3)) + np.array((0.5, 0, 0.25))
+    matched = np.abs(np.asarray(true - fake) * tilt).mean((1, 2, 3))
     config = Adversary(critic=CRITIC, augment=False, weight=0.2, matching=0.5, warmup=10)
     step = None if step is None else jnp.int32(step)
-    loss, _, _ = judge(config, critic, true, made, step=step)
+    loss, _, _ = losses(config, critic, true, fake, step=step)
     wanted = own + counts * (0.2 * softplus(on_true - on_made).mean(1) + 0.5 * matched)
     np.testing.assert_allclose(loss.value(), expected(wanted), rtol=1e-5)
 
 
 def test_an_adaptive_weight_makes_both_slopes_alike(played):
     """The gradients of distance and adversarial loss by what was made have the same norm then."""
-    true, made, critic, _ = played
+    true, fake, critic, _ = played
     config = chz.replace(PLAIN, adaptive=True, weight=1.0)
 
-    def slopes(made, config):
-        return jax.grad(lambda made: judge(config, critic, true, made)[0].value())(made)
+    def slopes(fake, config):
+        return jax.grad(lambda fake: losses(config, critic, true, fake)[0].value())(fake)
 
-    near = 2 * np.asarray(made - true) * np.asarray(WEIGHTS)[:, None, None, None] / 6 / sum(WEIGHTS)
-    far = slopes(made, config) - near
+    near = 2 * np.asarray(fake - true) * np.asarray(WEIGHTS)[:, None, None, None] / 6 / sum(WEIGHTS)
+    far = slopes(fake, config) - near
     np.testing.assert_allclose(jnp.linalg.norm(far), jnp.linalg.norm(near), rtol=1e-3)
 
 
@@ -253,7 +255,7 @@ def test_a_patch_critic_in_numpy():
     given = jax.device_put((x.astype(np.float32), condition.astype(np.float32)), RULES.spec("batch"))
     verdict = run(critic, *given)
     np.testing.assert_allclose(verdict.scores[0], scores, rtol=1e-3, atol=1e-4)
-    np.testing.assert_allclose(jax.jit(Verdict.mean)(verdict), scores.mean((1, 2)), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(jax.jit(CriticOutput.mean)(verdict), scores.mean((1, 2)), rtol=1e-3, atol=1e-4)
     assert [features.shape for features in verdict.features] == [(2, 4, 3, 4), (2, 2, 2, 8)]
 
 
@@ -338,7 +340,7 @@ def test_each_players_gradient_is_of_its_own_loss():
     @jax.jit
     def apart(model, critics):
         def loss(model, critics, index):
-            return model.contest(critics, batch, key, None, jnp.int32(3))[index]
+            return model.adversarial_loss(critics, batch, key, None, jnp.int32(3))[index]
 
         return jax.grad(loss)(model, critics, 0), jax.grad(loss, 1)(model, critics, 1)
 
@@ -361,7 +363,7 @@ def test_one_forward_pass_serves_both():
         return len(re.findall(r" convolution\(", program)) + len(re.findall(r"__ynn_|onednn_conv", program))
 
     def loss(model, critics, parts):
-        losses = model.contest(critics, batch, key, None, jnp.int32(3))
+        losses = model.adversarial_loss(critics, batch, key, None, jnp.int32(3))
         return sum(losses[index] for index in parts)
 
     together = convolutions(lambda m, c: jax.grad(loss, (0, 1))(m, c, (0, 1)))
@@ -445,14 +447,14 @@ def test_a_critics_condition_does_not_hold_what_it_judges(kind):
     model = draw(lambda rngs: config.build(FEATURES, rules=RULES, rngs=rngs))
 
     class Spy:
-        def judge(self, attempt, condition, key, step):
+        def losses(self, output, condition, key, step):
             self.condition = condition
-            return *attempt.loss()[:1] * 2, {}
+            return *output.loss()[:1] * 2, {}
 
     @jax.jit
     def condition(batch):
         spy = Spy()
-        model.contest({"image": spy}, batch)
+        model.adversarial_loss({"image": spy}, batch)
         return spy.condition
 
     first, second = make_batch(seed=0), make_batch(seed=1)

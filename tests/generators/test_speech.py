@@ -11,7 +11,7 @@ import pytest
 import scipy.stats
 from flax import nnx
 
-from mmjax.encoders import Spectrogram, TextTransformer
+from mmjax.encoders import AudioTransformer, TextTransformer
 from mmjax.errors import UserError
 from mmjax.fusion import SingleStream
 from mmjax.generators import SpeechVae
@@ -21,7 +21,7 @@ from mmjax.layers.settings import Settings
 from mmjax.model import Model
 from mmjax.sharding.mesh import MeshShape
 from mmjax.sharding.rules import PRESETS
-from mmjax.types import Batch, Fused, Spectrum, Text, Tokens
+from mmjax.types import Batch, Fused, Spectrogram, Text, Tokens
 from tests.layers.test_alignment import every
 from tests.reference import draw, slopes
 from tests.small import FEATURES, make_batch, put
@@ -99,7 +99,7 @@ def test_the_loss_is_the_bound(speaker, batch, fused, step):
     frames = batch.mask["speech"] & (batch.present["speech"] & batch.present["text"])[:, None]
     there = split(frames)
     x = np.where(frames[..., None], batch.values["speech"], 0)
-    q, p = speaker.encode(split(x), there, fused), speaker.read(fused)
+    q, p = speaker.encode(split(x), there, fused), speaker.token_prior(fused)
     mean, deviations = np.asarray(q.mean, np.float64), np.asarray(q.deviation, np.float64)
     noise = np.asarray(jax.random.normal(jax.random.key(0), mean.shape), np.float64)
     z = mean + deviations * noise
@@ -164,7 +164,7 @@ def test_the_flow_has_an_inverse_and_keeps_volume(speaker, batch, fused):
     z = split(np.random.default_rng(2).normal(size=(SIZE, 10, 4)))
     u = speaker.flow(z, frames, fused)
     assert np.abs(u - z).max() > 0.1
-    np.testing.assert_allclose(speaker.unflow(u, frames, fused), z, atol=1e-5)
+    np.testing.assert_allclose(speaker.inverse_flow(u, frames, fused), z, atol=1e-5)
     # An example's u depends on its own z alone, so that one direction at a time serves all examples.
     push = jax.jit(jax.vmap(lambda way: jax.jvp(lambda z: speaker.flow(z, frames, fused), (z,), (way,))[1]))
     ways = jnp.broadcast_to(jnp.eye(40).reshape(40, 1, 10, 4), (40, SIZE, 10, 4))
@@ -218,13 +218,13 @@ def test_a_prediction_without_noise_is_the_prior_mean(speaker, batch, fused):
     said = speaker.predict(fused, None)
     frames, values = np.asarray(said["mask"]), np.asarray(said["values"])
     durations = np.maximum(1, np.round(np.exp(np.asarray(speaker.log_durations(fused))))).astype(int)
-    mean, u = np.asarray(speaker.read(fused).mean), np.zeros((SIZE, 10, 4), np.float32)
+    mean, u = np.asarray(speaker.token_prior(fused).mean), np.zeros((SIZE, 10, 4), np.float32)
     for example in range(SIZE):
         if frames[example].any():
             tokens = batch.mask["text"][example]
             spoken = np.repeat(mean[example][tokens], durations[example][tokens], axis=0)[:10]
             u[example, : len(spoken)] = spoken
-    expected = speaker.decode(speaker.unflow(split(u), said["mask"], fused), said["mask"], fused)
+    expected = speaker.decode(speaker.inverse_flow(split(u), said["mask"], fused), said["mask"], fused)
     np.testing.assert_allclose(values[frames], np.asarray(expected)[frames], atol=1e-5)
 
 
@@ -268,8 +268,8 @@ def test_in_a_model_the_recording_is_not_read(batch):
     """What is said follows the text and the voice alone, though the speech has an encoder too."""
     encoders = {
         "text": TextTransformer(depth=1, heads=2),
-        "speech": Spectrogram(depth=1, heads=2),
-        "song": Spectrogram(depth=1, heads=2),
+        "speech": AudioTransformer(depth=1, heads=2),
+        "song": AudioTransformer(depth=1, heads=2),
     }
     outputs = {"speech": CONFIG}
     config = Model(
@@ -310,7 +310,7 @@ def toy(count=32, seed=0):
 
 def test_a_toy_language_is_learned():
     """Letters that are never seen alone are found in the frames, and new texts are spoken as they should be."""
-    features = {"text": Text(4, 6), "speech": Spectrum(20, 6, 0.01)}
+    features = {"text": Text(4, 6), "speech": Spectrogram(20, 6, 0.01)}
     config = chz.replace(CONFIG, beta=1.0, free_bits=0.0, warmup=100, couplings=1)
     settings = Settings(width=24, rules=RULES)
     speaker = jax.jit(lambda key: config.build(features, settings, nnx.Rngs(key)))(jax.random.key(0))

@@ -64,7 +64,7 @@ def test_the_loss_is_the_bound(step):
             for layer, given in ((writer.posterior, read), (writer.prior, pooled))
         )
         lq, lp = np.clip(lq, -6, 3), np.clip(lp, -6, 3)
-        told = writer.tell(jnp.asarray(mq, jnp.float32), fused)
+        told = writer.condition(jnp.asarray(mq, jnp.float32), fused)
         assert told.tokens.values.shape == (SIZE, 4, WIDTH)
         np.testing.assert_allclose(told.tokens.values[:, 3], reference.linear(writer.say, mq), rtol=1e-4, atol=1e-5)
         logits = jax.jit(lambda *given: writer(*given, None))(jnp.asarray(ids), told)

@@ -63,7 +63,7 @@ def test_the_loss_is_the_bound(batch, fused, target, step):
     vae = build(chz.replace(CONFIG, target=target))
     loss, metrics = run(vae, fused, batch, None if step is None else jnp.int32(step))
     placed = put(batch, RULES)
-    q, p = vae.encode(vae.canvas.paint(placed)), vae.imagine(fused)
+    q, p = vae.encode(vae.canvas.from_batch(placed)), vae.prior_distribution(fused)
     mean = np.asarray(vae.decode(q.mean, fused), np.float64)
     deviation = np.exp(float(vae.deviation[...]))
     beta = 0.5 * (1 if step is None else 0.3)
@@ -160,7 +160,7 @@ def test_without_a_condition_the_fused_features_are_not_read(fused):
     turned = dataclasses.replace(fused, pooled=-fused.pooled)
     np.testing.assert_array_equal(predict(fused), predict(turned))
     # So it can be judged by a model that reads the picture alone.
-    assert (CONFIG.blind, chz.replace(CONFIG, conditional=False).blind) == (("image",), ())
+    assert (CONFIG.hidden_modalities, chz.replace(CONFIG, conditional=False).hidden_modalities) == (("image",), ())
 
 
 @pytest.mark.parametrize(

@@ -22,13 +22,13 @@ from mmjax.generators.waveform_critics import WaveformCritic
 from mmjax.layers.settings import Settings
 from mmjax.sharding.mesh import MeshShape
 from mmjax.sharding.rules import PRESETS
-from mmjax.types import Batch, Fused, Spectrum, Tokens, Waveform
+from mmjax.types import Batch, Fused, Spectrogram, Tokens, Waveform
 from tests.reference import draw, wide
 
 SIZE, FRAMES, BANDS, SAMPLES = 8, 10, 4, 58
 RULES = PRESETS["data"]
 SETTINGS = Settings(width=8, rules=RULES)
-FEATURES = {"speech": Spectrum(FRAMES, BANDS, 0.006), "wave": Waveform(SAMPLES, 1000)}
+FEATURES = {"speech": Spectrogram(FRAMES, BANDS, 0.006), "wave": Waveform(SAMPLES, 1000)}
 GAME = Adversary(
     loss=LeastSquares(),
     critic=WaveformCritic(periods=(2, 3), scales=(2,), widths=(4, 8)),
@@ -108,11 +108,11 @@ def distance(said, true, real, window):
     if not count:
         return 0.0
     # What lies behind the real samples is zero, and frames there do not count.
-    made, wanted = (numpy_magnitudes(np.where(real, x, 0).astype(np.float64)[:count], window) for x in (said, true))
-    convergence = np.linalg.norm(made - wanted) / np.linalg.norm(wanted)
+    fake, wanted = (numpy_magnitudes(np.where(real, x, 0).astype(np.float64)[:count], window) for x in (said, true))
+    convergence = np.linalg.norm(fake - wanted) / np.linalg.norm(wanted)
     filters = triangles(window // 8, window, 1000)
-    bands = (np.log(x**2 @ filters + FLOOR) for x in (made, wanted))
-    return convergence + np.abs(np.log(made) - np.log(wanted)).mean() + np.abs(np.subtract(*bands)).mean()
+    bands = (np.log(x**2 @ filters + FLOOR) for x in (fake, wanted))
+    return convergence + np.abs(np.log(fake) - np.log(wanted)).mean() + np.abs(np.subtract(*bands)).mean()
 
 
 def triangles(count, window, rate):
@@ -223,7 +223,7 @@ def test_repeating():
 def play(vocoder, adversary, batch):
     """What the two players lose."""
     nothing = jnp.zeros((SIZE, 8))
-    return adversary.judge(vocoder.attempt(NOTHING, batch, None, None), nothing, None, None)[:2]
+    return adversary.losses(vocoder.generate(NOTHING, batch, None, None), nothing, None, None)[:2]
 
 
 def build_adversary(rules=RULES):
@@ -235,19 +235,19 @@ def test_the_game(vocoder, batch):
     """Least squares over all networks alike and the distance of features over all layers alike, by hand."""
     adversary, placed = build_adversary(), put(batch)
     lost, critic_lost = jax.jit(play)(vocoder, adversary, placed)
-    attempt = vocoder.attempt(NOTHING, placed, None, None)
-    real, weights = (np.asarray(x, np.float64) for x in (vocoder._real(placed), attempt.weights))
-    assert not np.asarray(attempt.made)[real == 0].any()
-    true, made = (adversary.critic(x, jnp.zeros((SIZE, 8))) for x in (attempt.true, attempt.made))
+    output = vocoder.generate(NOTHING, placed, None, None)
+    real, weights = (np.asarray(x, np.float64) for x in (vocoder._real(placed), output.weights))
+    assert not np.asarray(output.fake)[real == 0].any()
+    true, fake = (adversary.critic(x, jnp.zeros((SIZE, 8))) for x in (output.true, output.fake))
 
     def mean(parts):
         return np.mean([np.asarray(part, np.float64).reshape(SIZE, -1).mean(1) for part in parts], axis=0)
 
-    convinced = mean([(1 - np.asarray(score)) ** 2 for score in made.scores])
-    apart = mean([np.abs(np.asarray(a) - np.asarray(b)) for a, b in zip(true.features, made.features, strict=True)])
-    each = np.asarray(attempt.distance(attempt.made)) + 0.5 * convinced + 2 * apart
+    convinced = mean([(1 - np.asarray(score)) ** 2 for score in fake.scores])
+    apart = mean([np.abs(np.asarray(a) - np.asarray(b)) for a, b in zip(true.features, fake.features, strict=True)])
+    each = np.asarray(output.distance(output.fake)) + 0.5 * convinced + 2 * apart
     np.testing.assert_allclose(lost.value(), np.average(each, weights=weights), rtol=1e-4)
-    told = [(1 - np.asarray(a)) ** 2 + np.asarray(b) ** 2 for a, b in zip(true.scores, made.scores, strict=True)]
+    told = [(1 - np.asarray(a)) ** 2 + np.asarray(b) ** 2 for a, b in zip(true.scores, fake.scores, strict=True)]
     np.testing.assert_allclose(critic_lost.value(), np.average(mean(told), weights=weights), rtol=1e-4)
 
 
@@ -330,8 +330,8 @@ def test_tones_are_learned():
         vocoder, state, loss = step(vocoder, state)
         losses.append(float(loss))
     assert losses[-1] < 0.5 * losses[0]
-    made = np.asarray(vocoder.decode(batch.values["speech"], batch.mask["speech"]))[:, :SAMPLES]
-    loudest = np.abs(np.fft.rfft(made * np.hanning(SAMPLES), 1000)).argmax(1)
+    fake = np.asarray(vocoder.decode(batch.values["speech"], batch.mask["speech"]))[:, :SAMPLES]
+    loudest = np.abs(np.fft.rfft(fake * np.hanning(SAMPLES), 1000)).argmax(1)
     # The loss's windows tell frequencies apart that are so many hertz from each other.
     np.testing.assert_allclose(loudest, hertz, atol=1000 / 32)
 

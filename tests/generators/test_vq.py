@@ -153,15 +153,15 @@ def test_a_tokenizer_keeps_what_its_loss_says(target, quantizer):
     said = np.asarray(vq.decode(codes), np.float64)
     total = count = 0
     for example in np.flatnonzero(batch.present[target]):
-        values, made = batch.values[target][example], said[example]
+        values, fake = batch.values[target][example], said[example]
         if target == "image":
             # In [0, 1] now, and cut off there.
-            inside = (made > 0) & (made < 1)
+            inside = (fake > 0) & (fake < 1)
             assert inside.any()
-            total += 4 * np.square(made - values)[inside].sum()
+            total += 4 * np.square(fake - values)[inside].sum()
         else:
             inside = np.repeat(batch.mask[target][example][:, None], values.shape[1], 1)
-            total += np.square(made - values)[inside].sum()
+            total += np.square(fake - values)[inside].sum()
         count += inside.sum()
     if target == "speech":
         np.testing.assert_allclose(metrics["square_error"].value(), total / count, rtol=1e-4)

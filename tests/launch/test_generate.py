@@ -42,7 +42,7 @@ SPOKEN = (
     *("model.encoders.image=None", "model.outputs.image_text=None", "model.outputs.position=None"),
     *("model.encoders.speech.heads=2", "model.encoders.speech.depth=1", "model.outputs.speech=Vae"),
     *("model.outputs.speech.target=speech", "model.outputs.speech.widths=8,8"),
-    *("data.inputs.wave=Wave", "data.inputs.wave.field=speech", "data.inputs.wave.seconds=3.4"),
+    *("data.inputs.wave=WaveformInput", "data.inputs.wave.field=speech", "data.inputs.wave.seconds=3.4"),
     *("model.outputs.wave=Vocoder", "model.outputs.wave.target=wave", "model.outputs.wave.mel=speech"),
     *("model.outputs.wave.factors=8,5,4", "model.outputs.wave.channels=8", "model.outputs.wave.kernels=3"),
     *("model.outputs.wave.dilations=1", "model.outputs.wave.windows=128", "model.outputs.wave.adversary=None"),
@@ -105,7 +105,7 @@ def test_everything_not_given_is_made(made, drawn):
 def test_answers_are_those_of_the_average_of_the_parameters(made, drawn):
     experiment = experiment_file.read(drawn)
     features = {name: input.feature for name, input in experiment.data.inputs.items()}
-    text = experiment.data.bind("nowhere", drawn).inputs["text"]
+    text = experiment.data.fit_tokenizers("nowhere", drawn).inputs["text"]
     values, mask = text.read(SENTENCE, None)
     batch = Batch(
         {"text": values[None], "image": np.full((1, 64, 64, 3), np.nan, np.float32)},

@@ -13,7 +13,7 @@ import pytest
 from launch import plan
 from mmjax.hardware.chips import CHIPS
 from mmjax.profiling.plan.plan import Network
-from mmjax.profiling.plan.roofline import Way
+from mmjax.profiling.plan.roofline import Route
 from mmjax.sharding.mesh import MeshShape
 from mmjax.sharding.topology import parse_topology
 
@@ -127,9 +127,9 @@ def test_a_collective_goes_along_one_dimension_of_the_torus_after_the_other(shap
     devices = topology.devices()
     chip = CHIPS[topology.generation]
     network = Network(jax.sharding.Mesh(np.array(devices), ("data",)), topology, chip)
-    far = Way(chip.dcn, hops, "dcn")
-    found = network.way(list(range(len(devices)))[group])
-    assert found == (far if ways is None else Way(pytest.approx(ways * chip.ici / chip.links), hops, "ici"))
+    far = Route(chip.dcn, hops, "dcn")
+    found = network.route(list(range(len(devices)))[group])
+    assert found == (far if ways is None else Route(pytest.approx(ways * chip.ici / chip.links), hops, "ici"))
 
 
 def test_what_does_not_fit_says_why_and_what_would(tmp_path, capsys):

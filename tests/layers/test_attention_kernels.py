@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from mmjax.hardware.flops import count_flops
-from mmjax.layers.attention_kernels import attend, choose, cudnn, on_shards, splash, two_products
+from mmjax.layers.attention_kernels import attend, choose, cudnn, on_shards, splash, xla_attention
 from mmjax.profiling.hlo import Module
 from mmjax.sharding.topology import parse_topology
 
@@ -39,7 +39,7 @@ def test_the_fused_kernel_of_tpus_is_the_same_function(rows, columns, causal, ma
         return jax.grad(loss, argnums=(0, 1, 2), has_aux=True)(query, key, value)
 
     with jax.default_matmul_precision("highest"):
-        fused, plain = values(functools.partial(splash, interpret=True)), values(two_products)
+        fused, plain = values(functools.partial(splash, interpret=True)), values(xla_attention)
     for one, other in zip(jax.tree.leaves(fused), jax.tree.leaves(plain), strict=True):
         np.testing.assert_allclose(one, other, atol=2e-5 * np.abs(other).max())
 
@@ -49,16 +49,16 @@ def test_the_fused_kernel_of_tpus_is_the_same_function(rows, columns, causal, ma
     [
         (TPU, 256, 128, ("data", None, "tensor"), "splash"),
         (TPU, 1024, 128, ("data", None, "tensor"), "splash"),
-        (TPU, 64, 128, ("data", None, "tensor"), "two_products"),
-        (TPU, 256, 64, ("data", None, "tensor"), "two_products"),
+        (TPU, 64, 128, ("data", None, "tensor"), "xla_attention"),
+        (TPU, 256, 64, ("data", None, "tensor"), "xla_attention"),
         # Rows that lie on several devices are put together by XLA, as is what several devices have alike.
-        (TPU, 256, 128, ("data", "tensor", None), "two_products"),
-        (TPU, 256, 128, ("data", None, None), "two_products"),
+        (TPU, 256, 128, ("data", "tensor", None), "xla_attention"),
+        (TPU, 256, 128, ("data", None, None), "xla_attention"),
         (GPU, 300, 64, ("data", None, "tensor"), "cudnn"),
-        (GPU, 64, 64, ("data", None, "tensor"), "two_products"),
-        (GPU, 301, 64, ("data", None, "tensor"), "two_products"),
-        (GPU, 300, 256, ("data", None, "tensor"), "two_products"),
-        (CPU, 256, 128, ("data", None, "tensor"), "two_products"),
+        (GPU, 64, 64, ("data", None, "tensor"), "xla_attention"),
+        (GPU, 301, 64, ("data", None, "tensor"), "xla_attention"),
+        (GPU, 300, 256, ("data", None, "tensor"), "xla_attention"),
+        (CPU, 256, 128, ("data", None, "tensor"), "xla_attention"),
     ],
 )
 def test_each_device_gets_the_kernel_that_suits_it(device, rows, head, split, chosen):

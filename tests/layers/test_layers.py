@@ -12,7 +12,7 @@ from mmjax.errors import UserError
 from mmjax.layers.attention import Attention, AttentionPool, Block, masked_mean
 from mmjax.layers.conv import Conv, DepthwiseConv
 from mmjax.layers.linear import Embedding, Linear, make_parameter
-from mmjax.layers.norm import Norm, dropout
+from mmjax.layers.norm import RMSNorm, dropout
 from mmjax.layers.patches import cut_picture, cut_sequence, windows
 from mmjax.layers.position import time_embedding
 from mmjax.sharding.mesh import MeshShape
@@ -77,9 +77,9 @@ def test_linear_starts_with_the_variance_of_its_inputs():
 
 
 def test_norm(x):
-    layer = draw(lambda rngs: Norm(WIDTH, rules=RULES, rngs=rngs))
+    layer = draw(lambda rngs: RMSNorm(WIDTH, rules=RULES, rngs=rngs))
     close(layer(jnp.asarray(x)), reference.norm(layer, x.astype(np.float64)))
-    assert np.asarray(Norm(4, rules=RULES, rngs=nnx.Rngs(0)).gain[...]).tolist() == [1, 1, 1, 1]
+    assert np.asarray(RMSNorm(4, rules=RULES, rngs=nnx.Rngs(0)).gain[...]).tolist() == [1, 1, 1, 1]
 
 
 def test_attention(x, mask, rng):
@@ -273,7 +273,7 @@ def test_bfloat16_keeps_parameters_and_statistics_in_float32(x, mask):
 
 
 def test_norm_of_large_bfloat16_numbers():
-    layer = Norm(4, rules=RULES, rngs=nnx.Rngs(0))
+    layer = RMSNorm(4, rules=RULES, rngs=nnx.Rngs(0))
     numbers = jnp.asarray([[3e19, -3e19, 3e19, 3e19]], jnp.bfloat16) / 100
     np.testing.assert_array_equal(np.asarray(layer(numbers), np.float32), [[1, -1, 1, 1]])
 

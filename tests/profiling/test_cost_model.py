@@ -7,7 +7,7 @@ import pytest
 from launch.command_line import load_experiment
 from mmjax.config.overrides import resolve
 from mmjax.hardware.chips import CHIPS
-from mmjax.profiling.plan.cost_model import Talk, Value, estimate, sketch
+from mmjax.profiling.plan.cost_model import Collective, Value, cost_model, estimate
 from mmjax.profiling.plan.search import REMATS, meshes, search
 from mmjax.sharding.rules import MESH_AXES
 
@@ -22,7 +22,7 @@ def mesh(**sizes):
 
 @pytest.fixture(scope="module")
 def drawn():
-    return sketch(resolve(load_experiment("interactions"), SMALL))
+    return cost_model(resolve(load_experiment("interactions"), SMALL))
 
 
 def sent(drawn, sizes):
@@ -35,9 +35,9 @@ def sent(drawn, sizes):
 def test_a_talk_sends_what_a_ring_sends():
     value = Value(800, (10, 20), (("tensor",), ()))
     sizes = mesh(fsdp=4, tensor=2)
-    assert Talk("all-gather", ("fsdp",), value, 3).sent(sizes) == 3 * 400 * 3 / 4
-    assert Talk("all-reduce", ("fsdp",), value, 1).sent(sizes) == 2 * 400 * 3 / 4
-    assert Talk("all-reduce", ("data",), value, 1).sent(sizes) == 0
+    assert Collective("all-gather", ("fsdp",), value, 3).sent(sizes) == 3 * 400 * 3 / 4
+    assert Collective("all-reduce", ("fsdp",), value, 1).sent(sizes) == 2 * 400 * 3 / 4
+    assert Collective("all-reduce", ("data",), value, 1).sent(sizes) == 0
     assert value.divided(sizes)
     assert not value.divided(mesh(tensor=3))
 
@@ -77,7 +77,7 @@ def test_more_chips_take_less_time_and_never_more_than_their_peak(drawn):
 
 def test_work_that_an_axis_does_not_divide_is_done_by_all_its_devices():
     """Newton-Schulz of Muon is on the parameters, of which each device along data has a copy."""
-    found = {name: sketch(resolve(load_experiment("interactions"), words)) for name, words in OPTIMIZERS.items()}
+    found = {name: cost_model(resolve(load_experiment("interactions"), words)) for name, words in OPTIMIZERS.items()}
     more = found["muon"].step_flops - found["adamw"].step_flops
     assert more > 0
     for size in (1, 8):
@@ -89,7 +89,8 @@ def test_work_that_an_axis_does_not_divide_is_done_by_all_its_devices():
 
 def test_what_is_calculated_again_costs_bandwidth():
     plain, again = (
-        sketch(resolve(load_experiment("interactions"), [*SMALL, f"model.remat={remat}"])) for remat in ("none", "full")
+        cost_model(resolve(load_experiment("interactions"), [*SMALL, f"model.remat={remat}"]))
+        for remat in ("none", "full")
     )
     assert plain.activations(mesh())[1] == 0
     assert again.activations(mesh())[1] == pytest.approx(plain.activations(mesh())[0] - again.activations(mesh())[0])
@@ -99,7 +100,7 @@ def test_what_is_calculated_again_costs_bandwidth():
 
 def test_no_device_gets_the_activations_of_all():
     """What a device is sent by those with other examples does not grow with the batch."""
-    drawn = sketch(load_experiment("pretrain_300m"))
+    drawn = cost_model(load_experiment("pretrain_300m"))
     gathers = [talk for talk in drawn.talks if talk.kind == "all-gather" and "data" in talk.axes]
     assert sum(talk.sent(mesh(data=16)) for talk in gathers) < 1e5
     assert drawn.divided(mesh(data=16), BATCH)

@@ -6,7 +6,7 @@ import pytest
 
 from mmjax.hardware.chips import CHIPS
 from mmjax.profiling.hlo import Module
-from mmjax.profiling.plan.roofline import HOP, START, Clock, Way
+from mmjax.profiling.plan.roofline import HOP, START, RooflineSimulator, Route
 from tests.profiling.test_hlo import CHAINED, TEXT
 
 CHIP = dataclasses.replace(CHIPS["v5e"], flops=1e12, hbm=1e11)
@@ -17,7 +17,7 @@ SMALL = 2 * (START + HOP) + (1024 * 4 / 2 + 64 * 2) / RATE
 
 
 def run(text, chip=CHIP):
-    return Clock(Module(text), chip, lambda group: Way(RATE, len(group) - 1, "ici")).run()
+    return RooflineSimulator(Module(text), chip, lambda group: Route(RATE, len(group) - 1, "ici")).run()
 
 
 def test_one_after_the_other():

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from mmjax.data.inputs import Labels, Picture, Sentence
+from mmjax.data.inputs import ImageInput, LabelInput, TextInput
 from mmjax.data.loader import Data, Loader
 from mmjax.data.sources.scenes import Scenes
 from mmjax.data.tokenize import Bytes
@@ -13,9 +13,9 @@ def test_predictions_stand_beside_what_they_are_of_whatever_their_output_is_call
     data = Data(
         source=Scenes(train=4, validation=4, test=7, speech=False),
         inputs={
-            "image": Picture(size=16),
-            "text": Sentence(length=80, tokenizer=Bytes()),
-            "shape": Labels(names=("circle", "square", "triangle", "star", "cross", "ring"), field="count"),
+            "image": ImageInput(size=16),
+            "text": TextInput(length=80, tokenizer=Bytes()),
+            "shape": LabelInput(names=("circle", "square", "triangle", "star", "cross", "ring"), field="count"),
         },
     )
     host = Loader(data, "nowhere", "test", 2, rows=np.arange(2)).batch(0)

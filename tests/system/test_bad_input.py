@@ -19,7 +19,7 @@ from mmjax.data.loader import Loader, chain
 from mmjax.data.sources.base import Recording
 from mmjax.data.sources.scenes import SceneRecords
 from mmjax.training import loop
-from mmjax.training.run import Run
+from mmjax.training.run import RunDir
 from tests.system.conftest import ROOT, TINY, command, environment
 from tests.system.disk import Disk, PretendDisk
 
@@ -149,7 +149,7 @@ def nothing_compiles(monkeypatch):
 
 def loaders(data_word, split, seed):
     experiment = command_line.resolve(command_line.load_experiment("scenes"), settings(data_word))
-    bound = experiment.data.bind(experiment.data_dir)
+    bound = experiment.data.fit_tokenizers(experiment.data_dir)
     return Loader(bound, experiment.data_dir, split, 16, seed=seed)
 
 
@@ -385,7 +385,7 @@ def test_a_read_only_directory_is_left_alone(bad_run, data, disk, capsys):
 def test_a_disk_that_fills_up_costs_nothing_that_was_saved(bad_run, data, disk, capsys, monkeypatch):
     run_dir = disk.path / "run"
     replace(monkeypatch, BAD)
-    note = Run.account
+    note = RunDir.account
 
     def account(self, step, host):
         note(self, step, host)
@@ -394,7 +394,7 @@ def test_a_disk_that_fills_up_costs_nothing_that_was_saved(bad_run, data, disk, 
             disk.fill()
 
     with monkeypatch.context() as context:
-        context.setattr(Run, "account", account)
+        context.setattr(RunDir, "account", account)
         assert go(run_dir, data) == 2
     line = error_line(capsys)
     assert str(run_dir) in line

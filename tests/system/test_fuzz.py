@@ -25,9 +25,9 @@ from launch.benchmarks import contest
 from launch.cluster import __main__ as cluster
 from mmjax.ablation.cell import Cell
 from mmjax.config import experiment_file
-from mmjax.config.overrides import draft
+from mmjax.config.overrides import config_tree
 from mmjax.config.schema import choices
-from mmjax.config.tree import Draft
+from mmjax.config.tree import ConfigNode
 from mmjax.data.loader import Data
 from mmjax.data.sources import TABLE
 from mmjax.errors import UserError
@@ -113,7 +113,7 @@ def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def commands(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> "dict[str, Command]":
     """All commands, up to where they would begin to work."""
     for owner, name in (
-        *((Data, "bind"), (contest, "hold"), (plan, "_compiled"), (plan, "_gpus"), (local, "run")),
+        *((Data, "fit_tokenizers"), (contest, "run"), (plan, "_compiled"), (plan, "_gpus"), (local, "run")),
         *((kind, "prepare") for kind in TABLE.values()),
     ):
         monkeypatch.setattr(owner, name, reached)
@@ -149,12 +149,12 @@ class Command:
         tails: Sequence[list[str]] = ([],),
     ):
         self.main, self.subjects, self.load, self.tails = main, subjects, load, tails
-        self._parts: dict[str, list[Draft]] = {}
+        self._parts: dict[str, list[ConfigNode]] = {}
 
-    def parts(self, subject: str) -> list[Draft]:
+    def parts(self, subject: str) -> list[ConfigNode]:
         """The keys that can be given for a subject."""
         if subject not in self._parts:
-            self._parts[subject] = [part for part in draft(self.load(subject), "").walk() if part.key]
+            self._parts[subject] = [part for part in config_tree(self.load(subject), "").walk() if part.key]
         return self._parts[subject]
 
     def words(self, random: random.Random) -> list[str]:
@@ -171,7 +171,7 @@ class Command:
         return [*words, *random.choice(self.tails)]
 
 
-def pair(random: random.Random, parts: Sequence[Draft]) -> str:
+def pair(random: random.Random, parts: Sequence[ConfigNode]) -> str:
     part = random.choice(parts)
     key = part.key if random.random() < 0.9 else mutated(random, part.key)
     kinds = [*choices(part.annotation)]

@@ -19,7 +19,7 @@ import pytest
 import soundfile
 
 from mmjax.data.clean import BadInput, read_example
-from mmjax.data.inputs import Labels, Picture, Sentence, Speech, Wave
+from mmjax.data.inputs import ImageInput, LabelInput, SpectrogramInput, TextInput, WaveformInput
 from mmjax.data.loader import Data
 from mmjax.data.sources import cifar10_builder, emoji_builder, fsdd, mnist, pairs
 from mmjax.data.sources.cifar10 import CLASSES, Cifar10
@@ -115,10 +115,13 @@ ROW = bytes([3]) + bytes(3072)
 BATCHES = {"data_batch_1.bin": ROW * 3, "test_batch.bin": ROW}
 CASES: dict[str, tuple[Callable[[], bytes], Callable[[Path], object]]] = {
     **{
-        kind: (lambda kind=kind: picture(f".{kind}"), by(Picture(size=8)))
+        kind: (lambda kind=kind: picture(f".{kind}"), by(ImageInput(size=8)))
         for kind in ("png", "jpg", "bmp", "pgm", "ppm", "gif", "webp", "tiff")
     },
-    **{kind: (lambda kind=kind: recording(kind), by(Speech(), Wave(rate=11_025))) for kind in ("WAV", "FLAC", "OGG")},
+    **{
+        kind: (lambda kind=kind: recording(kind), by(SpectrogramInput(), WaveformInput(rate=11_025)))
+        for kind in ("WAV", "FLAC", "OGG")
+    },
     "fsdd": (lambda: recording("WAV"), lambda path: fsdd.decode(fsdd.folder_reader(path.parent)(path.name))),
     "zip": (packed_zip, emoji_pictures),
     "gemoji": (packed_zip, emoji_builder.read_gemoji),
@@ -240,7 +243,7 @@ def built(tmp_path_factory) -> Path:
 
 DATA = Data(
     source=Cifar10(),
-    inputs={"image": Picture(size=8), "label": Labels(names=CLASSES), "text": Sentence(length=40)},
+    inputs={"image": ImageInput(size=8), "label": LabelInput(names=CLASSES), "text": TextInput(length=40)},
 )
 
 

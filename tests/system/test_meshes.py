@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import NamedSharding
 
 from launch.command_line import load_experiment, resolve
-from mmjax.data.device_batches import place, rows_of
+from mmjax.data.device_batches import rows_of, to_global_arrays
 from mmjax.data.loader import Loader
 from mmjax.model import build_model
 from mmjax.sharding.mesh import choose_rules
@@ -34,7 +34,7 @@ def run(words: tuple[str, ...], data_dir: Path, steps: int) -> tuple[list[float]
     with jax.set_mesh(experiment.mesh.build()):
         rules = choose_rules(experiment.rules, jax.sharding.get_mesh())
         sharding = NamedSharding(jax.sharding.get_mesh(), rules.spec("batch"))
-        data = experiment.data.bind(str(data_dir))
+        data = experiment.data.fit_tokenizers(str(data_dir))
         size = experiment.train.batch_size
         loader = Loader(data, str(data_dir), "train", size, seed=0, rows=rows_of(sharding, size))
         build = functools.partial(build_model, model=experiment.model, features=data.features, rules=rules)
@@ -43,10 +43,10 @@ def run(words: tuple[str, ...], data_dir: Path, steps: int) -> tuple[list[float]
         state = begin(jax.random.key(0))
         step = jax.jit(functools.partial(train_step, optimizer=optimizer, rules=rules), donate_argnums=0)
         key = jax.random.key(1)
-        compiled = step.lower(state, place(loader.batch(0), sharding), key).compile()
+        compiled = step.lower(state, to_global_arrays(loader.batch(0), sharding), key).compile()
         losses = []
         for index in range(steps):
-            state, metrics = compiled(state, place(loader.batch(index), sharding), key)
+            state, metrics = compiled(state, to_global_arrays(loader.batch(index), sharding), key)
             losses.append(float(metrics["loss"].value()))
         return losses, compiled.as_text()
 

@@ -10,7 +10,7 @@ import pytest
 from launch import ablate
 from mmjax import encoders, fusion, generators, heads
 from mmjax.ablation import grid
-from mmjax.config.overrides import apply, draft
+from mmjax.config.overrides import apply, config_tree
 from tests.system.conftest import ROOT, TINY, environment, finish
 
 README = (ROOT / "README.md").read_text()
@@ -47,7 +47,7 @@ def test_commands_that_look_at_runs_resolve(line):
 def test_ablate_commands_resolve(line):
     words = shlex.split(line)
     name, *pairs = words[words.index("--") + 2 if "--" in words else 3 :]
-    ablation = apply(draft(ablate.load(name), name), pairs).make()
+    ablation = apply(config_tree(ablate.load(name), name), pairs).make()
     experiment = ablate.experiment_of(ablation)
     keys = grid.keys_of(ablation.over)
     cells = grid.make_grid(experiment, keys, grid.choices_of(experiment, keys, ablation.choices), ROOT)

@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
-from mmjax.encoders import ConvNet, Recurrent, Spectrogram, TextTransformer, ViT
+from mmjax.encoders import AudioTransformer, ConvNet, Recurrent, TextTransformer, ViT
 from mmjax.errors import UserError
 from mmjax.fusion import Concat, CrossAttention
 from mmjax.generators import TextDecoder, Vae
@@ -25,7 +25,7 @@ from mmjax.sharding.mesh import MeshShape
 from mmjax.sharding.rules import PRESETS, Rules
 from mmjax.training.state import TrainState, init_state
 from mmjax.training.step import compute_gradients, train_step
-from mmjax.vmap_runs import over_runs, stack
+from mmjax.vmap_runs import stack, vmap_runs
 from tests.reference import draw
 from tests.small import FEATURES, make_batch, put
 
@@ -34,7 +34,7 @@ ALL = Model(
     encoders={
         "image": ViT(patch=4, depth=1, heads=2),
         "text": Recurrent(cell="lstm"),
-        "speech": Spectrogram(depth=1, heads=2),
+        "speech": AudioTransformer(depth=1, heads=2),
         "song": ConvNet(stem=2, widths=(8, 16), depths=(1, 1), kernel=3),
     },
     fusion=CrossAttention(depth=1, heads=2),
@@ -359,7 +359,7 @@ def test_a_temperature_above_its_bound_is_clipped_by_an_update(two_devices, coun
     model, optimizer = draw(lambda rngs: config.build(FEATURES, rules=two_devices, rngs=rngs)), optax.adam(1e-3)
     model.outputs["align"].temperature[...] = jnp.float32(4.7)
     states = [init_state(model, optimizer, ema=True)] * count
-    step = over_runs(functools.partial(train_step, optimizer=optimizer, rules=two_devices, ema=EMA), count)
+    step = vmap_runs(functools.partial(train_step, optimizer=optimizer, rules=two_devices, ema=EMA), count)
     keys = stack([jax.random.key(KEY)] * count)
     after, _ = jax.jit(step)(stack(states), stack([put(make_batch(), two_devices)] * count), keys)
     np.testing.assert_allclose(after.model.outputs["align"].temperature[...], np.log(100), rtol=1e-6)

@@ -14,9 +14,9 @@ from mmjax.compilation import cache_compilations
 from mmjax.config import experiment_file
 from mmjax.config.overrides import resolve
 from mmjax.errors import Preempted, UserError
-from mmjax.evaluation.eval_result import Outcome
+from mmjax.evaluation.eval_result import EvalResult
 from mmjax.training import loop
-from mmjax.training.run import Run
+from mmjax.training.run import RunDir
 from tests.ablation.small import TINY
 
 
@@ -145,10 +145,10 @@ def test_a_skipped_step_is_left_out_of_the_averages_and_counted(apart, data_dir,
 def scripted(monkeypatch, accuracies):
     """Has the evaluation after each step find these accuracies."""
     at = []
-    evaluate, figures = loop.Loop._evaluate, Outcome.figures
+    evaluate, figures = loop.Loop._evaluate, EvalResult.figures
     monkeypatch.setattr(loop.Loop, "_evaluate", lambda self, *args: at.append(args[0]) or evaluate(self, *args))
     monkeypatch.setattr(
-        Outcome, "figures", lambda self: figures(self) | {"label/accuracy": accuracies.get(at[-1], 0.1)}
+        EvalResult, "figures", lambda self: figures(self) | {"label/accuracy": accuracies.get(at[-1], 0.1)}
     )
 
 
@@ -169,7 +169,7 @@ def test_only_the_evaluated_step_is_the_best(data_dir, tmp_path, monkeypatch):
 def test_a_run_that_is_stopped_keeps_the_same_checkpoints(data_dir, tmp_path, monkeypatch):
     """Stopped before an evaluation that is due, between two checkpoints, and before the last evaluation."""
     scripted(monkeypatch, {2: 0.9, 4: 0.5})
-    account = Run.account
+    account = RunDir.account
     for stops in ((), (2, 3, 6)):
         first, _ = runs(tmp_path / str(len(stops)), data_dir, *BEST, "checkpoint.every=2")
         for stop in stops:
@@ -180,7 +180,7 @@ def test_a_run_that_is_stopped_keeps_the_same_checkpoints(data_dir, tmp_path, mo
                     signal.raise_signal(signal.SIGTERM)
 
             with monkeypatch.context() as context:
-                context.setattr(Run, "account", account_and_ask)
+                context.setattr(RunDir, "account", account_and_ask)
                 with pytest.raises(Preempted, match=f"stopped after step {stop} with a checkpoint"):
                     loop.train(first)
         loop.train(first)

@@ -13,8 +13,8 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Bool, Float, Int
 
-from mmjax.data.device_batches import Feed, Placed, rows_of
-from mmjax.data.inputs import Sentence
+from mmjax.data.device_batches import DeviceBatch, DevicePrefetcher, rows_of
+from mmjax.data.inputs import TextInput
 from mmjax.data.loader import Data, Loader
 from mmjax.evaluation.attribution import (
     EXPLAINED,
@@ -30,14 +30,14 @@ from mmjax.evaluation.attribution import (
 )
 from mmjax.evaluation.maps import draw_map, draw_words, spread_tokens, words_of
 from mmjax.evaluation.rollout import rollout
-from mmjax.evaluation.suite_result import Findings
+from mmjax.evaluation.suite_result import SuiteResult
 from mmjax.generators.text import TextWriter
 from mmjax.metrics.statistics import Statistic
 from mmjax.model import Multimodal
 from mmjax.reports.page import Card, Section, Table
 from mmjax.reports.plots import picture_uri, spectrum_uri
 from mmjax.sharding.rules import Rules
-from mmjax.types import PADDING, Batch, Feature, Image, Label, Spectrum, Text
+from mmjax.types import PADDING, Batch, Feature, Image, Label, Spectrogram, Text
 
 
 @jax.tree_util.register_dataclass
@@ -65,7 +65,9 @@ class Explained:
 def explainable(model: Multimodal) -> dict[str, str]:
     """What the outputs say whose answers can be explained: they choose classes or write texts, and see something."""
     return {
-        name: head.target for name, head in model.outputs.items() if isinstance(head, EXPLAINED) and model.sees(name)
+        name: head.target
+        for name, head in model.outputs.items()
+        if isinstance(head, EXPLAINED) and model.is_defined(name)
     }
 
 
@@ -83,7 +85,7 @@ def explain(
     seed: int = 0,
     build: Callable[[jax.Array], Multimodal],
     say: Callable[[str], None] = lambda line: None,
-) -> Findings:
+) -> SuiteResult:
     """Why the outputs that can be explained answered as they did, about evenly spread examples of a split.
 
     OUTPUT/attribution/share/MODALITY          the modality's share of the sum of all |integrated gradients|
@@ -101,14 +103,14 @@ def explain(
     data = chz.replace(data, inputs=needed, workers=0)
     features, rows = data.features, rows_of(sharding, batch_size)
     loader = Loader(data, data_dir, split, batch_size, rows=rows, examples=examples)
-    with Feed(loader, sharding, 0, loader.steps) as feed:
+    with DevicePrefetcher(loader, sharding, 0, loader.steps) as feed:
         batches = list(feed)
     ids = [name for placed in batches for name in placed.host.ids if name]
     fresh = jax.jit(build)(jax.random.key(seed))
     statistics: dict[str, Statistic] = {}
     sections = []
     for output, target in targets.items():
-        seen = {name: features[name] for name in model.encoders if name not in model.blind[output]}
+        seen = {name: features[name] for name in model.encoders if name not in model.hidden_modalities[output]}
         explained = _explain(model, fresh, output, target, data, batches, seen, sharding, rules, say)
         found = figures(explained)
         statistics |= {f"{output}/{name}": statistic for name, statistic in found.items()}
@@ -120,7 +122,7 @@ def explain(
         cards = [_card(ids[row], _row(explained, row), data, target, seen) for row in chosen]
         table = Table(["modality", "share of integrated gradients", "Shapley value, nats"], several)
         sections.append(Section(f"Why {output}", ABOUT, [table], (), cards))
-    return Findings(statistics, {}, sections)
+    return SuiteResult(statistics, {}, sections)
 
 
 ABOUT = (
@@ -136,7 +138,7 @@ def _explain(
     output: str,
     target: str,
     data: Data,
-    batches: Sequence[Placed],
+    batches: Sequence[DeviceBatch],
     seen: Mapping[str, Feature],
     sharding: NamedSharding,
     rules: Rules,
@@ -159,7 +161,7 @@ def _explain(
         words = {
             name: np.stack([words_of(input, ids)[1] for ids in batch.values[name]])
             for name, input in data.inputs.items()
-            if name in seen and isinstance(input, Sentence)
+            if name in seen and isinstance(input, TextInput)
         }
         *question, places = jax.tree.map(
             lambda array: jax.make_array_from_callback(array.shape, sharding, array.__getitem__), (said, asked, words)
@@ -280,7 +282,7 @@ def _card(name: str, one: Explained, data: Data, target: str, seen: Mapping[str,
             pictures += [
                 (picture_uri(draw_map(values.mean(-1), map)), f"{modality}: {kind}") for kind, map in maps.items()
             ]
-        elif isinstance(feature, Spectrum):
+        elif isinstance(feature, Spectrogram):
             real = one.batch.mask[modality]
             pictures.append((spectrum_uri(values[real]), modality))
             pictures += [
@@ -288,7 +290,7 @@ def _card(name: str, one: Explained, data: Data, target: str, seen: Mapping[str,
                 for kind, map in maps.items()
             ]
         elif isinstance(feature, Text):
-            assert isinstance(input, Sentence)
+            assert isinstance(input, TextInput)
             words += [
                 (f"{modality}, {kind}", draw_words(input, values, map, shared=kind == "occlusion"))
                 for kind, map in maps.items()
@@ -307,7 +309,7 @@ def _card(name: str, one: Explained, data: Data, target: str, seen: Mapping[str,
 def _told(data: Data, target: str, ids: Int[np.ndarray, "P"], asked: Bool[np.ndarray, "P"]) -> str:
     """A text, or the class in the slot asked for."""
     input = data.inputs[target]
-    if isinstance(input, Sentence):
+    if isinstance(input, TextInput):
         return input.decode(ids)
     assert isinstance(input.feature, Label)
     return input.feature.names[int(ids[asked.argmax()])]

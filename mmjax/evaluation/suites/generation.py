@@ -12,13 +12,13 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from mmjax.data.device_batches import Feed, rows_of
-from mmjax.data.inputs import Input, Sentence, Wave
+from mmjax.data.device_batches import DevicePrefetcher, rows_of
+from mmjax.data.inputs import Input, TextInput, WaveformInput
 from mmjax.data.loader import Data, Loader
 from mmjax.data.sources.base import Recording
 from mmjax.errors import UserError
-from mmjax.evaluation.judge_model import Reader, Reading
-from mmjax.evaluation.suite_result import Figure, Findings
+from mmjax.evaluation.judge_model import JudgeModel, Reading
+from mmjax.evaluation.suite_result import Metric, SuiteResult
 from mmjax.generators import Vocoder
 from mmjax.metrics.audio import frames, log_spectral_distance, mel_cepstral_distortion
 from mmjax.metrics.distributions import distribution_metrics
@@ -28,7 +28,7 @@ from mmjax.metrics.text import text_statistics
 from mmjax.model import Multimodal
 from mmjax.reports.gallery import unread
 from mmjax.sharding.rules import Rules
-from mmjax.types import Batch, Feature, Fused, Image, Spectrum, Waveform
+from mmjax.types import Batch, Feature, Fused, Image, Spectrogram, Waveform
 
 
 class Asked(NamedTuple):
@@ -47,7 +47,7 @@ class Judged(NamedTuple):
 
 
 def judge(made: Reading, real: Reading, asked: Mapping[str, Asked | Sequence[str]]) -> Judged:
-    """What a reader's two readings say of what was made: see `distribution_metrics` and `read_back`.
+    """What a reader's two readings say of what was made: see `distribution_metrics` and `classifier_agreement`.
 
     Raises:
         UserError: for too few examples, or made ones that are not finite.
@@ -55,11 +55,11 @@ def judge(made: Reading, real: Reading, asked: Mapping[str, Asked | Sequence[str
     """
     if made.reader != real.reader:
         raise ValueError(f"what {made.reader} and {real.reader} read cannot be compared")
-    return Judged(made.reader, distribution_metrics(real.features, made.features), read_back(made, asked))
+    return Judged(made.reader, distribution_metrics(real.features, made.features), classifier_agreement(made, asked))
 
 
-def read_back(made: Reading, asked: Mapping[str, Asked | Sequence[str]]) -> dict[str, Statistic]:
-    """Whether what was made shows what was asked for: "read_back/OUTPUT/METRIC" by output of the reader.
+def classifier_agreement(made: Reading, asked: Mapping[str, Asked | Sequence[str]]) -> dict[str, Statistic]:
+    """Whether what was made shows what was asked for: "classifier_agreement/OUTPUT/METRIC" by output of the reader.
 
     Of classes, `accuracy` is the share of the slots asked for in which the reader finds the class asked for, and
     `exact` that of the examples in which it does so in all; of texts, see `text_statistics`. Nothing is said of
@@ -82,7 +82,7 @@ def read_back(made: Reading, asked: Mapping[str, Asked | Sequence[str]]) -> dict
             found = {"accuracy": Statistic.ratio(right.sum(1), counts), "exact": Statistic.ratio(exact, counts > 0)}
         else:
             found = {}
-        metrics |= {f"read_back/{output}/{name}": value for name, value in found.items()}
+        metrics |= {f"classifier_agreement/{output}/{name}": value for name, value in found.items()}
     return metrics
 
 
@@ -104,14 +104,14 @@ class Reconstructs(Protocol):
 class Generated:
     """What was found, the names of the readers that it rests on, and by output what was made, beside what is true."""
 
-    findings: Findings
+    findings: SuiteResult
     readers: dict[str, str]
     raws: dict[str, dict[str, list[Raw]]]
 
 
 def makers(features: Mapping[str, Feature], outputs: Mapping[str, Any]) -> dict[str, Any]:
     """Those of the outputs, configurations by name, that make pictures or sounds, or code and decode them."""
-    kinds = Image | Spectrum | Waveform
+    kinds = Image | Spectrogram | Waveform
     return {
         name: part for name, part in outputs.items() if isinstance(features.get(getattr(part, "target", "")), kinds)
     }
@@ -125,7 +125,7 @@ def evaluate_generation(
     split: str,
     batch_size: int,
     *,
-    readers: Mapping[str, Reader],
+    readers: Mapping[str, JudgeModel],
     sharding: NamedSharding,
     rules: Rules,
     examples: int | None = None,
@@ -136,8 +136,8 @@ def evaluate_generation(
     `outputs` are the configurations, by name, of those to be judged; `readers` are by the target that they judge. What
     is made is read as a file of it would be. As far as they can be had, the figures of an output are
 
-        fid, kid, ..., read_back/...     of what it makes of the rest of an example: see `judge`
-        true/read_back/...               of the true ones, which bounds what can be expected
+        fid, kid, ..., classifier_agreement/...     of what it makes of the rest of an example: see `judge`
+        true/classifier_agreement/...               of the true ones, which bounds what can be expected
         reconstruction/psnr, ssim, fid   of what becomes of pictures that are coded and decoded
         mel_cepstral_distortion          of speech, from what the true frames sound like by the same way, dB
         reconstruction/mel_cepstral_distortion, log_spectral_distance, and the same of griffin_lim/
@@ -147,14 +147,14 @@ def evaluate_generation(
     nothing to read, or there are too few examples.
     """
     if not outputs:
-        return Generated(Findings(), {}, {})
+        return Generated(SuiteResult(), {}, {})
     wider = chz.replace(data, inputs={**data.inputs, **_besides(readers)}, workers=0)
     wider.check_fields(data_dir)
     loader = Loader(wider, data_dir, split, batch_size, rows=rows_of(sharding, batch_size), examples=examples)
     step = jax.jit(functools.partial(_make, outputs=tuple(outputs), rules=rules))
     parts: list[Batch] = []
     raws: dict[str, dict[str, list[Raw]]] = {name: {TRUE: [], MADE: [], AGAIN: [], GRIFFIN_LIM: []} for name in outputs}
-    with Feed(loader, sharding, 0, loader.steps) as feed:
+    with DevicePrefetcher(loader, sharding, 0, loader.steps) as feed:
         for number, placed in enumerate(feed):
             key = jax.random.fold_in(jax.random.key(seed), number)
             made, again, batch = jax.device_get(step(model, placed.batch, key))
@@ -169,7 +169,7 @@ def evaluate_generation(
                     raws[name][kind].extend(unread(data.inputs[feature], row) for row in rows)
     whole = jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
     statistics: dict[str, Statistic] = {}
-    figures: dict[str, Figure] = {}
+    figures: dict[str, Metric] = {}
     for name, output in outputs.items():
         found = _compare(data.inputs[output.target], raws[name])
         if output.target in readers:
@@ -177,14 +177,14 @@ def evaluate_generation(
             read, distributions = _judge(readers[output.target], output.target, raws[name], having)
             found |= read
             count = len(raws[name][TRUE])
-            figures |= {f"{name}/{figure}": Figure(value, None, None, count) for figure, value in distributions.items()}
+            figures |= {f"{name}/{figure}": Metric(value, None, None, count) for figure, value in distributions.items()}
         there = whole.present[output.target][: loader.examples]
         statistics |= {f"{name}/{figure}": statistic.spread(there) for figure, statistic in found.items()}
     names = {target: reader.name for target, reader in readers.items()}
-    return Generated(Findings(statistics, figures), names, raws)
+    return Generated(SuiteResult(statistics, figures), names, raws)
 
 
-def _besides(readers: Mapping[str, Reader]) -> dict[str, Input]:
+def _besides(readers: Mapping[str, JudgeModel]) -> dict[str, Input]:
     """What readers read of the true examples, and what is asked of the made ones, as inputs."""
     read = {_read(target): reader.input for target, reader in readers.items()}
     asked = {_asked(target, name): input for target, reader in readers.items() for name, input in reader.asked.items()}
@@ -206,7 +206,7 @@ def _make(
     made = {name: said for name, said in model.predict(batch, key).items() if name in outputs}
     views, _ = model.views(batch, None)
     again = {
-        name: output.reconstruct(views[model.blind[name]], batch)
+        name: output.reconstruct(views[model.hidden_modalities[name]], batch)
         for name, output in model.outputs.items()
         if name in outputs and isinstance(output, Reconstructs)
     }
@@ -259,7 +259,7 @@ def _distances(input: Input, said: Raw, truth: Raw) -> dict[str, float]:
         return {"psnr": float(psnr(*pair)[0]), "ssim": float(ssim(*pair)[0])}
     samples = [said.samples, truth.samples]
     figures = {}
-    if isinstance(input, Wave):
+    if isinstance(input, WaveformInput):
         length = len(truth.samples)
         samples = [input.read(Recording(sound[:length], input.rate), None)[0][:length] for sound in samples]
         figures["log_spectral_distance"] = log_spectral_distance(*samples, rate=input.rate)
@@ -268,7 +268,7 @@ def _distances(input: Input, said: Raw, truth: Raw) -> dict[str, float]:
 
 
 def _judge(
-    reader: Reader, target: str, raws: Mapping[str, list[Raw]], batch: Batch
+    reader: JudgeModel, target: str, raws: Mapping[str, list[Raw]], batch: Batch
 ) -> tuple[dict[str, Statistic], dict[str, float]]:
     """What a reader says of what was made, and of what is true; of examples, and of distributions."""
     asked: dict[str, Asked | Sequence[str]] = {}
@@ -276,12 +276,12 @@ def _judge(
         key = _asked(target, name)
         asked[name] = (
             [input.decode(ids) for ids in batch.values[key]]
-            if isinstance(input, Sentence)
+            if isinstance(input, TextInput)
             else Asked(batch.values[key], batch.mask[key] & batch.present[key][:, None])
         )
     key = _read(target)
     real = reader.read(batch.values[key], batch.mask.get(key))
-    figures = {f"{TRUE}/{name}": value for name, value in read_back(real, asked).items()}
+    figures = {f"{TRUE}/{name}": value for name, value in classifier_agreement(real, asked).items()}
     distributions: dict[str, float] = {}
     for kind, prefix in ((MADE, ""), (AGAIN, f"{AGAIN}/")):
         if raws[kind]:

@@ -10,12 +10,12 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Bool, Float, Int
 
-from mmjax.data.device_batches import Feed, rows_of, shapes
-from mmjax.data.loader import Data, Loader, blank, put
+from mmjax.data.device_batches import DevicePrefetcher, rows_of, shapes
+from mmjax.data.loader import Data, Loader, empty_batch, set_example
 from mmjax.data.prompt import make_prompt
 from mmjax.errors import UserError
 from mmjax.evaluation import intermediates
-from mmjax.evaluation.suite_result import Findings
+from mmjax.evaluation.suite_result import SuiteResult
 from mmjax.heads.contrast import ContrastHead
 from mmjax.metrics.statistics import Statistic
 from mmjax.metrics.transfer import few_shot, k_nearest, linear_probe
@@ -40,7 +40,7 @@ def probe(
     at: Sequence[str] = ("pooled",),
     labels: Sequence[str] | None = None,
     examples: int = 4096,
-) -> Findings:
+) -> SuiteResult:
     """How well labels are told from intermediates: "probe/INTERMEDIATE/LABEL/FIGURE".
 
     linear_accuracy      by a linear probe
@@ -91,7 +91,7 @@ def probe(
     if not statistics:
         raise UserError(f"{split} and train have no example with {', '.join(labels) or 'a label'} to probe")
     rows = [[name, *cells.values()] for name, cells in table.items()]
-    return Findings(statistics, {}, [Section(TITLE, ABOUT, [Table(["intermediate", *table[at[0]]], rows)])])
+    return SuiteResult(statistics, {}, [Section(TITLE, ABOUT, [Table(["intermediate", *table[at[0]]], rows)])])
 
 
 TITLE = "What features know"
@@ -120,7 +120,7 @@ def _answers(batch: Batch, label: str) -> tuple[Int[Array, "B S"], Bool[Array, "
 def _collect(step: Callable[[Batch], Any], loader: Loader, sharding: NamedSharding) -> Any:
     """What a step makes of every example of a loader, none of padding, on the host."""
     parts = []
-    with Feed(loader, sharding, 0, loader.steps) as feed:
+    with DevicePrefetcher(loader, sharding, 0, loader.steps) as feed:
         for placed in feed:
             real = np.array([bool(name) for name in placed.host.ids])
             parts.append(_some(jax.device_get(step(placed.batch)), real))
@@ -168,7 +168,7 @@ def zero_shot(
     templates: Sequence[str],
     sharding: NamedSharding,
     rules: Rules,
-) -> Findings:
+) -> SuiteResult:
     """Classes told by which of their descriptions an example is most similar to: "OUTPUT/zero_shot/LABEL/FIGURE".
 
     accuracy        how often it is the true class's
@@ -240,7 +240,7 @@ def zero_shot(
         f"about the {counted.sum():,} of {len(counted):,} examples that have exactly one {label}."
     )
     section = Section(f"{label} by description", about, [Table(["class", "examples", "found"], rows)])
-    return Findings(statistics, {}, [section])
+    return SuiteResult(statistics, {}, [section])
 
 
 def _embed(
@@ -258,10 +258,10 @@ def _batches(data: Data, name: str, texts: Sequence[str], batch_size: int, shard
     """Texts as batches of examples that have nothing else, on the devices; the last is filled up with absent ones."""
     batches = []
     for begin in range(0, len(texts), batch_size):
-        batch = blank(data.features, batch_size)
+        batch = empty_batch(data.features, batch_size)
         for place, text in enumerate(texts[begin : begin + batch_size]):
             prompt = make_prompt(data.inputs, {name: text})
-            put(batch, place, name, prompt.values[name][0], prompt.mask[name][0])
+            set_example(batch, place, name, prompt.values[name][0], prompt.mask[name][0])
         batches.append(
             jax.tree.map(lambda array: jax.make_array_from_callback(array.shape, sharding, array.__getitem__), batch)
         )

@@ -9,11 +9,11 @@ import jax
 
 from mmjax.data.clean import BadInput
 from mmjax.data.device_batches import rows_of
-from mmjax.data.loader import Loader, put
-from mmjax.evaluation.eval_result import Outcome, targets_of
+from mmjax.data.loader import Loader, set_example
+from mmjax.evaluation.eval_result import EvalResult, targets_of
 from mmjax.evaluation.evaluator import Evaluator
 from mmjax.evaluation.noise import corrupt
-from mmjax.evaluation.suite_result import Findings
+from mmjax.evaluation.suite_result import SuiteResult
 from mmjax.evaluation.suites.standard import key_figures
 from mmjax.metrics.statistics import Statistic, compare
 from mmjax.model import Multimodal
@@ -27,9 +27,9 @@ def judge_robustness(
     model: Multimodal,
     evaluator: Evaluator,
     split: str,
-    intact: Findings,
-    judge: Callable[[Multimodal, Outcome], Findings],
-) -> Findings:
+    intact: SuiteResult,
+    judge: Callable[[Multimodal, EvalResult], SuiteResult],
+) -> SuiteResult:
     """Key figures of the outputs that see a modality, with that modality changed: "OUTPUT/CHANGE_MODALITY/FIGURE".
 
     without   hidden from every output
@@ -42,14 +42,16 @@ def judge_robustness(
     sections = []
     for modality in model.encoders:
         targets = targets_of(model).items()
-        seeing = {name for name, target in targets if target != modality and modality not in model.blind[name]}
+        seeing = {
+            name for name, target in targets if target != modality and modality not in model.hidden_modalities[name]
+        }
         known = {name: figure for name, figure in key_figures(intact).items() if name.partition("/")[0] in seeing}
         if not known:
             continue
         rows = [["intact", *(f"{figure.value:.4f}" for figure in known.values())]]
         for change in get_args(Change):
             if change == "without":
-                (outcome,) = evaluator.evaluate(model.blindfold({modality}), split)
+                (outcome,) = evaluator.evaluate(model.without_modalities({modality}), split)
             elif change == "noised":
                 features, amounts = evaluator.data.features, {modality: 1.0}
                 noise = jax.jit(functools.partial(corrupt, features=features, amounts=amounts))
@@ -65,7 +67,7 @@ def judge_robustness(
                 cells.append(_beside(after, before))
             rows.append([change, *cells])
         sections.append(Section(f"Without {modality}", ABOUT, [Table([modality, *known], rows)]))
-    return Findings(statistics, {}, sections)
+    return SuiteResult(statistics, {}, sections)
 
 
 ABOUT = (
@@ -96,4 +98,4 @@ class Swapped(Loader):
         value = raw.get(input.field or self._modality)
         if value is not None:
             with contextlib.suppress(BadInput):
-                put(batch, place, self._modality, *input.read(value, None))
+                set_example(batch, place, self._modality, *input.read(value, None))

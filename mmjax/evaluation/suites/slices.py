@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Shaped
 from mmjax.data.loader import Data
 from mmjax.data.sources.base import Records
 from mmjax.errors import UserError
-from mmjax.evaluation.suite_result import Figure, Findings
+from mmjax.evaluation.suite_result import Metric, SuiteResult
 from mmjax.metrics.statistics import Statistic, Sums, intervals
 from mmjax.reports.page import Section, Table
 from mmjax.types import Label
@@ -20,7 +20,7 @@ DEALS = 500
 GAP = "largest gap"
 
 
-def judge_slices(figures: Mapping[str, Statistic], kinds: Mapping[str, Sequence[str]]) -> Findings:
+def judge_slices(figures: Mapping[str, Statistic], kinds: Mapping[str, Sequence[str]]) -> SuiteResult:
     """Figures of every kind of examples by itself: "OUTPUT/FIELD=KIND/FIGURE"; "OUTPUT/FIELD/FIGURE_gap", the largest
     less the smallest of these, its interval that of the difference between these two kinds; and FIGURE_gap_p_value, how
     often there is as large a gap where kinds mean nothing.
@@ -28,7 +28,7 @@ def judge_slices(figures: Mapping[str, Statistic], kinds: Mapping[str, Sequence[
     `kinds` are the examples' kinds by field, "" where it is not known.
     """
     statistics: dict[str, Statistic] = {}
-    plain: dict[str, Figure] = {}
+    plain: dict[str, Metric] = {}
     sections = []
     for field, values in kinds.items():
         array = np.array(values)
@@ -44,7 +44,7 @@ def judge_slices(figures: Mapping[str, Statistic], kinds: Mapping[str, Sequence[
             p_value = _chance(figure, array, list(parts))
             statistics |= {f"{output}/{field}={name}/{short}": part for name, part in parts.items()}
             statistics[f"{output}/{field}/{short}_gap"] = gap
-            plain[f"{output}/{field}/{short}_gap_p_value"] = Figure(p_value, None, None, gap.examples)
+            plain[f"{output}/{field}/{short}_gap_p_value"] = Metric(p_value, None, None, gap.examples)
             columns[path] = {
                 name: f"{interval.value:.4f} ({interval.low:.4f} to {interval.high:.4f})"
                 for name, interval in intervals(parts).items()
@@ -55,7 +55,7 @@ def judge_slices(figures: Mapping[str, Statistic], kinds: Mapping[str, Sequence[
             f"always is a gap: p is how often it is as large where kinds are dealt out at random, of {DEALS} times."
         )
         sections.append(Section(f"By {field}", about, [Table([field, *columns], rows)]))
-    return Findings(statistics, plain, sections)
+    return SuiteResult(statistics, plain, sections)
 
 
 def _gap(parts: Sequence[Statistic]) -> Statistic:

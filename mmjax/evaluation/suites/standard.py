@@ -6,8 +6,8 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 
-from mmjax.evaluation.eval_result import Outcome
-from mmjax.evaluation.suite_result import Figure, Findings
+from mmjax.evaluation.eval_result import EvalResult
+from mmjax.evaluation.suite_result import Metric, SuiteResult
 from mmjax.heads.contrast import ContrastHead
 from mmjax.metrics.classification import classification_statistics, cross_fit_temperatures
 from mmjax.metrics.regression import regression_statistics
@@ -28,15 +28,15 @@ SHOWN_TEXTS = 12
 KEY_FIGURES = ("accuracy", "absolute_error", "exact", "word_error", "loss")
 
 
-def key_figures(findings: Findings) -> dict[str, Statistic]:
+def key_figures(findings: SuiteResult) -> dict[str, Statistic]:
     """The few figures that sum outputs up, those of "output/figure" and none of their parts."""
     names = (name for name in findings.statistics if name.count("/") == 1 and name.rpartition("/")[2] in KEY_FIGURES)
     return {name: findings.statistics[name] for name in names}
 
 
 def judge_standard(
-    model: Multimodal, outcome: Outcome, features: Mapping[str, Feature], group: int, rules: Rules
-) -> Findings:
+    model: Multimodal, outcome: EvalResult, features: Mapping[str, Feature], group: int, rules: Rules
+) -> SuiteResult:
     """All figures of what a model did; alignments are compared in groups of so many.
 
     Of every output its own averages; of classes see `classification_statistics`, of quantities
@@ -67,19 +67,19 @@ def judge_standard(
             for figure, statistic in text_statistics(written, texts).items():
                 statistics[f"{name}/{figure}"] = statistic.spread(there)
             parts.append(_texts(name, written, texts))
-    return Findings(statistics, figures, parts)
+    return SuiteResult(statistics, figures, parts)
 
 
-def _averages(outcome: Outcome) -> tuple[dict[str, Statistic], dict[str, Figure]]:
+def _averages(outcome: EvalResult) -> tuple[dict[str, Statistic], dict[str, Metric]]:
     """What the outputs averaged themselves, and the weighted sum of their losses."""
     statistics: dict[str, Statistic] = {}
-    figures: dict[str, Figure] = {}
+    figures: dict[str, Metric] = {}
     for name, metric in outcome.metrics.items():
         if isinstance(metric, Average) and np.ndim(metric.totals):
             statistics[name] = Statistic.ratio(metric.totals, metric.weights)
         elif not name.startswith("fusion/"):  # the fusion's own losses are of whatever batches there happened to be
             values = metric.figures(name).items()
-            figures |= {figure: Figure(value, None, None, len(outcome.ids)) for figure, value in values}
+            figures |= {figure: Metric(value, None, None, len(outcome.ids)) for figure, value in values}
     losses = [statistics[f"{name}/loss"] for name in outcome.weights if f"{name}/loss" in statistics]
     if len(losses) == len(outcome.weights):
         weights = np.array(list(outcome.weights.values()))
@@ -94,7 +94,7 @@ def _weighted(sums: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return (totals / np.where(counts == 0, 1, counts)) @ weights
 
 
-def _comparable(model: Multimodal, outcome: Outcome, group: int, rules: Rules) -> Metrics:
+def _comparable(model: Multimodal, outcome: EvalResult, group: int, rules: Rules) -> Metrics:
     """The metrics with the losses of alignments as they are in groups of as many examples as training compares.
 
     A batch of an evaluation has as many as there are devices for; these are the same on any number of devices.
@@ -119,7 +119,7 @@ def _comparable(model: Multimodal, outcome: Outcome, group: int, rules: Rules) -
     return metrics
 
 
-def _retrieval(name: str, outcome: Outcome, rules: Rules) -> tuple[dict[str, Statistic], dict[str, Figure]]:
+def _retrieval(name: str, outcome: EvalResult, rules: Rules) -> tuple[dict[str, Statistic], dict[str, Metric]]:
     """Recalls and median ranks of an alignment, both ways."""
     statistics, figures = {}, {}
     for way, given in outcome.ways(name):
@@ -133,7 +133,7 @@ def _retrieval(name: str, outcome: Outcome, rules: Rules) -> tuple[dict[str, Sta
     return statistics, figures
 
 
-def median_figure(values: np.ndarray) -> Figure:
+def median_figure(values: np.ndarray) -> Metric:
     """The median of independent values, with the order statistics between which that of all lies in 95% of cases.
 
     These are the largest l and smallest u with P(l <= X < u) >= 0.95, X the binomial number of values below the median
@@ -143,7 +143,7 @@ def median_figure(values: np.ndarray) -> Figure:
 
     count, ordered = len(values), np.sort(values)
     low = max(int(binom.ppf(0.025, count, 0.5)), 1)
-    return Figure(float(np.median(values)), float(ordered[low - 1]), float(ordered[count - low]), count)
+    return Metric(float(np.median(values)), float(ordered[low - 1]), float(ordered[count - low]), count)
 
 
 def _classes(

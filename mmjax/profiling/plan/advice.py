@@ -10,7 +10,7 @@ import jax
 from mmjax.config.experiment import Experiment
 from mmjax.hardware.chips import Chip
 from mmjax.layers.stack import Remat
-from mmjax.profiling.plan.cost_model import sketch
+from mmjax.profiling.plan.cost_model import cost_model
 from mmjax.profiling.plan.plan import Plan, residual_bytes, usable
 from mmjax.sharding.mesh import choose_rules
 from mmjax.sharding.rules import MESH_AXES, PRESETS
@@ -44,12 +44,12 @@ def advise(experiment: Experiment, found: Plan) -> str:
     return _advice(experiment, parts, found.mesh, found.chip, needed)
 
 
-def advise_sketched(experiment: Experiment, memory: Mapping[str, int], mesh: Mapping[str, int], chip: Chip) -> str:
+def advise_estimated(experiment: Experiment, memory: Mapping[str, int], mesh: Mapping[str, int], chip: Chip) -> str:
     """The same of a plan by the estimate alone."""
 
     def needed(other: Experiment) -> int:
         sizes = other.mesh.resolve(math.prod(mesh.values()))
-        return sketch(other).memory(dict(zip(MESH_AXES, sizes, strict=True)))["peak"]
+        return cost_model(other).memory(dict(zip(MESH_AXES, sizes, strict=True)))["peak"]
 
     parts = {name: size for name, size in memory.items() if name != "peak"}
     return _advice(experiment, parts, mesh, chip, needed)

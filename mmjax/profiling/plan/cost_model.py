@@ -54,7 +54,7 @@ class Value:
 
 
 @dataclasses.dataclass(frozen=True)
-class Talk:
+class Collective:
     """A collective of `count` times a step among devices that differ along `axes`; `value` is what comes of it."""
 
     kind: str
@@ -70,7 +70,7 @@ class Talk:
 
 
 @dataclasses.dataclass(frozen=True)
-class Sketch:
+class CostModel:
     """A step as its types tell it, on a mesh of no particular size.
 
     `kept` is what the forward pass keeps for the backward pass, parameters among it, and `made` what it would keep if
@@ -80,7 +80,7 @@ class Sketch:
     state: Mapping[str, list[Value]]
     kept: list[Value]
     made: list[Value]
-    talks: list[Talk]
+    talks: list[Collective]
     parameters: int
     model_flops: int
     flops: Mapping[Axes, int]
@@ -137,7 +137,7 @@ class Estimate:
     mfu: float
 
 
-def sketch(experiment: Experiment) -> Sketch:
+def cost_model(experiment: Experiment) -> CostModel:
     """Trace the experiment's step, on a mesh that divides everything."""
     with jax.sharding.use_abstract_mesh(sized((1,) * len(MESH_AXES))):
         program = Program(experiment, experiment.data, PRESETS["fsdp_tensor"])
@@ -147,7 +147,7 @@ def sketch(experiment: Experiment) -> Sketch:
         if experiment.model.remat != "none":
             plain = chz.replace(experiment, model=chz.replace(experiment.model, remat="none"))
             made = residuals(Program(plain, plain.data, PRESETS["fsdp_tensor"]))
-        return Sketch(
+        return CostModel(
             state={
                 "parameters": _values(state.model),
                 "optimizer": _values(state.opt_state),
@@ -186,27 +186,27 @@ def check_mesh(experiment: Experiment, sizes: Sizes) -> None:
         Program(experiment, experiment.data, rules)
 
 
-def estimate(sketch: Sketch, mesh: Sizes, chip: Chip, near: int) -> Estimate:
+def estimate(cost_model: CostModel, mesh: Sizes, chip: Chip, near: int) -> Estimate:
     """What the step takes on so large a mesh; `near` devices that follow each other share the fast network.
 
     The weights' way is taken to be beside computing, up to what that takes, that of activations is not.
     """
     devices = math.prod(mesh.values())
-    compute = sketch.device_flops(mesh) / (EFFICIENCY * chip.flops)
-    memory = sketch.memory(mesh)
-    state = sum(memory[name] for name in sketch.state)
-    kept, again = sketch.activations(mesh)
+    compute = cost_model.device_flops(mesh) / (EFFICIENCY * chip.flops)
+    memory = cost_model.memory(mesh)
+    state = sum(memory[name] for name in cost_model.state)
+    kept, again = cost_model.activations(mesh)
     # All is written and read; what is calculated again is so twice.
     hbm = 2 * (state + kept + 2 * again) / (EFFICIENCY * chip.hbm)
     talk = {"beside": 0.0, "waited": 0.0}
-    for each in sketch.talks:
+    for each in cost_model.talks:
         if all(mesh[axis] == 1 for axis in each.axes):
             continue
         rate = chip.ici if extent(each.axes, mesh) <= near else chip.dcn
         talk["waited" if "tensor" in each.axes else "beside"] += each.sent(mesh) / (EFFICIENCY * rate)
     work = max(compute, hbm)
     seconds = work + max(0.0, talk["beside"] - work) + talk["waited"]
-    return Estimate(memory, compute, hbm, talk, seconds, sketch.model_flops / seconds / (devices * chip.flops))
+    return Estimate(memory, compute, hbm, talk, seconds, cost_model.model_flops / seconds / (devices * chip.flops))
 
 
 def extent(axes: tuple[str, ...], mesh: Sizes) -> int:
@@ -227,7 +227,7 @@ def _axes(leaf: Any) -> tuple[tuple[str, ...], ...]:
     return tuple(found + [()] * (len(leaf.shape) - len(found)))
 
 
-def _talks(jaxpr: Jaxpr, times: int) -> Iterator[Talk]:
+def _talks(jaxpr: Jaxpr, times: int) -> Iterator[Collective]:
     for equation in jaxpr.eqns:
         yield from _equation_talks(equation, times)
         inner = times * (equation.params["length"] if equation.primitive.name == "scan" else 1)
@@ -237,7 +237,7 @@ def _talks(jaxpr: Jaxpr, times: int) -> Iterator[Talk]:
                     yield from _talks(each.jaxpr if isinstance(each, ClosedJaxpr) else each, inner)
 
 
-def _equation_talks(equation: JaxprEqn, times: int) -> Iterator[Talk]:
+def _equation_talks(equation: JaxprEqn, times: int) -> Iterator[Collective]:
     """Communication that the types before and after an operation ask for."""
     before = [Value.of(each.aval) for each in equation.invars if hasattr(each.aval, "shape")]
     after = [Value.of(each.aval) for each in equation.outvars if hasattr(each.aval, "shape")]
@@ -247,7 +247,7 @@ def _equation_talks(equation: JaxprEqn, times: int) -> Iterator[Talk]:
         case "reshard":
             lost = _lost(before[0], after[0])
             if lost:
-                yield Talk("all-gather", lost, after[0], times)
+                yield Collective("all-gather", lost, after[0], times)
         case "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
             yield from _sums(tuple(axis for place in contracted for axis in before[0].axes[place]), after[0], times)
@@ -265,14 +265,14 @@ def _lost(before: Value, after: Value) -> tuple[str, ...]:
     return tuple(axis for split in before.axes for axis in split if axis not in left)
 
 
-def _sums(axes: tuple[str, ...], result: Value, times: int) -> Iterator[Talk]:
+def _sums(axes: tuple[str, ...], result: Value, times: int) -> Iterator[Collective]:
     """A sum over devices. One of gradients ends where the parameter is stored: each device keeps its part of it."""
     stored = tuple(axis for axis in axes if axis == "fsdp")
     rest = tuple(axis for axis in axes if axis != "fsdp")
     if stored:
-        yield Talk("reduce-scatter", stored, result, times)
+        yield Collective("reduce-scatter", stored, result, times)
     if rest:
-        yield Talk("all-reduce", rest, _shard(result, stored), times)
+        yield Collective("all-reduce", rest, _shard(result, stored), times)
 
 
 def _shard(value: Value, axes: tuple[str, ...]) -> Value:

@@ -14,14 +14,14 @@ from mmjax.sharding.topology import HERE, Topology
 
 
 @dataclasses.dataclass(frozen=True)
-class Reached:
+class MeasuredRates:
     """What kernels of a step reach on a machine: products in FLOP/s, all others in bytes/s."""
 
     flops: float
     bandwidth: float
 
     @staticmethod
-    def of(profile: Mapping[str, Any]) -> "Reached":
+    def of(profile: Mapping[str, Any]) -> "MeasuredRates":
         """By a profile.json. What passes between kernels counts as theirs, what they do at once as one's."""
         ideal, taken = [0.0, 0.0], [0.0, 0.0]
         for kernel in profile["kernels"]:
@@ -33,7 +33,7 @@ class Reached:
         flops, bandwidth = (
             part / seconds / stretch if seconds else 1.0 for part, seconds in zip(ideal, taken, strict=True)
         )
-        return Reached(flops * profile["peak_flops"], bandwidth * profile["peak_bandwidth"])
+        return MeasuredRates(flops * profile["peak_flops"], bandwidth * profile["peak_bandwidth"])
 
 
 def chip_of_topology(topology: Topology, devices: int) -> Chip:
@@ -45,14 +45,14 @@ def chip_of_topology(topology: Topology, devices: int) -> Chip:
     return dataclasses.replace(chip, hbm_bytes=chip.hbm_bytes // parts, **rates)
 
 
-def chip_here(experiment: Experiment, reached: Reached | None) -> Chip:
+def chip_here(experiment: Experiment, reached: MeasuredRates | None) -> Chip:
     """A device of this process by its published figures, of a CPU by measured ones; or by what is reached."""
     device = jax.devices()[0]
     memory = (device.memory_stats() or {}).get("bytes_limit")
     if memory is None:
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // jax.local_device_count()
     if reached is None:
-        reached = Reached(peak_flops(experiment.model.dtype)[0], peak_bytes())
+        reached = MeasuredRates(peak_flops(experiment.model.dtype)[0], peak_bytes())
     chip = chip_of(device.device_kind)
     if chip is None:
         chip = Chip(HERE, (device.device_kind,), 0.0, 0, 0.0, ici=reached.bandwidth, links=1, dcn=reached.bandwidth)

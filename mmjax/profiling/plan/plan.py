@@ -17,9 +17,9 @@ from mmjax.errors import UserError
 from mmjax.hardware.chips import GPUS, Chip
 from mmjax.hardware.flops import needed_flops
 from mmjax.profiling.hlo import Collective, Module
-from mmjax.profiling.plan.cost_model import Sketch, estimate, extent, residuals
-from mmjax.profiling.plan.devices import Reached, chip_here, chip_of_topology
-from mmjax.profiling.plan.roofline import KINDS, Clock, Roofline, Way
+from mmjax.profiling.plan.cost_model import CostModel, estimate, extent, residuals
+from mmjax.profiling.plan.devices import MeasuredRates, chip_here, chip_of_topology
+from mmjax.profiling.plan.roofline import KINDS, Roofline, RooflineSimulator, Route
 from mmjax.sharding.mesh import choose_rules, count_slices, shard_bytes
 from mmjax.sharding.topology import HERE, Topology
 from mmjax.training.program import Program
@@ -53,16 +53,16 @@ class Network:
         """Whether a group is of several slices."""
         return count_slices(self._devices[place] for place in group) > 1
 
-    def way(self, group: Sequence[int]) -> Way:
+    def route(self, group: Sequence[int]) -> Route:
         """How a collective goes among a group of devices.
 
         Along each dimension of a slice in which a group lies a device sends both ways if the group is all of it and it
         is closed to a ring, and one way if not. One dimension is gone along after the other, each a ring by itself.
         """
         if self.crosses(group):
-            return Way(self.chip.dcn, len(group) - 1, "dcn")
+            return Route(self.chip.dcn, len(group) - 1, "dcn")
         if self.topology.generation == HERE:
-            return Way(self.chip.ici, len(group) - 1, "ici")
+            return Route(self.chip.ici, len(group) - 1, "ici")
         coordinates = np.array([self._devices[place].coords for place in group])
         along = [len(set(column.tolist())) for column in coordinates.T]
         ways = [
@@ -71,7 +71,7 @@ class Network:
             if along[dimension] > 1
         ]
         link = self.chip.ici / self.chip.links
-        return Way(link * max(1, sum(ways)), max(1, sum(places - 1 for places in along)), "ici")
+        return Route(link * max(1, sum(ways)), max(1, sum(places - 1 for places in along)), "ici")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +130,7 @@ class Plan:
         } | course
 
 
-def plan(experiment: Experiment, topology: Topology, reached: Reached | None = None) -> Plan:
+def plan(experiment: Experiment, topology: Topology, reached: MeasuredRates | None = None) -> Plan:
     """Compile the experiment's training step for the topology, and look at what came out.
 
     `reached` is what the devices here reach. Nothing is read from disk or drawn. Raises UserError
@@ -176,13 +176,13 @@ def plan(experiment: Experiment, topology: Topology, reached: Reached | None = N
         step_flops=step_flops,
         hardware_flops=None if module is None else module.flops * mesh.size,
         collectives=[] if module is None else [_described(each, network) for each in module.collectives],
-        roofline=None if module is None else Clock(module, chip, network.way).run(),
+        roofline=None if module is None else RooflineSimulator(module, chip, network.route).run(),
         examples=experiment.train.batch_size,
         tokens=experiment.train.batch_size * tokens,
     )
 
 
-def sketched(experiment: Experiment, drawn: Sketch, sizes: Mapping[str, int], chip: Chip) -> dict[str, Any]:
+def estimated_plan(experiment: Experiment, drawn: CostModel, sizes: Mapping[str, int], chip: Chip) -> dict[str, Any]:
     """A plan by the estimate alone, as plan.json holds it, for chips that nothing here compiles for."""
     found = estimate(drawn, sizes, chip, NODE)
     devices = math.prod(sizes.values())

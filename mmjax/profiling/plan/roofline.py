@@ -19,7 +19,7 @@ KINDS = ("compute", "memory", "ici", "dcn")
 START, HOP = 2e-6, 1e-6
 
 
-class Way(NamedTuple):
+class Route(NamedTuple):
     """How devices of a group reach each other: what one sends, bytes a second, in how many hops, and over which network
     ("ici", "dcn")."""
 
@@ -41,12 +41,12 @@ class Roofline:
     parts: dict[str, float]
 
 
-class Clock:
+class RooflineSimulator:
     """The course of a program on one device; every device does the same."""
 
-    def __init__(self, module: Module, chip: Chip, way: Callable[[Sequence[int]], Way]):
+    def __init__(self, module: Module, chip: Chip, route: Callable[[Sequence[int]], Route]):
         """`way` says how a collective goes among a group of devices."""
-        self.module, self.chip, self.way = module, chip, way
+        self.module, self.chip, self.route = module, chip, route
         self.tile = TILES.get(chip.name, (1, 1, 1))
         self.now = 0.0
         self.free: dict[str, float] = collections.defaultdict(float)
@@ -163,7 +163,7 @@ class Clock:
                 continue
             _, sent = found
             group = self.module.groups(part)[0].tolist()
-            rate, hops, network = self.way(group)
+            rate, hops, network = self.route(group)
             total += START + HOP * hops + sent / rate
         return (total, network) if network else None
 

@@ -15,7 +15,7 @@ from mmjax.config.experiment_file import from_json, to_json
 from mmjax.errors import UserError
 from mmjax.hardware.chips import Chip
 from mmjax.layers.stack import Remat
-from mmjax.profiling.plan.cost_model import Estimate, Sizes, Sketch, estimate, sketch
+from mmjax.profiling.plan.cost_model import CostModel, Estimate, Sizes, cost_model, estimate
 from mmjax.profiling.plan.plan import plan
 from mmjax.sharding.mesh import MeshShape
 from mmjax.sharding.rules import MESH_AXES, PRESETS
@@ -75,7 +75,7 @@ def search(
                 train=chz.replace(experiment.train, accumulate=accumulate),
             )
             words = (f"model.remat={remat}", *([f"train.accumulate={accumulate}"] if accumulate > 1 else []))
-            drawn = sketch(changed)
+            drawn = cost_model(changed)
             for sizes in meshes(devices, slices):
                 candidate = _candidate(changed, words, drawn, sizes, chip, near, limit)
                 if candidate is not None:
@@ -112,7 +112,7 @@ def meshes(devices: int, slices: int) -> Iterator[Sizes]:
 def _candidate(
     experiment: Experiment,
     words: tuple[str, ...],
-    drawn: Sketch,
+    drawn: CostModel,
     sizes: Sizes,
     chip: Chip,
     near: int,

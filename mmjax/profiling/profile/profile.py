@@ -18,14 +18,14 @@ import jax
 from jax.sharding import NamedSharding
 
 from mmjax.config.experiment import Experiment
-from mmjax.data.device_batches import Feed, rows_of
+from mmjax.data.device_batches import DevicePrefetcher, rows_of
 from mmjax.data.loader import Loader
 from mmjax.hardware.flops import peak_bytes, peak_flops
 from mmjax.profiling.hlo import Module
 from mmjax.profiling.instruction import Instruction
 from mmjax.profiling.profile import trace
 from mmjax.profiling.profile.memory import Timeline, timeline
-from mmjax.profiling.profile.rss import Growth, watch_memory
+from mmjax.profiling.profile.rss import RssGrowth, watch_rss
 from mmjax.sharding.mesh import choose_rules
 from mmjax.training.program import Program
 
@@ -159,14 +159,14 @@ def profile(experiment: Experiment, steps: int, folder: Path, say: Callable[[str
     with jax.set_mesh(mesh), contextlib.ExitStack() as resources:
         rules = choose_rules(experiment.rules, mesh)
         sharding = NamedSharding(jax.sharding.get_mesh(), rules.spec("batch"))
-        data = experiment.data.bind(experiment.data_dir)
+        data = experiment.data.fit_tokenizers(experiment.data_dir)
         data.open(experiment.data_dir, "train")
         data.check_fields(experiment.data_dir)
         flops, bandwidth = peak_flops(experiment.model.dtype)[0], peak_bytes()
         program = Program(experiment, data, rules)
         size = experiment.train.batch_size
         loader = Loader(data, experiment.data_dir, "train", size, seed=experiment.seed, rows=rows_of(sharding, size))
-        feed = resources.enter_context(Feed(loader, sharding, 0, WARM + 1 + 2 * steps))
+        feed = resources.enter_context(DevicePrefetcher(loader, sharding, 0, WARM + 1 + 2 * steps))
         say("compiling the step")
         draw_key, key = jax.random.split(jax.random.key(experiment.seed))
         began = time.perf_counter()
@@ -179,7 +179,7 @@ def profile(experiment: Experiment, steps: int, folder: Path, say: Callable[[str
         run = functools.partial(_run, compiled, feed, key)
         state, _ = run(state, WARM)
         held = sum(shard.data.nbytes for array in jax.tree.leaves(state) for shard in array.addressable_shards)
-        with watch_memory() as growth:
+        with watch_rss() as growth:
             state, _ = run(state, 1)
         feed.waited = 0.0
         state, seconds = run(state, steps)
@@ -220,7 +220,7 @@ def profile(experiment: Experiment, steps: int, folder: Path, say: Callable[[str
     )
 
 
-def _measured(held: int, growth: Growth, devices: int) -> int | None:
+def _measured(held: int, growth: RssGrowth, devices: int) -> int | None:
     """Bytes of a device at most: by its own count or, where it has none, its share of what the process came to hold."""
     counted = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
     if counted is not None or growth.bytes is None or growth.bytes < TOLD or jax.default_backend() != "cpu":
@@ -244,7 +244,9 @@ def _compile(
     return lowered, compiled
 
 
-def _run(compiled: jax.stages.Compiled, feed: Feed, key: jax.Array, state: Any, steps: int) -> tuple[Any, list[float]]:
+def _run(
+    compiled: jax.stages.Compiled, feed: DevicePrefetcher, key: jax.Array, state: Any, steps: int
+) -> tuple[Any, list[float]]:
     """So many steps, as training runs them: the next one is on its way before one is done. And seconds of each."""
     ends, before = [time.perf_counter()], None
     for _ in range(steps):

@@ -10,16 +10,16 @@ PROCESS = Path("/proc/self")
 FORGET_PEAK = "5"
 
 
-class Growth:
+class RssGrowth:
     """Bytes that the process held at most, beyond what it held at first; None where the system does not tell."""
 
     bytes: int | None = None
 
 
 @contextlib.contextmanager
-def watch_memory() -> Iterator[Growth]:
+def watch_rss() -> Iterator[RssGrowth]:
     """Measures, by Linux's own count, how far the process's resident memory rises while the context is open."""
-    growth = Growth()
+    growth = RssGrowth()
     try:
         # Memory that was freed but not given back would be taken again unseen.
         ctypes.CDLL(None).malloc_trim(0)

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 from jax.sharding import NamedSharding
 
-from mmjax.data.inputs import Labels, Picture, Sentence
+from mmjax.data.inputs import ImageInput, LabelInput, TextInput
 from mmjax.data.loader import Data, Loader
 from mmjax.data.sources.interactions import MOST_CHARACTERS, SIDE, Interactions
 from mmjax.encoders import TextTransformer, ViT
@@ -26,10 +26,10 @@ STEPS, TRAIN, TEST, BATCH, SHOWN = 150, 2048, 21, 16, 3
 DATA = Data(
     source=Interactions(unique_a=2, synergy=0, train=TRAIN, validation=1, test=TEST),
     inputs={
-        "a": Sentence(length=MOST_CHARACTERS + 1),
-        "b": Picture(size=SIDE, channels=1),
-        "label": Labels(names=("0", "1", "2", "3")),
-        "bits": Labels(field="a_bits", names=("0", "1"), slots=2),
+        "a": TextInput(length=MOST_CHARACTERS + 1),
+        "b": ImageInput(size=SIDE, channels=1),
+        "label": LabelInput(names=("0", "1", "2", "3")),
+        "bits": LabelInput(field="a_bits", names=("0", "1"), slots=2),
     },
 )
 MODEL = Model(
@@ -132,4 +132,4 @@ def test_what_sees_nothing_is_not_explained():
             jax.random.key(0),
         )
         assert explainable(model) == {"label": "label", "digits": "bits"}
-        assert explainable(model.blindfold({"a", "b"})) == {}
+        assert explainable(model.without_modalities({"a", "b"})) == {}

@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding
 from sklearn.neighbors import KNeighborsClassifier
 from threadpoolctl import threadpool_limits
 
-from mmjax.data.inputs import Labels, Picture, Sentence
+from mmjax.data.inputs import ImageInput, LabelInput, TextInput
 from mmjax.data.loader import Data, Loader
 from mmjax.data.sources.drawing import COLOURS, SHAPES
 from mmjax.data.sources.interactions import MOST_CHARACTERS, SIDE, Interactions
@@ -35,11 +35,11 @@ AT = ("pooled", "encoders/a", "encoders/b")
 TOLD = Data(
     source=Interactions(unique_a=2, synergy=0, train=200, validation=5, test=TEST),
     inputs={
-        "a": Sentence(length=MOST_CHARACTERS + 1),
-        "b": Picture(size=SIDE, channels=1),
-        "label": Labels(names=("0", "1", "2", "3")),
-        "digits": Labels(field="a_bits", names=("0", "1"), slots=2),
-        "nothing": Labels(field="b_bits", names=("0", "1")),
+        "a": TextInput(length=MOST_CHARACTERS + 1),
+        "b": ImageInput(size=SIDE, channels=1),
+        "label": LabelInput(names=("0", "1", "2", "3")),
+        "digits": LabelInput(field="a_bits", names=("0", "1"), slots=2),
+        "nothing": LabelInput(field="b_bits", names=("0", "1")),
     },
 )
 TELLER = Model(
@@ -52,10 +52,10 @@ TELLER = Model(
 SCENES = Data(
     source=Scenes(train=40, validation=9, test=TEST, speech=False),
     inputs={
-        "image": Picture(size=16),
-        "text": Sentence(length=32),
-        "shape": Labels(names=SHAPES, slots=3),
-        "colour": Labels(names=COLOURS, slots=3),
+        "image": ImageInput(size=16),
+        "text": TextInput(length=32),
+        "shape": LabelInput(names=SHAPES, slots=3),
+        "colour": LabelInput(names=COLOURS, slots=3),
     },
 )
 VIEWER = Model(
@@ -210,8 +210,8 @@ def test_classes_are_told_by_their_descriptions(label, place):
 
 
 def test_examples_without_the_other_modality_do_not_count():
-    blind = chz.replace(SCENES, inputs={**SCENES.inputs, "image": Picture(size=16, field="nowhere")})
-    found = ask(zero_shot, VIEWER, blind, 1, output="align", label="colour", templates=TEMPLATES)
+    hidden_modalities = chz.replace(SCENES, inputs={**SCENES.inputs, "image": ImageInput(size=16, field="nowhere")})
+    found = ask(zero_shot, VIEWER, hidden_modalities, 1, output="align", label="colour", templates=TEMPLATES)
     assert {statistic.examples for statistic in found.statistics.values()} == {0}
     assert {tuple(row[1:]) for row in found.sections[0].tables[0].rows} == {("0", "")}
 

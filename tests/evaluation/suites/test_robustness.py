@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 
-from mmjax.data.inputs import Picture, Sentence
+from mmjax.data.inputs import ImageInput, TextInput
 from mmjax.data.loader import Data
 from mmjax.data.sources.scenes import Scenes
 from mmjax.data.tokenize import Bytes
@@ -23,7 +23,7 @@ from tests.small import FEATURES, make_batch, put
 def evaluator(batch_size):
     data = Data(
         source=Scenes(train=4, validation=4, test=7, speech=False),
-        inputs={"image": Picture(size=16), "text": Sentence(length=80, tokenizer=Bytes())},
+        inputs={"image": ImageInput(size=16), "text": TextInput(length=80, tokenizer=Bytes())},
     )
     rules = PRESETS["data"]
     sharding = NamedSharding(MeshShape(data=1).build(), rules.spec("batch"))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import fisher_exact
 
-from mmjax.data.inputs import Labels, Picture
+from mmjax.data.inputs import ImageInput, LabelInput
 from mmjax.data.loader import Data
 from mmjax.data.sources.scenes import Scenes
 from mmjax.errors import UserError
@@ -75,7 +75,9 @@ def test_a_gap_is_told_from_chance():
 
 def test_fields_that_tell_kinds_apart_are_found():
     source = Scenes(test=40, train=4, validation=4, speech=False)
-    data = Data(source=source, inputs={"image": Picture(size=16), "count": Labels(names=("one", "two", "three"))})
+    data = Data(
+        source=source, inputs={"image": ImageInput(size=16), "count": LabelInput(names=("one", "two", "three"))}
+    )
     rows = [
         {"label": row % 2, "count": row % 3, "name": f"example {row}", "always": 1, "image": b"", "speaker": "ann"}
         | ({"speaker": "bob"} if row % 5 == 0 else {})
@@ -95,5 +97,5 @@ def test_fields_that_tell_kinds_apart_are_found():
 
 def test_what_is_not_known_is_of_no_kind():
     rows = [{"speaker": "ann"}, {}, {"speaker": "bob"}, {"speaker": "bob"}]
-    data = Data(source=Scenes(speech=False), inputs={"image": Picture(size=16)})
+    data = Data(source=Scenes(speech=False), inputs={"image": ImageInput(size=16)})
     assert find_kinds(Table(rows), data, None) == {"speaker": ["ann", "", "bob", "bob"]}

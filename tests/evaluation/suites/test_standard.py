@@ -9,7 +9,7 @@ from scipy import stats
 from sklearn import metrics as reference
 
 from mmjax.encoders import TextTransformer, ViT
-from mmjax.evaluation.eval_result import Judge
+from mmjax.evaluation.eval_result import ResultCollector
 from mmjax.evaluation.evaluator import evaluate_step
 from mmjax.evaluation.suites.standard import judge_standard, key_figures, median_figure
 from mmjax.fusion import Concat
@@ -67,7 +67,7 @@ def outcomes(model, examples):
     step = jax.jit(functools.partial(evaluate_step, rules=RULES, everything=False))
 
     def outcome(size):
-        judge = Judge(model, {})
+        judge = ResultCollector(model, {})
         for begin in range(0, 16, size):
             rows = slice(begin, begin + size)
             ids = tuple(f"test/{row}" if row < E else "" for row in range(16)[rows])
@@ -148,7 +148,7 @@ def test_the_loss_is_the_sum_of_the_outputs(found):
 
 
 def test_outputs_answer_alone_as_they_do_together(model, outcomes, examples):
-    alone = model.only(["place"])
+    alone = model.with_outputs(["place"])
     said = jax.jit(lambda model, batch: model.predict(batch))(alone, put(examples, RULES))
     assert set(said) == {"place"}
     np.testing.assert_allclose(said["place"]["mean"][:E], outcomes[0].predictions["place"]["mean"], atol=1e-5)
