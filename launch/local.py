@@ -26,9 +26,9 @@ from typing import IO, TextIO
 import chz
 
 from launch import command_line, request
+from launch.command_line import INTERRUPTED
 from mmjax.errors import UserError
 
-INTERRUPTED = 75
 FORCED_DEVICES = "--xla_force_host_platform_device_count"
 # Processes, and devices of each, that one machine can pretend to have.
 MOST = 1024

@@ -185,10 +185,10 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
     ("generators/perceptual.py", "generators/test_perceptual.py -k numpy"): {
         "judge_sees_twice_the_contrast": ("(x / 2)", "(x)"),
         "features_not_of_unit_length": (
-            "jnp.square(x).sum(-1, keepdims=True)",
-            "jnp.square(x).mean(-1, keepdims=True)",
+            "unit_norm(layer.astype(jnp.float32))",
+            "layer.astype(jnp.float32)",
         ),
-        "judge_learns": ("jax.lax.stop_gradient(self.judge)(", "self.losses("),
+        "judge_learns": ("jax.lax.stop_gradient(self.judge)(", "self.judge("),
     },
     # Heads.
     ("heads/contrast.py", "heads/test_heads.py -k contrast"): {
@@ -231,7 +231,7 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
         "one_expert_too_few": ("gates >= kept", "gates > kept"),
         "balance_of_the_mean_alone": ("jnp.sum(wanted * mean)", "jnp.sum(mean * mean)"),
     },
-    ("layers/experts.py", "fusion/test_streams.py -k experts"): {
+    ("layers/mlp.py", "fusion/test_streams.py -k experts"): {
         "answers_without_gates": ("(slots * gates[..., None])", "slots"),
         "the_least_wanted_first": (
             "jnp.argsort(-jax.lax.stop_gradient(gates), 1)",

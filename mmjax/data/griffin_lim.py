@@ -78,7 +78,7 @@ def transform(samples: Float[np.ndarray, "S"], *, window: int, hop: int, size: i
     frames = math.ceil(samples.size / hop)
     padded = np.pad(samples, (0, (frames - 1) * hop + max(window, hop) - samples.size))
     framed = np.lib.stride_tricks.sliding_window_view(padded, window)[::hop]
-    return scipy.fft.rfft(framed * spectrogram.hann(window), size)
+    return scipy.fft.rfft(framed * spectrogram.unit_hann(window), size)
 
 
 def _with_phases(magnitudes: Float[np.ndarray, "T F"], guess: Complex[np.ndarray, "T F"]) -> np.ndarray:
@@ -89,7 +89,7 @@ def inverse(spectra: Complex[np.ndarray, "T F"], window: int, hop: int) -> Float
     """The T hop samples whose transform is nearest in squares (Griffin & Lim 1984, equation 6)."""
     import scipy.fft
 
-    taper = spectrogram.hann(window)
+    taper = spectrogram.unit_hann(window)
     size = spectrogram.fft_size(window)
     frames = scipy.fft.irfft(spectra, size)[:, :window] * taper
     weights = _overlap(np.broadcast_to(taper**2, frames.shape), hop)

@@ -7,7 +7,7 @@ from fractions import Fraction
 import numpy as np
 from jaxtyping import Float
 
-from mmjax.layers.mel import mel_filters
+from mmjax.layers.mel import hann, mel_filters
 
 FLOOR = 1e-8  # of the power of a full-scale signal, -80 dB: what digital silence is taken for
 LARGEST_DIVISOR = 2**16  # of a ratio of rates; those that are in use have divisors of a few hundred
@@ -27,10 +27,10 @@ def fft_size(window: int) -> int:
 
 
 @functools.lru_cache
-def hann(length: int) -> Float[np.ndarray, "W"]:
+def unit_hann(length: int) -> Float[np.ndarray, "W"]:
     """A periodic Hann window of unit energy, so that the power of white noise does not depend on its length."""
-    window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(length) / length)
-    return (window / np.sqrt(np.sum(window**2))).astype(np.float32)
+    window = hann(length)
+    return window / np.sqrt(np.sum(np.square(window, dtype=np.float64))).astype(np.float32)
 
 
 def log_mel(
@@ -51,7 +51,7 @@ def log_mel(
     padded = np.zeros((rows - 1) * hop + max(window, hop), np.float32)
     padded[: samples.size] = samples
     framed = np.lib.stride_tricks.sliding_window_view(padded, window)[::hop][:rows]
-    spectrum = scipy.fft.rfft(framed * hann(window), size)
+    spectrum = scipy.fft.rfft(framed * unit_hann(window), size)
     power = spectrum.real**2
     power += spectrum.imag**2
     mel = power.reshape(blocks, -1, len(filters)) @ filters

@@ -16,7 +16,7 @@ from mmjax.fusion.base import (
     concat_streams,
     split_streams,
 )
-from mmjax.layers import experts
+from mmjax.layers import mlp
 from mmjax.layers.attention import Attention, check_heads
 from mmjax.layers.linear import make_parameter, use
 from mmjax.layers.norm import RMSNorm, dropout
@@ -65,7 +65,7 @@ class ExpertBlock(nnx.Module):
         self.norm = RMSNorm(width, rules=rules, rngs=rngs)
         self.attention = Attention(width, config.heads, rules=rules, rngs=rngs)
         self.expert_norm = RMSNorm(width, rules=rules, rngs=rngs)
-        self.experts = experts.Experts(config.experts, width, 4 * width, rules=rules, rngs=rngs)
+        self.experts = mlp.Experts(config.experts, width, 4 * width, rules=rules, rngs=rngs)
         init, shape = jax.nn.initializers.normal(width**-0.5), (len(modalities), width, config.experts)
         self.routers = make_parameter(init, shape, (None, "embed", None), matrix=(1, 1), rules=rules, rngs=rngs)
         self.config, self.modalities, self.rate, self.rules = config, modalities, settings.dropout, rules
@@ -83,7 +83,7 @@ class ExpertBlock(nnx.Module):
         kept = jax.lax.top_k(jax.lax.stop_gradient(gates), self.config.top_k)[0][..., -1:]
         gates = jnp.where(gates >= kept, gates, 0)
         config = self.config
-        capacity = experts.expert_capacity(x.shape[1], config.experts, config.top_k, config.capacity)
+        capacity = mlp.expert_capacity(x.shape[1], config.experts, config.top_k, config.capacity)
         x = x + dropout(self.experts(normed, gates, capacity), self.rate, keys[1])
         return split_streams(x, streams, self.modalities), losses + balance_loss(probabilities, masks)
 

@@ -11,6 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from mmjax.layers.linear import look_up, make_parameter
+from mmjax.layers.norm import unit_norm
 from mmjax.sharding.rules import Rules
 
 Grid = Float[Array, "B h w Z"]
@@ -74,7 +75,7 @@ class CodebookModule(nnx.Module):
         self.commitment, self.revival, self.rules = config.commitment, config.revival, rules
 
     def __call__(self, z: Grid, key: jax.Array | None) -> tuple[Grid, Int[Array, "B h w"], Float[Array, "B"]]:
-        unit, vectors = _unit(z.astype(jnp.float32)), self._vectors()
+        unit, vectors = unit_norm(z.astype(jnp.float32)), self._vectors()
         codes = jnp.einsum("bhwz,kz->bhwk", unit, vectors).argmax(-1)
         chosen = self.look_up(codes)
         moved = jnp.square(chosen - jax.lax.stop_gradient(unit)).mean((1, 2, 3))
@@ -88,7 +89,7 @@ class CodebookModule(nnx.Module):
         return look_up(self._vectors(), codes, self.rules)
 
     def _vectors(self) -> Float[Array, "K Z"]:
-        return _unit(self.table[...])
+        return unit_norm(self.table[...])
 
     def _revive(self, unit: Grid, codes: Array, vectors: Float[Array, "K Z"], key: jax.Array) -> Float[Array, ""]:
         """The mean over codes of the distance of those that are not used from vectors of the batch at random."""
@@ -106,10 +107,6 @@ class CodebookModule(nnx.Module):
         grids = jnp.einsum("kb,bhwz->khwz", examples, unit, out_sharding=spec)
         drawn = jnp.einsum("khwz,kh,kw->kz", grids, picked_rows, picked_columns)
         return jnp.where(used, 0, jnp.square(vectors - drawn).mean(1)).mean()
-
-
-def _unit(x: Float[Array, "... Z"]) -> Float[Array, "... Z"]:
-    return x * jax.lax.rsqrt(jnp.square(x).sum(-1, keepdims=True) + 1e-6)
 
 
 @chz.chz

@@ -7,6 +7,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from mmjax.layers.convnet import ConvTrunk, ConvTrunkModule
+from mmjax.layers.norm import unit_norm
 from mmjax.layers.settings import Settings
 
 
@@ -47,8 +48,4 @@ class PerceptualDistance(nnx.Module):
     def _features(self, x: Float[Array, "B H W C"]) -> list[Float[Array, "L B _ _ _"]]:
         # An encoder of pictures gives its trunk values from -0.5 to 0.5.
         _, layers = jax.lax.stop_gradient(self.judge)((x / 2).astype(self.dtype), None)
-        return [_unit(layer.astype(jnp.float32)) for layer in layers]
-
-
-def _unit(x: Float[Array, "... C"]) -> Float[Array, "... C"]:
-    return x * jax.lax.rsqrt(jnp.square(x).sum(-1, keepdims=True) + 1e-10)
+        return [unit_norm(layer.astype(jnp.float32)) for layer in layers]

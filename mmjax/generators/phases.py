@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Complex, Float, Int
 
-from mmjax.generators.stft import OVERLAP, hann, join
+from mmjax.generators.stft import OVERLAP, join
+from mmjax.layers.mel import hann
 from mmjax.sharding.rules import Rules
 
 MOMENTUM = 0.99  # alpha of Perraudin et al. (2013)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from mmjax.layers.mel import mel_filters
+from mmjax.layers.mel import hann, mel_filters
 from mmjax.layers.patches import cut_sequence
 from mmjax.sharding.rules import Rules
 
@@ -24,11 +24,6 @@ def join(parts: Float[Array, "B N H"]) -> Float[Array, "B F W"]:
     """Every `OVERLAP` parts of a hop that follow each other as one frame: F = N - `OVERLAP` + 1."""
     count = parts.shape[1] - OVERLAP + 1
     return jnp.concatenate([parts[:, start : start + count] for start in range(OVERLAP)], -1)
-
-
-def hann(length: int) -> Float[Array, "W"]:
-    """A periodic Hann window."""
-    return 0.5 - 0.5 * jnp.cos(2 * jnp.pi * jnp.arange(length) / length)
 
 
 def magnitudes(x: Float[Array, "B T"], window: int, *, rules: Rules) -> Float[Array, "B F K"]:

@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 from mmjax.heads.pairs import pair_losses
 from mmjax.layers.attention import AttentionPool, check_heads
 from mmjax.layers.linear import Linear, make_parameter
+from mmjax.layers.norm import unit_norm
 from mmjax.layers.output import Output, find_feature
 from mmjax.layers.settings import Settings
 from mmjax.types import Average, Batch, Feature, Fused, Image, Metrics, Spectrogram, Text, Tokens
@@ -65,8 +66,8 @@ class ContrastHead(nnx.Module):
 
     def embed(self, side: int, tokens: Tokens) -> Float[Array, "B E"]:
         """Unit embeddings of the first (0) or second (1) modality; zero where it is absent."""
-        x = self.projections[side](self.pools[side](tokens.values, tokens.mask)).astype(jnp.float32)
-        return x * jax.lax.rsqrt(jnp.sum(jnp.square(x), -1, keepdims=True) + 1e-12)
+        x = self.projections[side](self.pools[side](tokens.values, tokens.mask))
+        return unit_norm(x.astype(jnp.float32))
 
     def _there(self, batch: Batch) -> Bool[Array, "B"]:
         return batch.present[self.names[0]] & batch.present[self.names[1]]

@@ -13,9 +13,8 @@ from jaxtyping import Array, Float
 
 from mmjax.errors import UserError
 from mmjax.layers.attention import Attention
-from mmjax.layers.experts import Experts
 from mmjax.layers.linear import Contraction, Linear
-from mmjax.layers.mlp import MLP
+from mmjax.layers.mlp import MLP, Experts
 
 Products = Literal["int8", "float8"]
 # What factors and what slopes are rounded to: as 8-bit floats, slopes need the range more than the digits (Micikevicius

@@ -1,4 +1,4 @@
-"""The mel scale of frequencies, and what sums up a spectrum in bands that are even on it."""
+"""The mel scale, its triangular filters, and the Hann window of short-time spectra."""
 
 import functools
 
@@ -28,3 +28,9 @@ def mel_filters(rate: int, size: int, bands: int, low: float, high: float) -> Fl
     frequency = np.arange(size // 2 + 1)[:, None] * (rate / size)
     rise, fall = (frequency - left) / (centre - left), (right - frequency) / (right - centre)
     return np.clip(np.minimum(rise, fall), 0, None).astype(np.float32)
+
+
+@functools.lru_cache
+def hann(length: int) -> Float[np.ndarray, "W"]:
+    """A periodic Hann window."""
+    return (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(length) / length)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Normalisation and dropout."""
+"""RMSNorm, unit norm and dropout."""
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,11 @@ class RMSNorm(nnx.Module):
         wide = x.astype(jnp.float32)
         scale = jax.lax.rsqrt(jnp.mean(jnp.square(wide), -1, keepdims=True) + 1e-6)
         return (wide * scale * self.gain[...]).astype(x.dtype)
+
+
+def unit_norm(x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+    """x / |x| over the last dimension, in x's dtype; zero where x is zero."""
+    return x * jax.lax.rsqrt(jnp.square(x).sum(-1, keepdims=True) + 1e-12)
 
 
 def dropout(x: Float[Array, "..."], rate: float, key: jax.Array | None) -> Float[Array, "..."]:

@@ -40,6 +40,10 @@ class Rule:
     )
     freeze: bool = chz.field(default=False, doc="never change these parameters and keep no moments for them")
 
+    @chz.validate
+    def _not_negative(self) -> None:
+        _check_range(0.0, math.inf, learning_rate=self.learning_rate, weight_decay=self.weight_decay)
+
 
 @dataclasses.dataclass(frozen=True)
 class Treatment:
@@ -61,6 +65,10 @@ class Optimizer(abc.ABC):
     )
     clip: float | None = chz.field(default=1.0, doc="largest global norm of the gradients; None: no clipping")
     rules: tuple[Rule, ...] = chz.field(default=(), doc="exceptions by parameter path; the first that matches counts")
+
+    @chz.validate
+    def _not_negative(self) -> None:
+        _check_range(0.0, math.inf, learning_rate=self.learning_rate, weight_decay=self.weight_decay, clip=self.clip)
 
     @abc.abstractmethod
     def direction(self, model: Any) -> optax.GradientTransformation:
@@ -102,6 +110,11 @@ class AdamW(Optimizer):
     b2: float = chz.field(default=0.999, doc="decay of the second moment")
     eps: float = chz.field(default=1e-8, doc="added to the root of the second moment")
 
+    @chz.validate
+    def _moments(self) -> None:
+        _check_range(0.0, 1.0, b1=self.b1, b2=self.b2)
+        _check_range(0.0, math.inf, eps=self.eps)
+
     def direction(self, model: Any) -> optax.GradientTransformation:
         return optax.scale_by_adam(self.b1, self.b2, self.eps)
 
@@ -116,6 +129,10 @@ class Lion(Optimizer):
     learning_rate: float = chz.field(default=1e-4, doc="highest learning rate of the run")
     b1: float = chz.field(default=0.9, doc="share of the momentum in the direction")
     b2: float = chz.field(default=0.99, doc="decay of the momentum")
+
+    @chz.validate
+    def _moments(self) -> None:
+        _check_range(0.0, 1.0, b1=self.b1, b2=self.b2)
 
     def direction(self, model: Any) -> optax.GradientTransformation:
         return optax.scale_by_lion(self.b1, self.b2)
@@ -133,6 +150,11 @@ class Adafactor(Optimizer):
     momentum: float | None = chz.field(default=0.9, doc="decay of the first moment; None: none is kept")
     clipping_threshold: float | None = chz.field(default=1.0, doc="largest RMS of a parameter's direction")
     min_dim_size_to_factor: int = chz.field(default=128, doc="smaller dimensions are not factored")
+
+    @chz.validate
+    def _moments(self) -> None:
+        _check_range(0.0, 1.0, decay_rate=self.decay_rate, momentum=self.momentum)
+        _check_range(0.0, math.inf, clipping_threshold=self.clipping_threshold)
 
     def direction(self, model: Any) -> optax.GradientTransformation:
         parts = [
@@ -162,6 +184,11 @@ class Muon(Optimizer):
     eps: float = chz.field(default=1e-8, doc="AdamW's eps")
 
     @chz.validate
+    def _moments(self) -> None:
+        _check_range(0.0, 1.0, momentum=self.momentum, b1=self.b1, b2=self.b2)
+        _check_range(0.0, math.inf, eps=self.eps)
+
+    @chz.validate
     def _iterations(self) -> None:
         if not 1 <= self.iterations <= 100:
             raise ValueError(f"iterations={self.iterations} must lie between 1 and 100")
@@ -186,6 +213,14 @@ class Muon(Optimizer):
             },
             lambda tree: _map_named(lambda name, _: "muon" if name in matrices else "adam", tree),
         )
+
+
+def _check_range(low: float, high: float, **values: float | None) -> None:
+    """Raises ValueError, naming the field, for a value outside [low, high) that is not None."""
+    for name, value in values.items():
+        if value is not None and not low <= value < high:
+            wanted = "must not be negative" if math.isinf(high) else f"must lie in [{low:g}, {high:g})"
+            raise ValueError(f"{name}={value} {wanted}")
 
 
 def treat(rules: tuple[Rule, ...], model: Any) -> dict[str, Treatment]:

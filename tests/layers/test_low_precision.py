@@ -11,10 +11,9 @@ import pytest
 from flax import nnx
 
 from mmjax.errors import UserError
-from mmjax.layers.experts import Experts
 from mmjax.layers.linear import Linear
 from mmjax.layers.low_precision import Rounded, lower_precision
-from mmjax.layers.mlp import MLP
+from mmjax.layers.mlp import MLP, Experts
 from mmjax.profiling.hlo import Module
 from mmjax.sharding.mesh import MeshShape
 from mmjax.sharding.rules import PRESETS, Rules

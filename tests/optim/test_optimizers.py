@@ -11,12 +11,13 @@ import optax
 import pytest
 from flax import nnx
 
+from launch.command_line import load_experiment, resolve
 from mmjax import fusion
 from mmjax.errors import UserError
 from mmjax.layers.attention import Block
 from mmjax.layers.conv import Conv, DepthwiseConv
-from mmjax.layers.experts import Experts
 from mmjax.layers.linear import Embedding, Linear
+from mmjax.layers.mlp import Experts
 from mmjax.layers.stack import Stack
 from mmjax.layers.tree import named_leaves
 from mmjax.optim.optimizers import Adafactor, AdamW, Lion, Muon, Rule, matrix_dimensions, treat
@@ -314,3 +315,23 @@ def test_no_pattern_takes_long(net):
 
 def test_the_rate_is_that_of_the_schedule():
     assert float(AdamW(learning_rate=0.2, schedule=Line(warmup=0)).rate(10)(5)) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["optimizer.learning_rate=-1"], "optimizer.learning_rate=-1.0: must not be negative"),
+        (["optimizer.weight_decay=-0.1"], "optimizer.weight_decay=-0.1: must not be negative"),
+        (["optimizer.clip=-1"], "optimizer.clip=-1.0: must not be negative"),
+        (["optimizer=AdamW", "optimizer.b1=2"], "optimizer.b1=2.0: must lie in [0, 1)"),
+        (["optimizer=AdamW", "optimizer.b2=1"], "optimizer.b2=1.0: must lie in [0, 1)"),
+        (["optimizer=AdamW", "optimizer.eps=-1"], "optimizer.eps=-1.0: must not be negative"),
+        (["optimizer=Lion", "optimizer.b2=-0.1"], "optimizer.b2=-0.1: must lie in [0, 1)"),
+        (["optimizer=Adafactor", "optimizer.momentum=1"], "optimizer.momentum=1.0: must lie in [0, 1)"),
+        (["optimizer=Muon", "optimizer.momentum=1.5"], "optimizer.momentum=1.5: must lie in [0, 1)"),
+    ],
+)
+def test_values_out_of_range_are_refused_by_their_key(words, says):
+    with pytest.raises(UserError) as error:
+        resolve(load_experiment("interactions"), words)
+    assert str(error.value) == says
