@@ -25,7 +25,7 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
     },
     (
         "generators/adversary.py",
-        "generators/test_adversary.py -k 'hand or formulas or penalty or score_ema or adaptive'",
+        "generators/test_adversary.py -k 'hand or formulas or penalty or usual or adaptive'",
     ): {
         "penalty_without_gradient": (
             "return jnp.square(slope.astype(jnp.float32))",
@@ -76,7 +76,7 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
         ),
         "commitment_at_full_weight": ("moved + self.commitment * kept", "self.commitment * moved + kept"),
         "codebook_not_learned": ("jnp.square(chosen - jax", "jnp.square(jax.lax.stop_gradient(chosen) - jax"),
-        "nothing_passes_straight_through": ("(unit + jax.lax.stop_gradient(chosen - unit))", "top_k"),
+        "nothing_passes_straight_through": ("(unit + jax.lax.stop_gradient(chosen - unit))", "chosen"),
         "used_codes_are_revived": ("jnp.where(used, 0,", "jnp.where(~used, 0,"),
         "vectors_are_drawn_to_unused_codes": ("_revive(jax.lax.stop_gradient(unit), ", "_revive(unit, "),
         "even_levels_off_centre": ("jnp.where(levels % 2 == 0, 0.5, 0.0)", "jnp.where(levels % 2 == 0, 0.0, 0.0)"),
@@ -94,7 +94,7 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
         "critic_sees_what_is_absent": ("jnp.where((real > 0) & (jnp.arange(width) < columns)[:, None], x, 0)", "x"),
     },
     ("generators/gan.py", "generators/test_adversary.py -k a_gan"): {
-        "reconstruction_at_full_weight": ("self.reconstruction * squared_error(fake)", "squares(fake)"),
+        "reconstruction_at_full_weight": ("self.reconstruction * squared_error(fake)", "squared_error(fake)"),
     },
     ("generators/code_decoder.py", "generators/test_code_decoder.py -k 'loss_is'"): {
         "codes_one_off": ("rules=self.rules) + BEFORE", "rules=self.rules) + BEFORE - 1"),
@@ -196,7 +196,7 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
             "there, scale, bias, self.rules",
             "there, jax.lax.stop_gradient(scale), bias, self.rules",
         ),
-        "embeddings_of_unit_mean_square": ("jnp.sum(jnp.square(x), -1", "jnp.mean(jnp.square(x), -1"),
+        "embeddings_not_of_unit_length": ("unit_norm(x.astype(jnp.float32))", "x.astype(jnp.float32)"),
     },
     ("heads/pairs.py", "heads/test_heads.py -k contrast"): {
         "one_way_only": ("losses = (losses + by_column) / 2", "losses = losses"),
@@ -250,7 +250,7 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
     ("fusion/cross_attention.py", "fusion/test_streams.py -k cross_attention"): {
         "modalities_read_those_before_them_anew": (
             "concat_streams(streams, rest), concat_streams(masks",
-            "join({**streams, **result}, rest), join(masks",
+            "concat_streams({**streams, **result}, rest), concat_streams(masks",
         ),
     },
     ("fusion/multiway.py", "fusion/test_streams.py -k multiway"): {
@@ -488,9 +488,11 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
         "special_words_are_special_tokens": ("encode_special_tokens = True", "encode_special_tokens = False"),
     },
     ("data/spectrogram.py", "data/test_spectrogram.py"): {
-        "a_symmetric_window": ("np.arange(length) / length)", "np.arange(length) / (length - 1))"),
-        "a_window_of_unit_sum": ("np.sqrt(np.sum(window**2))", "np.sum(window)"),
+        "a_window_of_unit_sum": ("np.sqrt(np.sum(np.square(window, dtype=np.float64)))", "np.sum(window)"),
         "mel_of_magnitudes": ("mel = power.reshape", "mel = np.sqrt(power).reshape"),
+    },
+    ("layers/mel.py", "data/test_spectrogram.py"): {
+        "a_symmetric_window": ("np.arange(length) / length)", "np.arange(length) / (length - 1))"),
     },
     ("data/griffin_lim.py", "data/test_griffin_lim.py"): {
         "phases_without_momentum": ("projected + momentum * (projected - before)", "projected"),
@@ -584,7 +586,7 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
     ("metrics/distributions.py", "metrics/test_distributions.py"): {
         "covariance_biased": ("np.sqrt(len(features) - 1)", "np.sqrt(len(features))"),
         "a_vector_is_its_own_pair": ("_kernel_sum(x, x, paired=True)", "_kernel_sum(x, x, paired=False)"),
-        "density_not_by_neighbours": ("inside / (NEIGHBOURS_DENSITY * len(made))", "inside / len(fake)"),
+        "density_not_by_neighbours": ("inside / (NEIGHBOURS_DENSITY * len(made))", "inside / len(made)"),
         "nearest_is_itself": ("axis=1)[:, neighbours].T", "axis=1)[:, [k - 1 for k in neighbours]].T"),
     },
     ("metrics/information.py", "metrics/test_information.py -k 'gate or random or up or near'"): {

@@ -215,7 +215,7 @@ class Muon(Optimizer):
         )
 
 
-def _check_range(low: float, high: float, **values: float | None) -> None:
+def _check_range(low: float, high: float, **values: float | int | None) -> None:
     """Raises ValueError, naming the field, for a value outside [low, high) that is not None."""
     for name, value in values.items():
         if value is not None and not low <= value < high:
