@@ -135,9 +135,8 @@ class TrainedRun:
         }
         found = [name for name, target in targets.items() if to in (name, target)]
         if not found:
-            raise UserError(
-                f"generate(to={to!r}): the run generates {', '.join(map(str, targets.values())) or 'nothing'}"
-            )
+            listed = ", ".join(map(str, targets.values())) or "nothing"
+            raise UserError(f"generate(to={to!r}): the run generates {listed}")
         hidden = [name for name in found if given and set(given) <= set(self.model.hidden_modalities[name])]
         if hidden == found:
             raise UserError(f"generate(to={to!r}): {found[0]} does not see {', '.join(given)}; give something else")
