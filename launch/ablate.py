@@ -169,7 +169,7 @@ def _left(began: float, done: int, count: int) -> str:
     return f", about {duration((time.monotonic() - began) / done * (count - done))} left"
 
 
-SUBJECTS = command_line.Subjects("experiment", command_line.experiment_names, load)
+SUBJECTS = command_line.Subjects("experiment", command_line.experiment_names, load, others=True, more=command_line.OWN)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

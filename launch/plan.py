@@ -344,7 +344,7 @@ def _candidates(whole: dict[str, Any]) -> "list[Section]":
     return [Section("The search", "The quickest that fits first.", [Table(columns, rows)])] if rows else []
 
 
-SUBJECTS = command_line.Subjects("experiment", command_line.experiment_names, load)
+SUBJECTS = command_line.Subjects("experiment", command_line.experiment_names, load, others=True, more=command_line.OWN)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -55,7 +55,7 @@ def load(name: str) -> Profiled:
     place = local_path(name)
     if (place / experiment_file.FILE).is_file() or ("/" in name and place.is_dir()):
         return Profiled(**parts(experiment_file.read(name)), out=str(place / OF_RUN))
-    if "/" in name:
+    if "/" in name and command_line.own_place(name) is None:
         raise UserError(f"there is no run directory {name}; name one that launch.train has written, or an experiment")
     return Profiled(**parts(command_line.load_experiment(name)))
 
@@ -215,7 +215,7 @@ def _shares(found: "Profile", name: str, key: Any) -> Any:
 
 
 SUBJECTS = command_line.Subjects(
-    "experiment", command_line.experiment_names, load, others=True, form="EXPERIMENT|RUN_DIR"
+    "experiment", command_line.experiment_names, load, others=True, form="EXPERIMENT|RUN_DIR", more=command_line.OWN
 )
 
 

@@ -296,8 +296,8 @@ def test_two_classes_of_one_short_name_are_refused_when_it_is_used(monkeypatch: 
         with pytest.raises(UserError) as caught:
             tree_of_value(Holder(root=cls()), "", Holder, "given")
         assert str(caught.value) == f"root: {line}"
+    data = {"class": class_path(Holder), "root": {"class": "mmjax.fusion.twin.Twin"}}
     with pytest.raises(UserError) as caught:
-        data = {"class": class_path(Holder), "root": {"class": "mmjax.fusion.twin.Twin"}}
         tree_of_json(data, "", Holder, "file")
     assert str(caught.value) == f"root: {line}"
 
