@@ -34,7 +34,10 @@ MODULES = "modules"
 
 __all__ = ["EXPERIMENTS", "Subjects", "load_experiment", "main", "parse_pairs", "resolve", "run", "say", "split"]
 
+INSTALLED = __package__.startswith("mmjax.")
+"""Whether this is mmjax.launch of an installed mmjax, not launch of the checkout (see setup.py)."""
 EXPERIMENTS_FOLDER = Path(__file__).resolve().parents[1] / "experiments"
+EXPERIMENTS_PACKAGE = "mmjax.experiments" if INSTALLED else "experiments"
 DONE, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 75
 LONGEST = 44
 LONGEST_LINE = 2000
@@ -142,7 +145,8 @@ def say(text: str, stream: TextIO | None = None) -> None:
 
 def _program() -> str:
     path = Path(sys.argv[0])
-    return f"python -m launch.{path.parent.name if path.stem == '__main__' else path.stem}"
+    name = path.parent.name if path.stem == "__main__" else path.stem
+    return f"{'mmjax ' if INSTALLED else 'python -m launch.'}{name}"
 
 
 # What can be named
@@ -175,7 +179,7 @@ def load_experiment(name: str) -> "Experiment":
     if place is not None:
         return _load_own(*place)
     _check_name(name, EXPERIMENTS)
-    function = getattr(importlib.import_module(f"experiments.{name}"), name)
+    function = getattr(importlib.import_module(f"{EXPERIMENTS_PACKAGE}.{name}"), name)
     return _checked(function(), f"experiments/{name}.py: {name}()")
 
 
@@ -199,7 +203,7 @@ def _load_own(place: str, name: str) -> "Experiment":
     }
     usual = module.__name__.rpartition(".")[2]
     if not name:
-        name = usual if usual in there or len(there) != 1 else next(iter(there))
+        name = next(iter(there)) if len(there) == 1 and not callable(getattr(module, usual, None)) else usual
     function = getattr(module, name, None)
     if not callable(function):
         listed = f"it has {', '.join(there)}; name one as {place}:NAME" if there else "it has no function at all"

@@ -25,8 +25,9 @@ from typing import IO, TextIO
 
 import chz
 
-from launch import command_line, request
 from mmjax.errors import UserError
+
+from . import command_line, request
 
 INTERRUPTED = 75
 FORCED_DEVICES = "--xla_force_host_platform_device_count"

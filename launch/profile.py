@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 import chz
 
-from launch import command_line
-from launch.compare_profiles import OF_RUN
-from launch.huge_pages import prefer_huge_pages
 from mmjax.config import experiment_file
 from mmjax.config.experiment import Experiment, parts
 from mmjax.errors import UserError
 from mmjax.fields import OPERATIONAL
 from mmjax.files import local_path, make_folder, write_atomic
+
+from . import command_line
+from .compare_profiles import OF_RUN
+from .huge_pages import prefer_huge_pages
 
 if TYPE_CHECKING:
     from mmjax.profiling.profile.profile import Kernel, Profile
@@ -223,7 +224,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == ["compare"]:
-        from launch import compare_profiles
+        from . import compare_profiles
 
         return compare_profiles.main(words[1:])
     about = "Trace real steps and tell where their time goes; `compare A B`, in place of EXPERIMENT, compares profiles."
