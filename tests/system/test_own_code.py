@@ -14,19 +14,16 @@ EXPERIMENT = '''"""An experiment of one's own."""
 
 import chz
 import jax.numpy as jnp
-from flax import nnx
 
+import mmjax as mm
 from experiments.interactions import interactions
-from mmjax.checkpoint.manager import Checkpoint
-from mmjax.config.experiment import Experiment
-from mmjax.config.train import Train
-from mmjax.fusion.base import Fusion, PooledFusion
+from mmjax.fusion.base import PooledFusion
 from mmjax.layers.linear import Linear
 from mmjax.layers.norm import RMSNorm
 
 
 @chz.chz
-class Hadamard(Fusion):
+class Hadamard(mm.Fusion):
     """The product of all modalities' mean tokens."""
 
     def build(self, modalities, settings, rngs):
@@ -47,7 +44,7 @@ class HadamardFusion(PooledFusion):
         return self.norm(self.project(product)), {}
 
 
-def my_experiment() -> Experiment:
+def my_experiment() -> mm.Experiment:
     """Interactions, fused by a product."""
     small = interactions()
     return chz.replace(
@@ -55,8 +52,8 @@ def my_experiment() -> Experiment:
         name="mine",
         data=chz.replace(small.data, source=chz.replace(small.data.source, train=96, validation=8, test=7)),
         model=chz.replace(small.model, width=32, fusion=Hadamard()),
-        train=Train(steps=4, batch_size=16, log_every=1, evaluate_every=100),
-        checkpoint=Checkpoint(every=2),
+        train=mm.Train(steps=4, batch_size=16, log_every=1, evaluate_every=100),
+        checkpoint=mm.Checkpoint(every=2),
     )
 '''
 
