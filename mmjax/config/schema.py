@@ -65,8 +65,8 @@ def check_unique(name: str, annotation: Any) -> None:
 
 
 def is_builtin(cls: type) -> bool:
-    """Whether a class is one of mmjax's own."""
-    return cls.__module__.partition(".")[0] == PACKAGE
+    """Whether a class is one of mmjax's own. Those of experiments, which are installed inside it, are not."""
+    return f"{cls.__module__}.".startswith(f"{PACKAGE}.") and not cls.__module__.startswith(f"{PACKAGE}.experiments.")
 
 
 def class_path(cls: type) -> str:

@@ -280,6 +280,12 @@ def test_classes_of_any_imported_module_are_choices(monkeypatch: pytest.MonkeyPa
     assert type(resolve(Holder(), ["root=Leaf"]).root) is later
 
 
+def test_a_class_in_a_file_of_experiments_is_no_class_of_mmjax(monkeypatch: pytest.MonkeyPatch):
+    for module in ("mmjax.experiments.mine", "experiments.mine"):
+        monkeypatch.setitem(sys.modules, module, types.ModuleType(module))
+        assert class_path(foreign(module, "InExperiment")) == f"{module}:InExperiment"
+
+
 def test_two_classes_of_one_short_name_are_refused_when_it_is_used(monkeypatch: pytest.MonkeyPatch):
     for module in ("mmjax.fusion.twin", "mine.other"):
         monkeypatch.setitem(sys.modules, module, types.ModuleType(module))

@@ -130,3 +130,13 @@ def test_its_class_is_a_choice_for_other_experiments(folder: Path):
     assert row.split()[1:4] == ["Hadamard", "command", "line"]
     _, errors = launch(folder, "train", "interactions", "--help", "model.fusion=Hadamard", code=2)
     assert errors.startswith("error: model.fusion=Hadamard: no such class; the nearest is ")
+
+
+def test_an_ablation_over_all_choices_has_it_last(folder: Path):
+    script = "import my_experiment as mine; from mmjax.ablation.grid import choices_of; "
+    script += "print(*choices_of(mine.my_experiment(), ['model.fusion'], None)[0])"
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=folder, env=environment(1), text=True, capture_output=True, timeout=60
+    )
+    names = done.stdout.split()
+    assert (names[0], names[-1]) == ("Sum", "Hadamard"), done.stderr
