@@ -2,9 +2,10 @@
 
 import chz
 
-from experiments.cifar10_code import cifar10_code
 from mmjax.config.experiment import Experiment
 from mmjax.generators import Vae
+
+from .cifar10_code import cifar10_code
 
 
 def cifar10_vae() -> Experiment:

@@ -2,13 +2,14 @@
 
 import chz
 
-from experiments.cifar10_code import cifar10_code
 from mmjax.checkpoint.initialize import Initialize, Rename
 from mmjax.config.experiment import Experiment
 from mmjax.generators import VqGan
 from mmjax.generators.perceptual import Perceptual
 from mmjax.optim.optimizers import AdamW, Rule
 from mmjax.optim.schedules import Cosine
+
+from .cifar10_code import cifar10_code
 
 
 def cifar10_vqgan() -> Experiment:

@@ -1,7 +1,8 @@
 """pretrain_10b: what pretrain_300m is, at the size of a pod."""
 
-from experiments.pretrain_300m import pretrain
 from mmjax.config.experiment import Experiment
+
+from .pretrain_300m import pretrain
 
 
 def pretrain_10b() -> Experiment:

@@ -1,7 +1,8 @@
 """pretrain_2b: what pretrain_300m is, larger."""
 
-from experiments.pretrain_300m import pretrain
 from mmjax.config.experiment import Experiment
+
+from .pretrain_300m import pretrain
 
 
 def pretrain_2b() -> Experiment:

@@ -15,8 +15,6 @@ from pathlib import Path
 
 import chz
 
-from launch import command_line
-from launch.huge_pages import prefer_huge_pages
 from mmjax import files
 from mmjax.ablation.cell import Cell
 from mmjax.ablation.grid import Match, check_width, choices_of, keys_of, make_grid, match, own_choice
@@ -26,6 +24,9 @@ from mmjax.errors import Preempted, UserError
 from mmjax.fields import OPERATIONAL
 from mmjax.formatting import duration
 from mmjax.signals import preemption_guard
+
+from . import command_line
+from .huge_pages import prefer_huge_pages
 
 GRID = "grid.json"
 MOST_SEEDS = 1000
@@ -169,7 +170,7 @@ def _left(began: float, done: int, count: int) -> str:
     return f", about {duration((time.monotonic() - began) / done * (count - done))} left"
 
 
-SUBJECTS = command_line.Subjects("experiment", command_line.experiment_names, load)
+SUBJECTS = command_line.Subjects("experiment", command_line.experiment_names, load, others=True, more=command_line.OWN)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

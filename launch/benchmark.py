@@ -15,10 +15,11 @@ from typing import Any, Literal
 
 import chz
 
-from launch import command_line
-from launch.benchmarks import contest
 from mmjax.fields import OPERATIONAL
 from mmjax.files import local_path, make_folder, write_atomic
+
+from . import command_line
+from .benchmarks import contest
 
 RESULT, PAGE = "benchmark.json", "report.html"
 NAMES = ("step", "input", "checkpoint", "attention", "startup")

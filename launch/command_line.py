@@ -12,23 +12,32 @@ Exit codes: 0 done; 2 the request is wrong, and one line on standard error says 
 import ast
 import dataclasses
 import importlib
+import inspect
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from mmjax.config import modules
 from mmjax.config.overrides import apply, config_tree, nearest, parse_pairs, resolve, split
 from mmjax.config.schema import choices, describe, field_docs
 from mmjax.config.tree import ClassNode, ConfigNode, tree_of_value
 from mmjax.errors import Diverged, Preempted, UserError
+from mmjax.files import local_path
 
 if TYPE_CHECKING:
     from mmjax.config.experiment import Experiment
 
+MODULES = "modules"
+"""The key that every command with a subject has beside the subject's own: modules to import before it is loaded."""
+
 __all__ = ["EXPERIMENTS", "Subjects", "load_experiment", "main", "parse_pairs", "resolve", "run", "say", "split"]
 
+INSTALLED = __package__.startswith("mmjax.")
+"""Whether this is mmjax.launch of an installed mmjax, not launch of the checkout (see setup.py)."""
 EXPERIMENTS_FOLDER = Path(__file__).resolve().parents[1] / "experiments"
+EXPERIMENTS_PACKAGE = "mmjax.experiments" if INSTALLED else "experiments"
 DONE, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 75
 LONGEST = 44
 LONGEST_LINE = 2000
@@ -50,6 +59,8 @@ class Subjects:
     """Whether more can be named than `names` tells, such as any path."""
     form: str | None = None
     """What is typed before the keys; None: the kind."""
+    more: str | None = None
+    """What else can be named, in a sentence."""
 
 
 def main(
@@ -99,6 +110,9 @@ def _answer(command: Callable[[Any], Result], description: str, words: list[str]
     if isinstance(subjects, type):
         usage, root = f"{_program()} key=value ...", config_tree(subjects, "given")
     else:
+        said = split([word for word in pairs if word.startswith(f"{MODULES}=")])
+        pairs = [word for word in pairs if not word.startswith(f"{MODULES}=")]
+        modules.import_all(name.strip() for names in said.values() for name in names.split(","))
         if not pairs:
             say(_listing(description, subjects), sys.stdout)
             if not asks:
@@ -131,7 +145,8 @@ def say(text: str, stream: TextIO | None = None) -> None:
 
 def _program() -> str:
     path = Path(sys.argv[0])
-    return f"python -m launch.{path.parent.name if path.stem == '__main__' else path.stem}"
+    name = path.parent.name if path.stem == "__main__" else path.stem
+    return f"{'mmjax ' if INSTALLED else 'python -m launch.'}{name}"
 
 
 # What can be named
@@ -153,21 +168,71 @@ def experiment_names() -> dict[str, str]:
 
 
 def load_experiment(name: str) -> "Experiment":
-    """What function NAME of experiments/NAME.py returns. Raises UserError where there is none, or a value is wrong."""
+    """The experiment of that name, or what a function of the user's returns: FILE.py[:FUNCTION], MODULE:FUNCTION.
+
+    One of ours is what function NAME of experiments/NAME.py returns. Raises UserError where there is none, or a value
+    is wrong.
+    """
+    place = own_place(name)
+    if place is not None and Path(place[0]).absolute() == EXPERIMENTS_FOLDER / f"{Path(place[0]).stem}.py":
+        name, place = Path(place[0]).stem, None
+    if place is not None:
+        return _load_own(*place)
     _check_name(name, EXPERIMENTS)
+    function = getattr(importlib.import_module(f"{EXPERIMENTS_PACKAGE}.{name}"), name)
+    return _checked(function(), f"experiments/{name}.py: {name}()")
+
+
+def own_place(name: str) -> tuple[str, str] | None:
+    """The file or module and the function, which may be empty, where a subject's name is of that form."""
+    if name.endswith(".py"):
+        return name, ""
+    place, _, function = name.rpartition(":")
+    if place.endswith(".py") or (function.isidentifier() and modules.is_module_name(place)):
+        return place, function
+    return None
+
+
+def _load_own(place: str, name: str) -> "Experiment":
+    """What a function of the user's returns; without a name, the one called as its file, or the only one there."""
+    module = modules.import_file(local_path(place)) if place.endswith(".py") else modules.import_module(place)
+    there = {
+        key: function
+        for key, function in vars(module).items()
+        if inspect.isfunction(function) and function.__module__ == module.__name__ and not key.startswith("_")
+    }
+    usual = module.__name__.rpartition(".")[2]
+    if not name:
+        name = next(iter(there)) if len(there) == 1 and not callable(getattr(module, usual, None)) else usual
+    function = getattr(module, name, None)
+    if not callable(function):
+        listed = f"it has {', '.join(there)}; name one as {place}:NAME" if there else "it has no function at all"
+        raise UserError(f"{place} has no function {name}: {listed}")
+    where = f"{place}: {name}()"
+    try:
+        experiment = function()
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise UserError(f"{where} raised {modules.explain(error, module.__file__)}") from error
+    return _checked(experiment, where)
+
+
+def _checked(experiment: Any, where: str) -> "Experiment":
+    """Raises UserError for what is not an experiment, or not a valid one."""
     from mmjax.config.experiment import Experiment
 
-    experiment = getattr(importlib.import_module(f"experiments.{name}"), name)()
     if not isinstance(experiment, Experiment):
-        raise UserError(f"experiments/{name}.py: {name}() returned {type(experiment).__name__}, not an Experiment")
+        raise UserError(f"{where} returned {type(experiment).__name__}, not an Experiment")
     try:
-        config_tree(experiment, name)
+        config_tree(experiment, "given")
     except UserError as error:
-        raise UserError(f"experiments/{name}.py: {error}") from error
+        raise UserError(f"{where}: {error}") from error
     return experiment
 
 
-EXPERIMENTS = Subjects("experiment", experiment_names, load_experiment)
+OWN = "FILE.py[:FUNCTION] or PACKAGE.MODULE:FUNCTION names an experiment of your own."
+EXPERIMENTS = Subjects("experiment", experiment_names, load_experiment, others=True, more=OWN)
 
 
 def _check_name(name: str, subjects: Subjects) -> None:
@@ -193,9 +258,13 @@ def _listing(description: str, subjects: Subjects) -> str:
     width = max(map(len, names), default=0)
     form = subjects.form or subjects.kind.upper()
     lines = [f"  {name:<{width}}  {about}".rstrip() for name, about in names.items()] or ["  (none)"]
-    more = f"{_program()} {form} --help lists the keys of one."
+    more = [
+        *([subjects.more] if subjects.more else []),
+        f"{MODULES}=PACKAGE.MODULE[,...] imports modules of your own first; their classes are choices, too.",
+        f"{_program()} {form} --help lists the keys of one.",
+    ]
     return "\n".join(
-        [f"usage: {_program()} {form} key=value ...", "", description, "", f"{subjects.kind}s:", *lines, "", more]
+        [f"usage: {_program()} {form} key=value ...", "", description, "", f"{subjects.kind}s:", *lines, "", *more]
     )
 
 

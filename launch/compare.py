@@ -12,11 +12,12 @@ from pathlib import Path
 
 import chz
 
-from launch import command_line
-from launch.generate import runs
-from launch.session import Session
 from mmjax.errors import UserError
 from mmjax.files import local_path, make_folder, step_of, write_atomic
+
+from . import command_line
+from .generate import runs
+from .session import Session
 
 RESULT, PAGE = "comparison.json", "report.html"
 
@@ -42,9 +43,10 @@ def compare(request: Comparison) -> Path:
     """Compare as asked; returns the path of the result."""
     import jax
 
-    from launch.evaluate import Evaluation
     from mmjax.evaluation.comparison import Contender, compare_figures, comparison_table, disagreements, verdict
     from mmjax.reports.page import Section, render
+
+    from .evaluate import Evaluation
 
     with make_folder(local_path(request.out)) as folder:
         sessions: dict[str, tuple[Session, int | None]] = {}

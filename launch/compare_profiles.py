@@ -11,9 +11,10 @@ from typing import Any
 
 import chz
 
-from launch import command_line
 from mmjax.errors import UserError
 from mmjax.files import local_path, make_folder, read_json, read_regular, write_atomic
+
+from . import command_line
 
 RESULT, PAGE, DIFF = "comparison.json", "report.html", "program.diff"
 # The folder of a run directory that its profile lies in.
@@ -138,8 +139,8 @@ def _rows(rows: Sequence[tuple[str, float, float]]) -> list[list[str]]:
 
 def read_profile(folder: str) -> dict[str, Any]:
     """A profile with its program. Raises UserError where the folder holds none."""
-    from launch.profile import PROGRAM
-    from launch.profile import RESULT as PROFILE
+    from .profile import PROGRAM
+    from .profile import RESULT as PROFILE
 
     place = local_path(folder)
     try:

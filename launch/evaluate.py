@@ -13,16 +13,17 @@ from typing import Any
 
 import chz
 
-from launch import command_line, compare
-from launch.generate import runs
-from launch.huge_pages import prefer_huge_pages
-from launch.session import Session
-from launch.suites import DEFAULT, SUITES, choose_suites
 from mmjax.errors import NoCheckpoint, Preempted, UserError
 from mmjax.files import read_json, step_of
 from mmjax.generators import Decoding
 from mmjax.sharding.mesh import MeshShape
 from mmjax.signals import preemption_guard
+
+from . import command_line, compare
+from .generate import runs
+from .huge_pages import prefer_huge_pages
+from .session import Session
+from .suites import DEFAULT, SUITES, choose_suites
 
 # Between two looks at a run's folder, seconds.
 PATIENCE = 1.0

@@ -14,8 +14,6 @@ from typing import Any
 
 import chz
 
-from launch import command_line
-from launch.huge_pages import prefer_huge_pages
 from mmjax.config import experiment_file
 from mmjax.data.inputs import Input, SpectrogramInput
 from mmjax.errors import UserError
@@ -24,6 +22,9 @@ from mmjax.generators import CodeDecoder, Decoding, TextDecoder, Vocoder
 from mmjax.layers.output import Output
 from mmjax.model import Model
 from mmjax.types import PADDING, Batch, Feature, Spectrogram, Text
+
+from . import command_line
+from .huge_pages import prefer_huge_pages
 
 RESULT = "generation.json"
 # So many of everything can be drawn at once.

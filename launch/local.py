@@ -25,9 +25,10 @@ from typing import IO, TextIO
 
 import chz
 
-from launch import command_line, request
-from launch.command_line import INTERRUPTED
 from mmjax.errors import UserError
+
+from . import command_line, request
+from .command_line import INTERRUPTED
 
 FORCED_DEVICES = "--xla_force_host_platform_device_count"
 # Processes, and devices of each, that one machine can pretend to have.

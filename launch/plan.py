@@ -16,8 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 import chz
 
-from launch import command_line
-from launch.compare_profiles import read_profile
 from mmjax.config.experiment import Experiment, parts
 from mmjax.config.experiment_file import fingerprint
 from mmjax.errors import UserError
@@ -27,6 +25,9 @@ from mmjax.formatting import number
 from mmjax.hardware.chips import CHIPS, GPUS, TPUS, Chip
 from mmjax.sharding.rules import MESH_AXES
 from mmjax.sharding.topology import HERE, Topology, parse_topology
+
+from . import command_line
+from .compare_profiles import read_profile
 
 if TYPE_CHECKING:
     from mmjax.reports.page import Section
@@ -344,7 +345,7 @@ def _candidates(whole: dict[str, Any]) -> "list[Section]":
     return [Section("The search", "The quickest that fits first.", [Table(columns, rows)])] if rows else []
 
 
-SUBJECTS = command_line.Subjects("experiment", command_line.experiment_names, load)
+SUBJECTS = command_line.Subjects("experiment", command_line.experiment_names, load, others=True, more=command_line.OWN)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -14,9 +14,10 @@ from typing import Any
 
 import chz
 
-from launch import command_line
 from mmjax.data.sources import TABLE
 from mmjax.data.sources.base import Source, source_name
+
+from . import command_line
 
 
 @chz.chz

@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 import chz
 
-from launch import command_line
-from launch.compare_profiles import OF_RUN
-from launch.huge_pages import prefer_huge_pages
 from mmjax.config import experiment_file
 from mmjax.config.experiment import Experiment, parts
 from mmjax.errors import UserError
 from mmjax.fields import OPERATIONAL
 from mmjax.files import local_path, make_folder, write_atomic
+
+from . import command_line
+from .compare_profiles import OF_RUN
+from .huge_pages import prefer_huge_pages
 
 if TYPE_CHECKING:
     from mmjax.profiling.profile.profile import Kernel, Profile
@@ -55,7 +56,7 @@ def load(name: str) -> Profiled:
     place = local_path(name)
     if (place / experiment_file.FILE).is_file() or ("/" in name and place.is_dir()):
         return Profiled(**parts(experiment_file.read(name)), out=str(place / OF_RUN))
-    if "/" in name:
+    if "/" in name and command_line.own_place(name) is None:
         raise UserError(f"there is no run directory {name}; name one that launch.train has written, or an experiment")
     return Profiled(**parts(command_line.load_experiment(name)))
 
@@ -215,7 +216,7 @@ def _shares(found: "Profile", name: str, key: Any) -> Any:
 
 
 SUBJECTS = command_line.Subjects(
-    "experiment", command_line.experiment_names, load, others=True, form="EXPERIMENT|RUN_DIR"
+    "experiment", command_line.experiment_names, load, others=True, form="EXPERIMENT|RUN_DIR", more=command_line.OWN
 )
 
 
@@ -223,7 +224,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == ["compare"]:
-        from launch import compare_profiles
+        from . import compare_profiles
 
         return compare_profiles.main(words[1:])
     about = "Trace real steps and tell where their time goes; `compare A B`, in place of EXPERIMENT, compares profiles."

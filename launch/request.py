@@ -18,6 +18,6 @@ def program(python: str, command: list[str]) -> list[str]:
     if not command:
         raise UserError("say after -- what to run, for example: -- train scenes train.steps=200")
     name = command[0]
-    if not name.isidentifier() or importlib.util.find_spec(f"launch.{name}") is None:
+    if not name.isidentifier() or importlib.util.find_spec(f"{__package__}.{name}") is None:
         raise UserError(f"after -- must come a command of launch, such as train, and there is no launch.{name}")
-    return [python, "-m", f"launch.{name}", *command[1:]]
+    return [python, "-m", f"{__package__}.{name}", *command[1:]]

@@ -8,18 +8,20 @@ from typing import TYPE_CHECKING
 
 import chz
 
-from launch.generate import write_by
 from mmjax.config import experiment_file
 from mmjax.errors import UserError
 from mmjax.files import local_path
 
+from .generate import write_by
+
 if TYPE_CHECKING:
     import numpy as np
 
-    from launch.evaluate import Evaluation
     from mmjax.evaluation.eval_result import EvalResult
     from mmjax.evaluation.suite_result import SuiteResult
     from mmjax.model import Multimodal
+
+    from .evaluate import Evaluation
 
 # Examples that a device works on at a time, at most; few enough that what training has no need for fits, too.
 LARGEST_BATCH = 64

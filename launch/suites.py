@@ -5,9 +5,10 @@ import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from launch import command_line
-from launch.session import Session, Subject
 from mmjax.errors import UserError
+
+from . import command_line
+from .session import Session, Subject
 
 if TYPE_CHECKING:
     from mmjax.evaluation.suite_result import SuiteResult

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launch import command_line
-from launch.huge_pages import prefer_huge_pages
+from . import command_line
+from .huge_pages import prefer_huge_pages
 
 if TYPE_CHECKING:
     from mmjax.config.experiment import Experiment

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from launch.benchmarks.contest import Benchmark, Ratio
+from .contest import Benchmark, Ratio
 
 HEADS, SIZE = 6, 64
 # Examples and tokens.

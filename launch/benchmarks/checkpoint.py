@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from launch.benchmarks.contest import Benchmark, Ratio
+from .contest import Benchmark, Ratio
 
 ARRAYS, SIZE = 25, (2000, 2000)
 

@@ -11,8 +11,9 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from launch.huge_pages import prefer_huge_pages
 from mmjax.errors import UserError
+
+from ..huge_pages import prefer_huge_pages
 
 # Prepares what is to be measured, by the precision it is measured in, and returns what measures it once: seconds by
 # what took them.
@@ -55,7 +56,7 @@ class Result:
 
 def load(name: str) -> Benchmark:
     """The benchmark of that file."""
-    found: Benchmark = importlib.import_module(f"launch.benchmarks.{name}").BENCHMARK
+    found: Benchmark = importlib.import_module(f"{__package__}.{name}").BENCHMARK
     return found
 
 
@@ -93,7 +94,7 @@ def _result(ratio: Ratio, ours: Sequence[float], peer: Sequence[float]) -> Resul
 
 @contextlib.contextmanager
 def _worker(name: str, contestant: str, dtype: str) -> Iterator["subprocess.Popen[str]"]:
-    words = [sys.executable, "-m", "launch.benchmarks.contest", name, contestant, dtype]
+    words = [sys.executable, "-m", f"{__package__}.contest", name, contestant, dtype]
     process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True)
     try:
         yield process

@@ -11,8 +11,9 @@ from typing import Any
 import chz
 import numpy as np
 
-from launch.benchmarks.contest import Benchmark, Ratio
 from mmjax.data.sources.base import Source
+
+from .contest import Benchmark, Ratio
 
 FILES, LARGE, SMALL, BATCH, WORKERS = 1024, 256, 64, 64, 2
 # Batches of one measurement, after as many that were made ahead.

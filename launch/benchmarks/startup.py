@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from launch.benchmarks.contest import Benchmark, Ratio
+from .contest import Benchmark, Ratio
 
 # A run that is as small as one can be without being compiled in no time.
 TRAIN = ("interactions", "train.steps=1", "train.batch_size=64", "model.unroll=false")
@@ -23,7 +23,7 @@ def _seconds(*words: str) -> float:
 def _train(folder: Path) -> float:
     run_dir = folder / "run"
     shutil.rmtree(run_dir, ignore_errors=True)
-    return _seconds("-m", "launch.train", *TRAIN, f"data_dir={folder}", f"run_dir={run_dir}")
+    return _seconds("-m", f"{__package__.rpartition('.')[0]}.train", *TRAIN, f"data_dir={folder}", f"run_dir={run_dir}")
 
 
 def again(dtype: str) -> Callable[[], dict[str, float]]:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from launch.benchmarks.contest import Benchmark, Ratio
+from .contest import Benchmark, Ratio
 
 if TYPE_CHECKING:
     from mmjax.config.experiment import Experiment

@@ -7,13 +7,14 @@ Renders a SLURM batch script, a GKE JobSet manifest or a script of TPU VM comman
 import sys
 from pathlib import Path
 
-from launch import command_line, request
-from launch.cluster.gke import Gke
-from launch.cluster.job import Job
-from launch.cluster.slurm import Slurm
-from launch.cluster.tpu_vm import TpuVm
 from mmjax.errors import UserError
 from mmjax.files import local_path, write_atomic
+
+from .. import command_line, request
+from .gke import Gke
+from .job import Job
+from .slurm import Slurm
+from .tpu_vm import TpuVm
 
 SCHEDULERS: dict[str, type[Job]] = {"slurm": Slurm, "gke": Gke, "tpu_vm": TpuVm}
 

@@ -4,9 +4,10 @@ from pathlib import PurePosixPath
 
 import chz
 
-from launch.cluster import tpu
-from launch.cluster.job import Job, fill
 from mmjax.errors import UserError
+
+from . import tpu
+from .job import Job, fill
 
 GPUS = {
     "t4": "nvidia-tesla-t4",

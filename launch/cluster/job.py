@@ -9,8 +9,9 @@ from pathlib import Path
 import chz
 import jinja2
 
-from launch import request
 from mmjax.errors import UserError
+
+from .. import request
 
 # A DNS label with room for what JobSet adds to it (-node-INDEX-INDEX).
 _NAME = re.compile(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?")

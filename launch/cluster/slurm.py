@@ -4,8 +4,9 @@ import re
 
 import chz
 
-from launch.cluster.job import Job, fill
 from mmjax.errors import UserError
+
+from .job import Job, fill
 
 # Hours of the longest time limit that can be asked for.
 LONGEST = 8784

@@ -5,9 +5,10 @@ import shlex
 
 import chz
 
-from launch.cluster import tpu
-from launch.cluster.job import Job, fill
 from mmjax.errors import UserError
+
+from . import tpu
+from .job import Job, fill
 
 # On a host: PYTHON is the interpreter's name, and of Debian's package that has it with venv.
 _INSTALL = (

@@ -14,7 +14,7 @@ from mmjax.ablation.cell import Cell
 from mmjax.ablation.match import Cost, match_width
 from mmjax.config.experiment import Experiment
 from mmjax.config.overrides import config_tree, resolve
-from mmjax.config.schema import choices, text, union_members
+from mmjax.config.schema import choices, is_builtin, text, union_members
 from mmjax.errors import UserError
 from mmjax.model import Model
 
@@ -77,8 +77,9 @@ def _is_word(arm: object) -> bool:
 
 
 def _table_order(classes: dict[str, type]) -> list[str]:
-    """The names in the order of the table of their package, where it has one."""
-    package = next((sys.modules[kind.__module__.rpartition(".")[0]] for kind in classes.values()), None)
+    """The names in the order of the table of mmjax's own package of them, where it has one; a user's come last."""
+    own = (kind.__module__.rpartition(".")[0] for kind in classes.values() if is_builtin(kind))
+    package = next((sys.modules[name] for name in own), None)
     table = list(vars(package).get("TABLE", {})) if package else []
     return sorted(classes, key=lambda name: table.index(name) if name in table else len(table))
 

@@ -1,7 +1,9 @@
 """experiment.json: an experiment as JSON, its fingerprint, and whose a run directory is."""
 
+import functools
 import hashlib
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +11,13 @@ from mmjax import files
 from mmjax.checkpoint.integrity import EXPERIMENT_FILE as FILE
 from mmjax.checkpoint.integrity import LARGEST_EXPERIMENT
 from mmjax.checkpoint.manager import FOLDER
-from mmjax.config import tree
+from mmjax.config import modules, tree
 from mmjax.config.experiment import Experiment
 from mmjax.errors import UserError
 
 FORMAT = 2
+MODULES = "modules.json"
+"""Beside it: the files that the run's own classes came from, where it has some (see `modules.digests`)."""
 
 
 def to_json(experiment: Experiment) -> str:
@@ -50,11 +54,19 @@ def difference(a: Experiment, b: Experiment) -> list[str]:
 
 
 def write(experiment: Experiment, run_dir: str | Path) -> Path:
-    """Write `experiment.json` into a run directory, whole or not at all, and return its path."""
+    """Write `experiment.json` into a run directory, whole or not at all, and return its path.
+
+    Beside it goes what is kept of the user's own modules.
+    """
     path = files.local_path(run_dir) / FILE
     whole = {"format": FORMAT, "fingerprint": fingerprint(experiment), "experiment": _draft(experiment).data()}
     with files.explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        own = modules.digests(experiment)
+        if own:
+            files.write_atomic(path.parent / MODULES, json.dumps(own, indent=2) + "\n")
+        else:
+            (path.parent / MODULES).unlink(missing_ok=True)
     return files.write_atomic(path, json.dumps(whole, indent=2, allow_nan=False) + "\n")
 
 
@@ -85,7 +97,11 @@ def claim(experiment: Experiment, run_dir: str | Path) -> Path:
 
 
 def read(run_dir: str | Path) -> Experiment:
-    """The experiment of a run directory. Raises UserError where there is none, or one that was damaged or changed."""
+    """The experiment of a run directory. Raises UserError where there is none, or one that was damaged or changed.
+
+    It imports nothing: a class of the user's must be imported before. A line on standard error says where the file of
+    one has changed since the run trained with it.
+    """
     path = files.local_path(run_dir) / FILE
     try:
         source = files.read_regular(path, LARGEST_EXPERIMENT).decode()
@@ -103,7 +119,23 @@ def read(run_dir: str | Path) -> Experiment:
     experiment = _make(whole["experiment"], str(path))
     if fingerprint(experiment) != whole["fingerprint"]:
         raise UserError(f"{path} was changed after the run wrote it: its content is not what its fingerprint says")
+    for line in modules.changed(_kept_digests(path.parent / MODULES), modules.digests(experiment)):
+        _say_once(f"{run_dir}: {line}")
     return experiment
+
+
+def _kept_digests(path: Path) -> modules.Digests:
+    """What `write` noted; nothing where there is no such file or it is damaged, for nothing hangs on it."""
+    try:
+        kept = files.read_json(path)
+        return {name: {"file": str(entry["file"]), "sha256": str(entry["sha256"])} for name, entry in kept.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+@functools.cache
+def _say_once(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _draft(experiment: Experiment) -> tree.ConfigNode:

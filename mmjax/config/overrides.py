@@ -16,7 +16,16 @@ import typing
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, TypeVar
 
-from mmjax.config.schema import choices, coerce, describe, entry_annotation, item_annotations, text, union_members
+from mmjax.config.schema import (
+    check_unique,
+    choices,
+    coerce,
+    describe,
+    entry_annotation,
+    item_annotations,
+    text,
+    union_members,
+)
 from mmjax.config.tree import (
     ClassNode,
     ConfigNode,
@@ -157,6 +166,10 @@ def _read(old: ConfigNode, value: str) -> ConfigNode:
     key, annotation = old.key, old.annotation
     options = choices(annotation)
     if value in options:
+        try:
+            check_unique(value, annotation)
+        except UserError as error:
+            raise UserError(f"{key}={value}: {error}") from error
         if isinstance(old, ClassNode) and old.cls is options[value]:
             old.origin = ORIGIN
             return old

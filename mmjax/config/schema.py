@@ -1,7 +1,7 @@
 """What a field of a configuration admits: its alternatives in words, and whether a value is one of them.
 
 A configuration holds numbers, truths, texts, None, tuples of these, mappings by name, and nodes: frozen chz classes,
-whose class is any concrete subclass of the field's own class in the same package.
+whose class is any concrete subclass of the field's own class whose module is imported, whoever wrote it.
 """
 
 import ast
@@ -16,6 +16,10 @@ import typing
 from typing import Any, Literal
 
 import chz
+
+from mmjax.errors import UserError
+
+PACKAGE = "mmjax"
 
 MISSING = object()
 """A value that nobody has given."""
@@ -33,22 +37,41 @@ def is_node(annotation: Any) -> bool:
     return isinstance(annotation, type) and "__chz_fields__" in vars(annotation)
 
 
-def choices(annotation: Any) -> dict[str, type]:
-    """The classes a field can hold by short name: concrete chz classes of the annotated class's own package."""
+def known_classes(annotation: Any) -> dict[str, type]:
+    """The classes a field can hold by `class_path`: concrete chz classes whose modules are imported."""
     found: dict[str, type] = {}
     pending = [arm for arm in union_members(annotation) if is_node(arm)]
-    package = pending[0].__module__.partition(".")[0] if pending else ""
     while pending:
-        cls = pending.pop()
+        # In the order of definition, so that a class that a notebook defines again replaces the old one.
+        cls = pending.pop(0)
         pending.extend(cls.__subclasses__())
-        if is_node(cls) and not inspect.isabstract(cls) and cls.__module__.partition(".")[0] == package:
-            found[cls.__name__] = cls
-    return dict(sorted(found.items()))
+        if is_node(cls) and not inspect.isabstract(cls):
+            found[class_path(cls)] = cls
+    return found
+
+
+def choices(annotation: Any) -> dict[str, type]:
+    """The classes a field can hold by short name. Where two have the same one, `check_unique` refuses it."""
+    classes = sorted(known_classes(annotation).values(), key=lambda cls: (cls.__name__, is_builtin(cls)))
+    return {cls.__name__: cls for cls in classes}
+
+
+def check_unique(name: str, annotation: Any) -> None:
+    """Raise UserError, naming them all, where several classes that a field can hold have this short name."""
+    same = [cls for cls in known_classes(annotation).values() if cls.__name__ == name]
+    if len(same) > 1:
+        places = " and ".join(sorted(f"{cls.__module__}:{cls.__qualname__}" for cls in same))
+        raise UserError(f"there are {len(same)} classes called {name}: {places}; rename one of them")
+
+
+def is_builtin(cls: type) -> bool:
+    """Whether a class is one of mmjax's own. Those of experiments, which are installed inside it, are not."""
+    return f"{cls.__module__}.".startswith(f"{PACKAGE}.") and not cls.__module__.startswith(f"{PACKAGE}.experiments.")
 
 
 def class_path(cls: type) -> str:
-    """The dotted name of a class: mmjax.fusion.concat.Concat."""
-    return f"{cls.__module__}.{cls.__qualname__}"
+    """How a class is stored: mmjax.fusion.concat.Concat, or my_package.fusions:Hadamard where it is a user's."""
+    return f"{cls.__module__}{'.' if is_builtin(cls) else ':'}{cls.__qualname__}"
 
 
 def entry_annotation(annotation: Any) -> Any:

@@ -7,11 +7,13 @@ errors are several lines long and leave out the key.
 
 import abc
 import dataclasses
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mmjax.config.schema import (
     MISSING,
+    check_unique,
     choices,
     class_path,
     coerce,
@@ -21,6 +23,7 @@ from mmjax.config.schema import (
     is_node,
     item_annotations,
     keyed_fields,
+    known_classes,
     text,
     union_members,
 )
@@ -201,8 +204,9 @@ def tree_of_value(
     """
     source = DEFAULT if default == value and isinstance(default, bool) == isinstance(value, bool) else origin
     if is_node(type(value)):
-        if type(value) not in choices(annotation).values():
+        if type(value) not in known_classes(annotation).values():
             raise UserError(f"{key or WHOLE} is of class {class_path(type(value))}, expected {describe(annotation)}")
+        _check_unique(type(value).__name__, key, annotation)
         same = type(default) is type(value)
         fields: dict[str, ConfigNode] = {}
         for name, field in keyed_fields(type(value)).items():
@@ -290,17 +294,27 @@ def _short(shown: str) -> str:
 
 
 def _known_class(path: Any, key: str, annotation: Any) -> type:
-    """The class of that dotted name among those the annotation admits. Nothing is imported and nothing evaluated."""
-    known = {class_path(cls): cls for cls in choices(annotation).values()}
+    """The class stored under that name among those the annotation admits. Nothing is imported and nothing evaluated."""
+    known = known_classes(annotation)
     if isinstance(path, str) and path in known:
+        _check_unique(known[path].__name__, key, annotation)
         return known[path]
-    where = key or WHOLE
+    where, there = key or WHOLE, ", ".join(sorted(known))
     if not isinstance(path, str):
-        raise UserError(f"{where} names no class, expected one of {', '.join(known)}")
-    package = next(iter(known)).partition(".")[0]
-    if path.partition(".")[0] != package:
-        raise UserError(f"{where} names the class {path[:80]!r}, which is outside {package}; it is refused")
-    raise UserError(f"{where} names {path[:80]!r}, which is none of its classes: {', '.join(known)}")
+        raise UserError(f"{where} names no class, expected one of {there}")
+    module, colon, _ = path.partition(":")
+    if colon and module not in sys.modules and all(part.isidentifier() for part in module.split(".")):
+        raise UserError(
+            f"{where} is of class {path[:80]!r}, whose module is not imported; name it by modules={module[:80]}"
+        )
+    raise UserError(f"{where} names {path[:80]!r}, which is none of its classes: {there}")
+
+
+def _check_unique(name: str, key: str, annotation: Any) -> None:
+    try:
+        check_unique(name, annotation)
+    except UserError as error:
+        raise UserError(f"{key or WHOLE}: {error}") from error
 
 
 def check_name(name: Any, key: str) -> str:

@@ -13,7 +13,7 @@ from mmjax import encoders, fusion
 from mmjax.config import experiment_file
 from mmjax.config.experiment import Experiment
 from mmjax.config.overrides import resolve
-from mmjax.config.schema import choices
+from mmjax.config.schema import choices, is_builtin
 from mmjax.config.train import Train
 from mmjax.data import sources
 from mmjax.data.inputs import ImageInput, LabelInput, SpectrogramInput
@@ -78,8 +78,8 @@ def test_json_names_every_class_and_holds_every_value():
 @pytest.mark.parametrize(
     ("path", "line"),
     [
-        ("os.system", "model.fusion names the class 'os.system', which is outside mmjax; it is refused"),
-        ("subprocess.Popen", "model.fusion names the class 'subprocess.Popen', which is outside mmjax; it is refused"),
+        ("os.system", "model.fusion names 'os.system', which is none of its classes: "),
+        ("subprocess.Popen", "model.fusion names 'subprocess.Popen', which is none of its classes: "),
         ("mmjax.types.Tokens", "model.fusion names 'mmjax.types.Tokens', which is none of its classes: mmjax.fusion."),
         ("mmjax.encoders.vit.ViT", "model.fusion names 'mmjax.encoders.vit.ViT', which is none of its classes: mmjax."),
         ("mmjax.fusion.base.Fusion", "model.fusion names 'mmjax.fusion.base.Fusion', which is none of its classes: "),
@@ -253,4 +253,4 @@ def test_a_file_in_the_place_of_the_run_directory_is_named(tmp_path: Path):
     ],
 )
 def test_the_choices_of_every_kind_of_node_are_its_table(base: type, table: dict[str, type]):
-    assert choices(base) == table
+    assert {name: cls for name, cls in choices(base).items() if is_builtin(cls)} == table

@@ -10,6 +10,7 @@ from typing import Any
 import chz
 
 from mmjax.compilation import usable_cores
+from mmjax.config import modules
 from mmjax.config.experiment import Experiment
 from mmjax.config.experiment_file import from_json, to_json
 from mmjax.errors import UserError
@@ -134,7 +135,9 @@ def compile_all(
     """The plans of candidates, compiled in processes beside each other, the quickest that fits first."""
     context = multiprocessing.get_context("spawn")
     done: list[tuple[Candidate, dict[str, Any]]] = []
-    with concurrent.futures.ProcessPoolExecutor(min(usable_cores(), len(candidates)), context) as pool:
+    own = sorted({name for each in candidates for name in modules.digests(each.experiment)})
+    processes = min(usable_cores(), len(candidates))
+    with concurrent.futures.ProcessPoolExecutor(processes, context, modules.import_all, (own,)) as pool:
         waiting = {pool.submit(_plan, to_json(each.experiment), topology): each for each in candidates}
         for future in concurrent.futures.as_completed(waiting):
             done.append((waiting[future], future.result()))

@@ -1,0 +1,1 @@
+"""The experiments: one a file, the function of its name."""
