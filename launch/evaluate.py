@@ -175,12 +175,15 @@ def _evaluate(session: Session, suites: Mapping[str, str], step: int | None) -> 
             command_line.say(f"step {subject.step}: {suite} skipped, {SUITES[suite].none}")
             continue
         names = {f"{session.label}/{name}" for name in (*findings.statistics, *findings.figures)}
-        _show({name: figure for name, figure in results.read(subject.step)["metrics"].items() if name in names})
+        _show(
+            {name: figure for name, figure in results.read(subject.step)["metrics"].items() if name in names},
+            results.page,
+        )
     assert path is not None
     return path
 
 
-def _show(figures: Mapping[str, dict[str, Any]]) -> None:
+def _show(figures: Mapping[str, dict[str, Any]], page: Path) -> None:
     """Prints the figures of every output as a whole, "LABEL/OUTPUT/FIGURE", and none of their parts."""
     short = {name: figure for name, figure in figures.items() if name.count("/") == 2 and figure["value"] is not None}
     width = max(map(len, short), default=0)
@@ -188,7 +191,7 @@ def _show(figures: Mapping[str, dict[str, Any]]) -> None:
         interval = "" if figure["low"] is None else f"  [{figure['low']:.4g}, {figure['high']:.4g}]"
         command_line.say(f"  {name:{width}}  {figure['value']:.4g}{interval}  of {figure['examples']} examples")
     if len(figures) > len(short):
-        command_line.say(f"  {len(figures) - len(short)} more in the report")
+        command_line.say(f"  {len(figures) - len(short)} more in {page}")
 
 
 def _try(session: Session, suites: Mapping[str, str], step: int) -> Path | None:

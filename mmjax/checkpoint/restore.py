@@ -89,5 +89,7 @@ def _restore(
     with contextlib.closing(checkpoints):
         restored = checkpoints.restore(wanted, step, partial=True)
     if restored is None:
-        raise UserError(f"{run_dir} has no checkpoint yet; the first is saved after checkpoint.every steps")
+        others = sorted(path.name for path in (local_path(run_dir) / FOLDER).glob("*") if step_of(path.name) is None)
+        also = f" ({others[0]} in {FOLDER} is not named as a step is)" if others else ""
+        raise UserError(f"{run_dir} has no checkpoint{also}; a run saves its first after checkpoint.every steps")
     return restored.state[part], restored.step

@@ -47,6 +47,11 @@ class Results:
     def __init__(self, run_dir: str | Path):
         self.folder = local_path(run_dir) / FOLDER
 
+    @property
+    def page(self) -> Path:
+        """The HTML report of all steps."""
+        return self.folder / PAGE
+
     def path(self, step: int) -> Path:
         """Where what is known of a step is."""
         return self.folder / f"{step}.json"
@@ -180,7 +185,7 @@ class Results:
                 for part in parts
             ],
         )
-        write_atomic(self.folder / PAGE, page)
+        write_atomic(self.page, page)
 
 
 def _plain(figure: Metric) -> dict[str, Any]:

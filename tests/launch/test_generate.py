@@ -379,7 +379,7 @@ def test_no_run_and_no_checkpoint(drawn, tmp_path, capsys):
     shutil.copy(drawn / "experiment.json", tmp_path)
     shutil.copytree(drawn / "tokenizers", tmp_path / "tokenizers")
     assert generate.main([str(tmp_path), f"from=text:{SENTENCE}"]) == 2
-    line = f"error: {tmp_path} has no checkpoint yet; the first is saved after 3 steps\n"
+    line = f"error: {tmp_path} has no checkpoint; a run saves its first after checkpoint.every steps\n"
     assert capsys.readouterr().err == line
     assert not (tmp_path / "checkpoints").exists()
 
