@@ -128,9 +128,7 @@ def test_sounds_and_quantities_begin_at_zero():
 
 def test_gradients_of_what_is_linear_are_weights_times_changes():
     values, _, nothing = by_hand()
-    found = compiled(lambda batch: integrated_gradients(linear, batch, READ, panels=2))(
-        put(some_batch(), RULES)
-    )
+    found = compiled(lambda batch: integrated_gradients(linear, batch, READ, panels=2))(put(some_batch(), RULES))
     expected = {name: (values[name] - nothing[name]) * weight for name, weight in weights().items()}
     expected["text"] = expected["text"].sum(-1)
     close(found.maps, expected)

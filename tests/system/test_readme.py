@@ -174,6 +174,54 @@ def test_the_fusion_multiplies_what_is_there():
     assert output.splitlines()[-1] == "(2, 4) [10.0, 2.0]"
 
 
+USE_HEAD = """
+import sys, types
+import jax, jax.numpy as jnp
+from flax import nnx
+from mmjax.layers.settings import Settings
+from mmjax.sharding.mesh import MeshShape
+from mmjax.sharding.rules import PRESETS
+from mmjax.types import Batch, Fused, Tokens, Vector
+
+module = types.ModuleType("mmjax.heads.least_squares")
+sys.modules[module.__name__] = module
+exec(sys.argv[1], vars(module))
+with jax.set_mesh(MeshShape().build()):
+    config = module.LeastSquares(target="size")
+    head = config.build({"size": Vector(2)}, Settings(4, PRESETS["data"]), nnx.Rngs(0))
+    pooled = jnp.zeros((2, 4))
+    fused = Fused(Tokens(pooled[:, None], jnp.ones((2, 1), bool)), pooled, {})
+    values = jnp.array([[[3.0, 1.0]], [[jnp.nan, jnp.nan]]])
+    batch = Batch({"size": values}, {"size": jnp.ones((2, 1), bool)}, {"size": jnp.array([True, False])})
+    loss, _ = head.loss(fused, batch, None, None)
+    print(head.predict(fused, None)["mean"].shape, float(loss.total))
+"""
+
+USE_SOURCE = """
+import sys, types
+from mmjax.data.sources.base import Records
+
+module = types.ModuleType("mmjax.data.sources.counting")
+sys.modules[module.__name__] = module
+exec(sys.argv[1], vars(module))
+records = module.Counting(train=6).open("", "train")
+assert isinstance(records, Records)
+print(len(records), records[5], records.id(5))
+"""
+
+
+def test_the_head_adds_up_squared_errors():
+    process = [sys.executable, "-c", USE_HEAD, python_block("LeastSquares")]
+    output = subprocess.check_output(process, cwd=ROOT, env=environment(1), text=True)
+    assert output.splitlines()[-1] == "(2, 1, 2) 10.0"
+
+
+def test_the_source_has_examples():
+    process = [sys.executable, "-c", USE_SOURCE, python_block("Counting")]
+    output = subprocess.check_output(process, cwd=ROOT, env=environment(1), text=True)
+    assert output.splitlines()[-1] == "6 {'text': 'one', 'label': 1} train/5"
+
+
 def test_the_experiment_trains(tmp_path, data_dir):
     (tmp_path / "experiments").mkdir()
     (tmp_path / "experiments" / "letters.py").write_text(python_block("letters"))
