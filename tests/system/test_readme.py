@@ -11,7 +11,7 @@ from launch import ablate
 from mmjax import encoders, fusion, generators, heads
 from mmjax.ablation import grid
 from mmjax.config.overrides import apply, config_tree
-from tests.system.conftest import ROOT, TINY, command, environment, finish
+from tests.system.conftest import ROOT, TINY, environment, finish
 
 README = ROOT / "README.md"
 PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -222,6 +222,16 @@ def test_the_source_has_examples():
     assert output.splitlines()[-1] == "6 {'text': 'one', 'label': 1} train/5"
 
 
+# `launch.train`, with the experiments of another folder.
+TRAIN_THERE = """
+import runpy, sys
+from pathlib import Path
+from launch import command_line
+command_line.EXPERIMENTS_FOLDER = Path(sys.argv.pop(1))
+runpy.run_module("launch.train", run_name="__main__", alter_sys=True)
+"""
+
+
 def test_the_experiment_trains(tmp_path, data_dir):
     (tmp_path / "experiments").mkdir()
     (tmp_path / "experiments" / "letters.py").write_text(python_block("letters"))
@@ -230,7 +240,7 @@ def test_the_experiment_trains(tmp_path, data_dir):
     short = ("train.steps=2", "train.batch_size=8", f"data_dir={data_dir}", f"run_dir={run}")
     surroundings = environment(1)
     surroundings["PYTHONPATH"] += f":{tmp_path}"
-    words = command("train", "letters", *sizes, *short)
+    words = [sys.executable, "-c", TRAIN_THERE, str(tmp_path / "experiments"), "letters", *sizes, *short]
     output = subprocess.check_output(words, cwd=ROOT, env=surroundings, text=True, timeout=600)
     assert output.splitlines()[-1] == str(run / "summary.json")
 
