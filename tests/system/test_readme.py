@@ -1,4 +1,4 @@
-"""What the README shows is true: its commands run, its error is that error, its encoder is an encoder."""
+"""What the README and docs show is true: commands run, the error is that error, examples work, links resolve."""
 
 import re
 import shlex
@@ -13,11 +13,22 @@ from mmjax.ablation import grid
 from mmjax.config.overrides import apply, config_tree
 from tests.system.conftest import ROOT, TINY, environment, finish
 
-README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
-LINES = [line for _, block in BLOCKS for line in block.splitlines()]
+README = ROOT / "README.md"
+PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+TEXT = "\n".join(page.read_text() for page in PAGES)
+BLOCKS = re.findall(r"```(\w*)\n(.*?)```", TEXT, re.DOTALL)
+# Commands stand in blocks, and in the last cell of the README's table.
+LINES = [line for _, block in BLOCKS for line in block.splitlines()] + re.findall(
+    r"\| `(python -m .*)` \|$", TEXT, re.M
+)
 COMMANDS = [line.partition(" #")[0].split("&& ")[-1].strip() for line in LINES if "python -m launch" in line]
-COMMANDS = [line for line in COMMANDS if not line.startswith("$")]
+COMMANDS = list(dict.fromkeys(line for line in COMMANDS if not line.startswith("$")))
+
+
+def python_block(name: str) -> str:
+    """The one example that defines `name`."""
+    (code,) = [block for language, block in BLOCKS if language == "python" and f" {name}(" in block]
+    return code
 
 
 def words_of(line: str) -> tuple[str, list[str]]:
@@ -79,7 +90,7 @@ def test_local_and_cluster_commands(tmp_path, data_dir):
 
 
 def test_generate_command_makes(tmp_path, data_dir):
-    name, (run_dir, *words) = words_of(next(line for line in COMMANDS if "launch.generate" in line))
+    name, (run_dir, *words) = words_of(next(line for line in COMMANDS if "launch.generate" in line and "n=8" in line))
     (training,) = [line for line in COMMANDS if "launch.train" in line and f"run_dir={run_dir}" in line]
     trainer, trained = words_of(training)
     run = tmp_path / "run"
@@ -89,7 +100,7 @@ def test_generate_command_makes(tmp_path, data_dir):
     assert output.splitlines()[-1] == str(run / "generated" / "generation.json")
     for stands in ("image-8.png", "sheet.png", "report.html"):
         assert (run / "generated" / stands).exists(), stands
-    name, (run_dir, *words) = words_of(next(line for line in COMMANDS if "launch.evaluate" in line))
+    name, (run_dir, *words) = words_of(next(line for line in COMMANDS if "launch.evaluate runs/drawn" in line))
     assert run_dir in training
     output = finish(name, run, *words)
     assert output.splitlines()[-1] == str(run / "evaluations" / "2.json")
@@ -130,14 +141,122 @@ print(tokens.values.shape)
 
 
 def test_the_encoder_is_one():
-    (code,) = [block for language, block in BLOCKS if language == "python"]
-    process = [sys.executable, "-c", USE_ENCODER, code]
+    process = [sys.executable, "-c", USE_ENCODER, python_block("Bag")]
     output = subprocess.check_output(process, cwd=ROOT, env=environment(1), text=True)
     assert output.splitlines()[-1] == "(2, 4, 8)"
 
 
-def test_names_in_the_readme_exist():
-    for folder in re.findall(r"`(mmjax/[\w/.]+)`", README):
+USE_FUSION = """
+import sys, types
+import jax, jax.numpy as jnp
+from flax import nnx
+from mmjax.layers.settings import Settings
+from mmjax.sharding.mesh import MeshShape
+from mmjax.sharding.rules import PRESETS
+from mmjax.types import Tokens
+
+module = types.ModuleType("mmjax.fusion.product")
+sys.modules[module.__name__] = module
+exec(sys.argv[1], vars(module))
+with jax.set_mesh(MeshShape().build()):
+    fusion = module.Product().build(("a", "b"), Settings(4, PRESETS["data"]), nnx.Rngs(0))
+    there = jnp.ones((2, 3), bool)
+    a = Tokens(jnp.full((2, 3, 4), 2.0), there)
+    b = Tokens(jnp.full((2, 3, 4), 5.0), there.at[1].set(False))
+    _, pooled, _ = fusion({"a": a, "b": b}, None)
+print(pooled.shape, pooled[:, 0].tolist())
+"""
+
+
+def test_the_fusion_multiplies_what_is_there():
+    process = [sys.executable, "-c", USE_FUSION, python_block("Product")]
+    output = subprocess.check_output(process, cwd=ROOT, env=environment(1), text=True)
+    assert output.splitlines()[-1] == "(2, 4) [10.0, 2.0]"
+
+
+USE_HEAD = """
+import sys, types
+import jax, jax.numpy as jnp
+from flax import nnx
+from mmjax.layers.settings import Settings
+from mmjax.sharding.mesh import MeshShape
+from mmjax.sharding.rules import PRESETS
+from mmjax.types import Batch, Fused, Tokens, Vector
+
+module = types.ModuleType("mmjax.heads.least_squares")
+sys.modules[module.__name__] = module
+exec(sys.argv[1], vars(module))
+with jax.set_mesh(MeshShape().build()):
+    config = module.LeastSquares(target="size")
+    head = config.build({"size": Vector(2)}, Settings(4, PRESETS["data"]), nnx.Rngs(0))
+    pooled = jnp.zeros((2, 4))
+    fused = Fused(Tokens(pooled[:, None], jnp.ones((2, 1), bool)), pooled, {})
+    values = jnp.array([[[3.0, 1.0]], [[jnp.nan, jnp.nan]]])
+    batch = Batch({"size": values}, {"size": jnp.ones((2, 1), bool)}, {"size": jnp.array([True, False])})
+    loss, _ = head.loss(fused, batch, None, None)
+    print(head.predict(fused, None)["mean"].shape, float(loss.total))
+"""
+
+USE_SOURCE = """
+import sys, types
+from mmjax.data.sources.base import Records
+
+module = types.ModuleType("mmjax.data.sources.counting")
+sys.modules[module.__name__] = module
+exec(sys.argv[1], vars(module))
+records = module.Counting(train=6).open("", "train")
+assert isinstance(records, Records)
+print(len(records), records[5], records.id(5))
+"""
+
+
+def test_the_head_adds_up_squared_errors():
+    process = [sys.executable, "-c", USE_HEAD, python_block("LeastSquares")]
+    output = subprocess.check_output(process, cwd=ROOT, env=environment(1), text=True)
+    assert output.splitlines()[-1] == "(2, 1, 2) 10.0"
+
+
+def test_the_source_has_examples():
+    process = [sys.executable, "-c", USE_SOURCE, python_block("Counting")]
+    output = subprocess.check_output(process, cwd=ROOT, env=environment(1), text=True)
+    assert output.splitlines()[-1] == "6 {'text': 'one', 'label': 1} train/5"
+
+
+# `launch.train`, with the experiments of another folder.
+TRAIN_THERE = """
+import runpy, sys
+from pathlib import Path
+from launch import command_line
+command_line.EXPERIMENTS_FOLDER = Path(sys.argv.pop(1))
+runpy.run_module("launch.train", run_name="__main__", alter_sys=True)
+"""
+
+
+def test_the_experiment_trains(tmp_path, data_dir):
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments" / "letters.py").write_text(python_block("letters"))
+    run = tmp_path / "run"
+    sizes = [f"data.source.{split}=16" for split in ("train", "validation", "test")]
+    short = ("train.steps=2", "train.batch_size=8", f"data_dir={data_dir}", f"run_dir={run}")
+    surroundings = environment(1)
+    surroundings["PYTHONPATH"] += f":{tmp_path}"
+    words = [sys.executable, "-c", TRAIN_THERE, str(tmp_path / "experiments"), "letters", *sizes, *short]
+    output = subprocess.check_output(words, cwd=ROOT, env=surroundings, text=True, timeout=600)
+    assert output.splitlines()[-1] == str(run / "summary.json")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_resolve(page):
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
+        assert "://" in target or (page.parent / target).exists(), target
+
+
+def test_readme_is_short():
+    assert len(README.read_text().splitlines()) <= 160
+
+
+def test_names_on_the_pages_exist():
+    for folder in re.findall(r"`(mmjax/[\w/.]+)`", TEXT):
         assert (ROOT / folder.replace("NAME", "text")).exists(), folder
     for name in (*encoders.TABLE, *fusion.TABLE, *generators.TABLE, *heads.TABLE):
-        assert f"`{name}`" in README
+        assert f"`{name}`" in TEXT
