@@ -1,5 +1,7 @@
 """What the README and docs show is true: commands run, the error is that error, examples work, links resolve."""
 
+import ast
+import json
 import re
 import shlex
 import subprocess
@@ -222,27 +224,23 @@ def test_the_source_has_examples():
     assert output.splitlines()[-1] == "6 {'text': 'one', 'label': 1} train/5"
 
 
-# `launch.train`, with the experiments of another folder.
-TRAIN_THERE = """
-import runpy, sys
-from pathlib import Path
-from launch import command_line
-command_line.EXPERIMENTS_FOLDER = Path(sys.argv.pop(1))
-runpy.run_module("launch.train", run_name="__main__", alter_sys=True)
-"""
-
-
-def test_the_experiment_trains(tmp_path, data_dir):
-    (tmp_path / "experiments").mkdir()
-    (tmp_path / "experiments" / "letters.py").write_text(python_block("letters"))
-    run = tmp_path / "run"
-    sizes = [f"data.source.{split}=16" for split in ("train", "validation", "test")]
-    short = ("train.steps=2", "train.batch_size=8", f"data_dir={data_dir}", f"run_dir={run}")
+def test_the_experiment_trains_and_is_used_in_python(tmp_path, data_dir):
+    (tmp_path / "my_experiment.py").write_text(python_block("my_experiment"))
     surroundings = environment(1)
-    surroundings["PYTHONPATH"] += f":{tmp_path}"
-    words = [sys.executable, "-c", TRAIN_THERE, str(tmp_path / "experiments"), "letters", *sizes, *short]
-    output = subprocess.check_output(words, cwd=ROOT, env=surroundings, text=True, timeout=600)
-    assert output.splitlines()[-1] == str(run / "summary.json")
+    for line in ("my_experiment.py", "interactions modules=my_experiment model.fusion=Hadamard"):
+        assert f"mmjax train {line}\n" in README.read_text()
+    options = dict(cwd=tmp_path, env=surroundings, text=True, timeout=300)
+    words = ["my_experiment.py", f"data_dir={data_dir}", "data.source.count=600", "train.evaluate_every=1000"]
+    output = subprocess.check_output([sys.executable, "-m", "launch.train", *words], **options)
+    assert output.splitlines()[-1] == "runs/mine/summary.json"
+    metrics = json.loads((tmp_path / "runs/mine/summary.json").read_text())["metrics"]
+    assert metrics["test/label/accuracy"] > 0.9
+    (used,) = [block for language, block in BLOCKS if language == "python" and "mm.load" in block]
+    agree, shape = subprocess.check_output([sys.executable, "-c", used], **options).splitlines()
+    assert [answer[0][0] for answer in ast.literal_eval(agree)] == ["agree", "differ"]
+    assert shape == "(1, 32)"
+    words = ["interactions", "modules=my_experiment", "model.fusion=Hadamard", "--help"]
+    assert "Hadamard" in subprocess.check_output([sys.executable, "-m", "launch.train", *words], **options)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
