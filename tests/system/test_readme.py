@@ -229,7 +229,7 @@ def test_the_experiment_trains_and_is_used_in_python(tmp_path, data_dir):
     surroundings = environment(1)
     for line in ("my_experiment.py", "interactions modules=my_experiment model.fusion=Hadamard"):
         assert f"mmjax train {line}\n" in README.read_text()
-    options = dict(cwd=tmp_path, env=surroundings, text=True, timeout=300)
+    options = {"cwd": tmp_path, "env": surroundings, "text": True, "timeout": 300}
     words = ["my_experiment.py", f"data_dir={data_dir}", "data.source.count=600", "train.evaluate_every=1000"]
     output = subprocess.check_output([sys.executable, "-m", "launch.train", *words], **options)
     assert output.splitlines()[-1] == "runs/mine/summary.json"
