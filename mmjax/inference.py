@@ -22,10 +22,10 @@ from mmjax.config import experiment_file
 from mmjax.data.clean import BadInput
 from mmjax.data.inputs import TextInput
 from mmjax.data.loader import empty_batch, set_example
+from mmjax.data.prompt import read_file
 from mmjax.data.sources.base import Recording
 from mmjax.errors import UserError
 from mmjax.evaluation.intermediates import intermediates
-from mmjax.files import local_path, read_regular
 from mmjax.heads.contrast import ContrastHead
 from mmjax.layers.tree import named_leaves
 from mmjax.model import Multimodal
@@ -34,8 +34,8 @@ from mmjax.sharding.mesh import MeshShape, choose_rules
 from mmjax.sharding.rules import Rules
 from mmjax.types import Batch, Image, Label, Spectrogram, Text, Waveform
 
-# Examples that go through the model at a time, and bytes of the largest file that is read.
-BATCH, LARGEST = 64, 2**28
+# Examples that go through the model at a time.
+BATCH = 64
 
 Raw = Any  # uint8[H W C], a Recording, a text, raw bytes, or the path of a file
 
@@ -237,9 +237,4 @@ def _many(value: Raw | Sequence[Raw]) -> list[Raw]:
 
 def _content(raw: Raw, text: bool) -> Raw:
     """What an input reads of one example: files are opened, other things are taken as they are."""
-    if text or not isinstance(raw, str | os.PathLike):
-        return raw
-    try:
-        return read_regular(local_path(raw), LARGEST)
-    except (OSError, UserError) as error:
-        raise BadInput(getattr(error, "strerror", None) or str(error)) from error
+    return raw if text or not isinstance(raw, str | os.PathLike) else read_file(raw)

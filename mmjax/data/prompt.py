@@ -1,5 +1,6 @@
 """What somebody gives a trained model to go on: a text or files, as a batch of one example."""
 
+import os
 from collections.abc import Mapping
 
 from mmjax.data.clean import BadInput, clean_text
@@ -29,7 +30,7 @@ def make_prompt(inputs: Mapping[str, Input], given: Mapping[str, str]) -> Batch:
         try:
             if isinstance(input, TextInput):
                 _check_text(input, clean_text(said))
-            values, mask = input.read(said if isinstance(input, TextInput) else _content(said), None)
+            values, mask = input.read(said if isinstance(input, TextInput) else read_file(said), None)
         except BadInput as error:
             where = name if isinstance(input, TextInput) else f"{name}:{said}"
             raise UserError(f"{where} cannot be used: {error}") from error
@@ -37,8 +38,9 @@ def make_prompt(inputs: Mapping[str, Input], given: Mapping[str, str]) -> Batch:
     return batch
 
 
-def _content(path: str) -> bytes:
-    if not path:
+def read_file(path: str | os.PathLike[str]) -> bytes:
+    """The content of a file that somebody gives. Raises BadInput where it cannot be read."""
+    if not str(path):
         raise BadInput("no file is named")
     try:
         return read_regular(local_path(path), LARGEST)

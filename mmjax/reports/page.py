@@ -33,7 +33,7 @@ class Card:
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """A part of the page, in this order: what it is about, tables, drawings as SVG, cards, and text as it stands.
+    """A part of the page, in this order: what it is about, tables, drawings as SVG, cards, and preformatted text.
 
     Drawings lie side by side, or, where they are `wide`, one below the other.
     """
