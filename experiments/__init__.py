@@ -1,1 +1,1 @@
-"""The experiments: one a file, the function of its name."""
+"""The experiments: one per file, the function with its name."""

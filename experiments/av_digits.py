@@ -1,10 +1,11 @@
-"""av_digits: a handwritten digit and the same digit spoken, which is it?"""
+"""av_digits: classification of a digit from its image and its recording."""
 
 from mmjax.checkpoint.manager import Checkpoint
 from mmjax.config.experiment import Experiment
 from mmjax.config.train import Train
+from mmjax.data.audio_inputs import SpectrogramInput
 from mmjax.data.augment import SpectrogramAugment
-from mmjax.data.inputs import ImageInput, LabelInput, SpectrogramInput
+from mmjax.data.inputs import ImageInput, LabelInput
 from mmjax.data.loader import Data
 from mmjax.data.sources.av_digits import CLASSES, AvDigits
 from mmjax.encoders import AudioTransformer, ViT
@@ -16,7 +17,7 @@ from mmjax.optim.schedules import Cosine
 
 
 def av_digits() -> Experiment:
-    """Real digits, seen and heard through noise: MNIST pictures with FSDD recordings."""
+    """Noisy real digits: MNIST images with FSDD recordings."""
     return Experiment(
         name="av_digits",
         data=Data(
@@ -28,17 +29,14 @@ def av_digits() -> Experiment:
                 ),
                 "label": LabelInput(names=CLASSES),
             },
-            workers=1,
         ),
         model=Model(
             width=96,
-            dtype="float32",
             encoders={"image": ViT(patch=14, depth=1), "speech": AudioTransformer(depth=2)},
             fusion=CrossAttention(depth=1),
             outputs={"label": Classify(target="label", smoothing=0.1)},
             dropout=0.1,
             modality_dropout=0.2,
-            unroll=True,
         ),
         optimizer=Muon(learning_rate=5e-3, weight_decay=0.05, schedule=Cosine(warmup=50)),
         train=Train(steps=1720, batch_size=128, ablation_steps=320, evaluate_every=430),

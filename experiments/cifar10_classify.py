@@ -1,4 +1,4 @@
-"""cifar10_classify: small photographs of ten kinds of things; its eyes judge what other runs make of them."""
+"""cifar10_classify: classification of small photographs; the classifier also scores generated ones."""
 
 from mmjax.checkpoint.manager import Checkpoint
 from mmjax.config.experiment import Experiment
@@ -16,7 +16,7 @@ from mmjax.optim.schedules import Constant
 
 
 def cifar10_classify() -> Experiment:
-    """Real photographs told apart by a convolutional network."""
+    """Real photographs classified by a convolutional network."""
     return Experiment(
         name="cifar10_classify",
         data=Data(
@@ -25,15 +25,12 @@ def cifar10_classify() -> Experiment:
                 "image": ImageInput(size=32, augment=ImageAugment(flip=0.5, crop=0.125)),
                 "label": LabelInput(names=CLASSES),
             },
-            workers=1,
         ),
         model=Model(
             width=128,
-            dtype="float32",
             encoders={"image": ConvNet(stem=2, widths=(32, 64, 128), depths=(1, 2, 2))},
             fusion=AttentionPool(),
             outputs={"label": Classify(target="label", smoothing=0.1)},
-            unroll=True,
         ),
         optimizer=Muon(learning_rate=5e-3, weight_decay=0.05, schedule=Constant(warmup=100)),
         train=Train(steps=3000, batch_size=128, evaluate_every=1000),

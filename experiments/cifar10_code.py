@@ -1,4 +1,4 @@
-"""cifar10_code: small photographs as few numbers, and back: a tokenizer of pictures."""
+"""cifar10_code: small photographs as discrete codes, a tokenizer of images."""
 
 from mmjax.checkpoint.manager import Checkpoint
 from mmjax.config.experiment import Experiment
@@ -16,18 +16,16 @@ from mmjax.optim.schedules import Cosine
 
 
 def cifar10_code() -> Experiment:
-    """Real photographs as 64 of 512 codes, 576 bits each."""
+    """Photographs as 64 codes out of 512, 576 bits each."""
     return Experiment(
         name="cifar10_code",
-        data=Data(source=Cifar10(), inputs={"image": ImageInput(size=32)}, workers=1),
+        data=Data(source=Cifar10(), inputs={"image": ImageInput(size=32)}),
         model=Model(
             width=16,
-            dtype="float32",
-            # A tokenizer reads no tokens, so that what makes them is never computed.
+            # A tokenizer does not read tokens, so the encoders are never computed.
             encoders={"image": ConvNet(stem=8, widths=(16,), depths=(1,))},
             fusion=Concat(hidden=16),
             outputs={"image": VqVae(target="image", quantizer=Fsq(), widths=(32, 64))},
-            unroll=True,
         ),
         optimizer=Muon(learning_rate=5e-3, schedule=Cosine(warmup=100)),
         train=Train(steps=3000, batch_size=64, evaluate_every=1000),

@@ -1,4 +1,4 @@
-"""cifar10_vqgan: small photographs as codes, and back, with a critic and a distance by what a classifier sees."""
+"""cifar10_vqgan: small photographs as codes, with a critic and a perceptual distance."""
 
 import chz
 
@@ -13,13 +13,15 @@ from .cifar10_code import cifar10_code
 
 
 def cifar10_vqgan() -> Experiment:
-    """Photographs as 64 of 512 learned codes; wants the run of `cifar10_classify`, whose trunk is the classifier."""
+    """Photographs as 64 of 512 learned codes; needs a run of `cifar10_classify` as the classifier."""
     plain = cifar10_code()
-    eyes = Perceptual(stem=2, widths=(32, 64, 128), depths=(1, 2, 2))
+    perceptual = Perceptual(stem=2, widths=(32, 64, 128), depths=(1, 2, 2))
     return chz.replace(
         plain,
         name="cifar10_vqgan",
-        model=chz.replace(plain.model, outputs={"image": VqGan(target="image", widths=(32, 64), perceptual=eyes)}),
+        model=chz.replace(
+            plain.model, outputs={"image": VqGan(target="image", widths=(32, 64), perceptual=perceptual)}
+        ),
         optimizer=AdamW(
             learning_rate=1e-3, schedule=Cosine(warmup=100), rules=(Rule(pattern="*/judge/*", freeze=True),)
         ),

@@ -1,9 +1,10 @@
-"""digit_strings: numbers of one to four digits, written by hand, spoken and in words, each made of each."""
+"""digit_strings: numbers of one to four digits, handwritten, spoken and in words."""
 
 from mmjax.checkpoint.manager import Checkpoint
 from mmjax.config.experiment import Experiment
 from mmjax.config.train import Train
-from mmjax.data.inputs import ImageInput, SpectrogramInput, TextInput
+from mmjax.data.audio_inputs import SpectrogramInput
+from mmjax.data.inputs import ImageInput, TextInput
 from mmjax.data.loader import Data
 from mmjax.data.sources.digit_strings import MOST_DIGITS, SIDE, DigitStrings
 from mmjax.encoders import AudioTransformer, TextTransformer, ViT
@@ -16,7 +17,7 @@ from mmjax.optim.schedules import Constant
 
 
 def digit_strings() -> Experiment:
-    """Real digits strung to numbers: one model writes them in words, by hand, and speaks them."""
+    """Real digits concatenated to numbers: one model generates each modality from the others."""
     return Experiment(
         name="digit_strings",
         data=Data(
@@ -26,11 +27,9 @@ def digit_strings() -> Experiment:
                 "speech": SpectrogramInput(seconds=3.0, window=0.05, hop=0.0125, bands=48),
                 "text": TextInput(length=24),
             },
-            workers=1,
         ),
         model=Model(
             width=128,
-            dtype="float32",
             encoders={
                 "image": ViT(patch=14, depth=2),
                 "speech": AudioTransformer(depth=2),
@@ -44,9 +43,8 @@ def digit_strings() -> Experiment:
                 ),
                 "speech": SpeechVae(target="speech", text="text", depth=3, couplings=2, warmup=500),
             },
-            # Each is made of each by itself, too.
+            # Every modality is also generated from each single one.
             modality_dropout=0.5,
-            unroll=True,
         ),
         optimizer=Muon(learning_rate=2e-3, weight_decay=0.05, schedule=Constant(warmup=100)),
         train=Train(steps=4000, batch_size=32, evaluate_every=1000),

@@ -1,10 +1,11 @@
-"""digit_strings_classify: numbers written by hand or spoken, digit by digit; reads back what other runs make."""
+"""digit_strings_classify: handwritten or spoken numbers, digit by digit; scores generated ones."""
 
 from mmjax.checkpoint.manager import Checkpoint
 from mmjax.config.experiment import Experiment
 from mmjax.config.train import Train
+from mmjax.data.audio_inputs import SpectrogramInput
 from mmjax.data.augment import ImageAugment, SpectrogramAugment
-from mmjax.data.inputs import ImageInput, LabelInput, SpectrogramInput
+from mmjax.data.inputs import ImageInput, LabelInput
 from mmjax.data.loader import Data
 from mmjax.data.sources.av_digits import CLASSES
 from mmjax.data.sources.digit_strings import MOST_DIGITS, SIDE, DigitStrings
@@ -17,7 +18,7 @@ from mmjax.optim.schedules import Constant
 
 
 def digit_strings_classify() -> Experiment:
-    """Real digits strung to numbers: which they are, from the picture alone and from the recording alone."""
+    """The digits of numbers, from the image alone and from the recording alone."""
     return Experiment(
         name="digit_strings_classify",
         data=Data(
@@ -38,18 +39,15 @@ def digit_strings_classify() -> Experiment:
                 ),
                 "digits": LabelInput(names=CLASSES, slots=MOST_DIGITS),
             },
-            workers=1,
         ),
         model=Model(
             width=128,
-            dtype="float32",
             encoders={"image": ViT(patch=7, depth=2), "speech": AudioTransformer(convolutions=3, depth=2)},
             fusion=SingleStream(depth=1),
             outputs={"digits": Classify(target="digits", smoothing=0.05)},
             dropout=0.1,
             # Each is to be read by itself, too.
             modality_dropout=0.6,
-            unroll=True,
         ),
         optimizer=Muon(learning_rate=3e-3, weight_decay=0.05, schedule=Constant(warmup=100)),
         train=Train(steps=1500, batch_size=64, evaluate_every=500),

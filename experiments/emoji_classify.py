@@ -1,4 +1,4 @@
-"""emoji_classify: which of Unicode's groups an emoji is of; its eyes judge what emoji_paint makes."""
+"""emoji_classify: the Unicode group of an emoji; the classifier also scores emoji_paint's images."""
 
 from mmjax.checkpoint.manager import Checkpoint
 from mmjax.config.experiment import Experiment
@@ -16,7 +16,7 @@ from mmjax.optim.schedules import Constant
 
 
 def emoji_classify() -> Experiment:
-    """Real art told apart by a convolutional network."""
+    """Emoji classified by a convolutional network."""
     return Experiment(
         name="emoji_classify",
         data=Data(
@@ -28,12 +28,10 @@ def emoji_classify() -> Experiment:
         ),
         model=Model(
             width=128,
-            dtype="float32",
             encoders={"image": ConvNet(stem=2, widths=(32, 64, 128), depths=(1, 2, 2))},
             fusion=AttentionPool(),
             outputs={"group": Classify(target="group", smoothing=0.1)},
             dropout=0.1,
-            unroll=True,
         ),
         optimizer=Muon(learning_rate=3e-3, weight_decay=0.05, schedule=Constant(warmup=100)),
         train=Train(steps=1000, batch_size=64, evaluate_every=250),

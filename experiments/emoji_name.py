@@ -1,4 +1,4 @@
-"""emoji_name: the picture of an emoji, and its name, written."""
+"""emoji_name: the name of an emoji, generated from its image."""
 
 from mmjax.checkpoint.manager import Checkpoint
 from mmjax.config.experiment import Experiment
@@ -17,7 +17,7 @@ from mmjax.optim.schedules import Constant
 
 
 def emoji_name() -> Experiment:
-    """Real art told by its Unicode name."""
+    """Emoji captioned with their Unicode names."""
     return Experiment(
         name="emoji_name",
         data=Data(
@@ -26,16 +26,13 @@ def emoji_name() -> Experiment:
                 "image": ImageInput(size=64, augment=ImageAugment(crop=0.1, rotate=10, scale=0.1)),
                 "text": TextInput(length=32, tokenizer=Bpe(vocabulary=1024)),
             },
-            workers=1,
         ),
         model=Model(
             width=128,
-            dtype="float32",
             encoders={"image": ConvNet(stem=4, widths=(32, 64, 128), depths=(1, 2, 2))},
             fusion=SingleStream(depth=1),
             outputs={"text": TextDecoder(target="text", depth=2)},
             dropout=0.1,
-            unroll=True,
         ),
         optimizer=Muon(learning_rate=2e-3, weight_decay=0.05, schedule=Constant(warmup=100)),
         train=Train(steps=1500, batch_size=32, evaluate_every=500),

@@ -1,4 +1,4 @@
-"""emoji_paint: the name of an emoji, and its picture, painted."""
+"""emoji_paint: the image of an emoji, generated from its name."""
 
 from mmjax.checkpoint.manager import Checkpoint
 from mmjax.config.experiment import Experiment
@@ -18,7 +18,7 @@ from mmjax.optim.schedules import Constant
 
 
 def emoji_paint() -> Experiment:
-    """Emoji painted by their names, in a game against a critic that knows what was asked for."""
+    """Emoji generated from their names with a conditional critic."""
     return Experiment(
         name="emoji_paint",
         data=Data(
@@ -27,19 +27,17 @@ def emoji_paint() -> Experiment:
         ),
         model=Model(
             width=128,
-            dtype="float32",
             encoders={"text": TextTransformer(depth=1)},
             fusion=SingleStream(depth=1),
             outputs={
                 "image": Gan(
                     target="image",
                     widths=(16, 32, 64),
-                    # By the game alone, so few steps paint every name the same.
+                    # With the adversarial loss alone, this few steps give the same image for every name.
                     reconstruction=5.0,
-                    adversary=Adversary(critic=PatchCritic(widths=(16, 32, 64)), penalty=5.0),
+                    adversary=Adversary(critic=PatchCritic(widths=(16, 32, 64)), gradient_penalty=5.0),
                 )
             },
-            unroll=True,
         ),
         optimizer=Muon(learning_rate=2e-3, weight_decay=0.05, schedule=Constant(warmup=100, cooldown=0.0)),
         critic_optimizer=AdamW(learning_rate=3e-4, b1=0.0, b2=0.99, schedule=Constant(warmup=100, cooldown=0.0)),

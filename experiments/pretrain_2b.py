@@ -1,4 +1,4 @@
-"""pretrain_2b: what pretrain_300m is, larger."""
+"""pretrain_2b: a larger pretrain_300m."""
 
 from mmjax.config.experiment import Experiment
 

@@ -1,10 +1,11 @@
-"""pretrain_300m: pictures, words and sounds, aligned, described and made, at the size of a first real run."""
+"""pretrain_300m: images, text and sound, aligned, captioned and generated, at a first real size."""
 
 from mmjax.checkpoint.manager import Checkpoint
 from mmjax.config.experiment import Experiment
 from mmjax.config.train import Train
+from mmjax.data.audio_inputs import SpectrogramInput
 from mmjax.data.augment import SpectrogramAugment
-from mmjax.data.inputs import ImageInput, SpectrogramInput, TextInput
+from mmjax.data.inputs import ImageInput, TextInput
 from mmjax.data.loader import Data
 from mmjax.data.sources.scenes import Scenes
 from mmjax.data.tokenize import Bpe
@@ -27,11 +28,10 @@ def pretrain_300m() -> Experiment:
 def pretrain(
     name: str, *, width: int, heads: int, depth: int, exchange: int, writing: int, batch_size: int, fsdp: int
 ) -> Experiment:
-    """Three towers of `depth` blocks that exchange for a few more and are read by two writers.
+    """Three towers of `depth` blocks with `exchange` blocks of fusion and two decoders.
 
-    Parameters are split over `fsdp` chips, and copied beyond (-1: split over all).
-
-    What it reads is made up, and real pairs take its place by `data.source`.
+    Parameters are sharded over `fsdp` chips and replicated beyond (-1: sharded over all). The data is synthetic;
+    replace it by `data.source`.
     """
     return Experiment(
         name=name,

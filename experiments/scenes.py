@@ -1,10 +1,11 @@
-"""scenes: pictures of coloured shapes, what is said of them, and how it sounds."""
+"""scenes: images of coloured shapes with their descriptions, written and spoken."""
 
 from mmjax.checkpoint.manager import Checkpoint
 from mmjax.config.experiment import Experiment
 from mmjax.config.train import Train
+from mmjax.data.audio_inputs import SpectrogramInput
 from mmjax.data.augment import SpectrogramAugment
-from mmjax.data.inputs import ImageInput, LabelInput, SpectrogramInput, TextInput, VectorInput
+from mmjax.data.inputs import ImageInput, LabelInput, TextInput, VectorInput
 from mmjax.data.loader import Data
 from mmjax.data.sources.drawing import COLOURS, COUNTS, SHAPES, SIZES
 from mmjax.data.sources.scenes import Scenes
@@ -18,7 +19,7 @@ from mmjax.optim.schedules import Cosine
 
 
 def scenes() -> Experiment:
-    """Made-up scenes, seen, read and heard: needs no download and learns in five minutes on a laptop."""
+    """Synthetic scenes in three modalities: needs no download and trains in five minutes on a laptop."""
     return Experiment(
         name="scenes",
         data=Data(
@@ -38,7 +39,6 @@ def scenes() -> Experiment:
         ),
         model=Model(
             width=128,
-            dtype="float32",
             encoders={
                 "image": ViT(patch=16, depth=3),
                 "text": TextTransformer(depth=2),
@@ -55,7 +55,6 @@ def scenes() -> Experiment:
                 "speech_text": Contrast(first="speech", second="text", kind="infonce"),
             },
             modality_dropout=0.2,
-            unroll=True,
         ),
         optimizer=AdamW(learning_rate=1e-3, weight_decay=0.05, schedule=Cosine(warmup=100)),
         train=Train(steps=600, batch_size=64, evaluate_every=300),

@@ -1,4 +1,4 @@
-"""scenes_caption: a picture of coloured shapes, and the sentence that describes it, written."""
+"""scenes_caption: the sentence that describes an image of coloured shapes, generated."""
 
 from mmjax.checkpoint.manager import Checkpoint
 from mmjax.config.experiment import Experiment
@@ -16,7 +16,7 @@ from mmjax.optim.schedules import Constant
 
 
 def scenes_caption() -> Experiment:
-    """Made-up scenes told in a sentence, word by word."""
+    """Synthetic scenes captioned word by word."""
     return Experiment(
         name="scenes_caption",
         data=Data(
@@ -25,15 +25,12 @@ def scenes_caption() -> Experiment:
                 "image": ImageInput(size=64),
                 "text": TextInput(length=24, tokenizer=Bpe(vocabulary=320)),
             },
-            workers=1,
         ),
         model=Model(
             width=128,
-            dtype="float32",
             encoders={"image": ViT(patch=8, depth=3)},
             fusion=SingleStream(depth=1),
             outputs={"text": TextDecoder(target="text", depth=2)},
-            unroll=True,
         ),
         optimizer=Muon(learning_rate=3e-3, weight_decay=0.05, schedule=Constant(warmup=100)),
         train=Train(steps=3000, batch_size=64, evaluate_every=500),

@@ -1,4 +1,4 @@
-"""scenes_classify: a picture of coloured shapes, and what each of them is; reads back what other runs paint."""
+"""scenes_classify: classification of the shapes in an image; scores the images of other runs."""
 
 from mmjax.checkpoint.manager import Checkpoint
 from mmjax.config.experiment import Experiment
@@ -16,7 +16,7 @@ from mmjax.optim.schedules import Constant
 
 
 def scenes_classify() -> Experiment:
-    """Made-up scenes: shape, colour and size of every thing, in the sentence's order, and their number."""
+    """Shape, colour and size of every shape, in the sentence's order, and their number."""
     labels = {
         "shape": LabelInput(names=SHAPES, slots=3),
         "colour": LabelInput(names=COLOURS, slots=3),
@@ -28,15 +28,12 @@ def scenes_classify() -> Experiment:
         data=Data(
             source=Scenes(train=65536, speech=False),
             inputs={"image": ImageInput(size=64), **labels},
-            workers=1,
         ),
         model=Model(
             width=128,
-            dtype="float32",
             encoders={"image": ViT(patch=8, depth=3)},
             fusion=SingleStream(depth=1),
             outputs={name: Classify(target=name) for name in labels},
-            unroll=True,
         ),
         optimizer=Muon(learning_rate=3e-3, weight_decay=0.05, schedule=Constant(warmup=100)),
         train=Train(steps=2000, batch_size=64, evaluate_every=500),

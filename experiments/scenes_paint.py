@@ -1,4 +1,4 @@
-"""scenes_paint: a sentence that describes coloured shapes, and a picture of them, painted."""
+"""scenes_paint: an image of coloured shapes, generated from the sentence that describes it."""
 
 from mmjax.checkpoint.manager import Checkpoint
 from mmjax.config.experiment import Experiment
@@ -17,7 +17,7 @@ from mmjax.optim.schedules import Constant
 
 
 def scenes_paint() -> Experiment:
-    """Made-up scenes painted after a sentence, code by code."""
+    """Synthetic scenes generated from a sentence, code by code."""
     return Experiment(
         name="scenes_paint",
         data=Data(
@@ -26,11 +26,9 @@ def scenes_paint() -> Experiment:
                 "image": ImageInput(size=64),
                 "text": TextInput(length=24, tokenizer=Bpe(vocabulary=320)),
             },
-            workers=1,
         ),
         model=Model(
             width=128,
-            dtype="float32",
             encoders={"text": TextTransformer(depth=2)},
             fusion=SingleStream(depth=1),
             outputs={
@@ -38,7 +36,6 @@ def scenes_paint() -> Experiment:
                     target="image", quantizer=Codebook(size=512), widths=(24, 48, 96), depth=4, heads=4
                 )
             },
-            unroll=True,
         ),
         optimizer=Muon(learning_rate=2e-3, weight_decay=0.05, schedule=Constant(warmup=100)),
         train=Train(steps=5000, batch_size=32, evaluate_every=1000),

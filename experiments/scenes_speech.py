@@ -3,7 +3,8 @@
 from mmjax.checkpoint.manager import Checkpoint
 from mmjax.config.experiment import Experiment
 from mmjax.config.train import Train
-from mmjax.data.inputs import SpectrogramInput, TextInput
+from mmjax.data.audio_inputs import SpectrogramInput
+from mmjax.data.inputs import TextInput
 from mmjax.data.loader import Data
 from mmjax.data.sources.scenes import Scenes
 from mmjax.encoders import AudioTransformer, TextTransformer
@@ -15,7 +16,7 @@ from mmjax.optim.schedules import Constant
 
 
 def scenes_speech() -> Experiment:
-    """Made-up sentences read aloud, letter by letter; the first half second of a recording tells whose voice it is."""
+    """Sentences read aloud, letter by letter, in the voice of half a second of a recording."""
     frames = {"window": 0.05, "hop": 0.0125, "bands": 48}
     return Experiment(
         name="scenes_speech",
@@ -26,15 +27,12 @@ def scenes_speech() -> Experiment:
                 "voice": SpectrogramInput(field="speech", seconds=0.5, **frames),
                 "speech": SpectrogramInput(seconds=3.4, **frames),
             },
-            workers=1,
         ),
         model=Model(
             width=128,
-            dtype="float32",
             encoders={"text": TextTransformer(depth=2), "voice": AudioTransformer(depth=1)},
             fusion=SingleStream(depth=1),
             outputs={"speech": SpeechVae(target="speech", text="text", warmup=500)},
-            unroll=True,
         ),
         optimizer=Muon(learning_rate=2e-3, weight_decay=0.05, schedule=Constant(warmup=100)),
         train=Train(steps=3000, batch_size=32, evaluate_every=1000),

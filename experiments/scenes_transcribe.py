@@ -1,10 +1,11 @@
-"""scenes_transcribe: a sentence about coloured shapes, spoken, and written down; hears what other runs say."""
+"""scenes_transcribe: transcription of spoken sentences; transcribes other runs' speech."""
 
 from mmjax.checkpoint.manager import Checkpoint
 from mmjax.config.experiment import Experiment
 from mmjax.config.train import Train
+from mmjax.data.audio_inputs import SpectrogramInput
 from mmjax.data.augment import SpectrogramAugment
-from mmjax.data.inputs import SpectrogramInput, TextInput
+from mmjax.data.inputs import TextInput
 from mmjax.data.loader import Data
 from mmjax.data.sources.scenes import Scenes
 from mmjax.data.tokenize import Bpe
@@ -17,7 +18,7 @@ from mmjax.optim.schedules import Constant
 
 
 def scenes_transcribe() -> Experiment:
-    """Made-up sentences read aloud by many voices, put into words."""
+    """Synthetic speech of many voices, transcribed."""
     return Experiment(
         name="scenes_transcribe",
         data=Data(
@@ -32,16 +33,13 @@ def scenes_transcribe() -> Experiment:
                 ),
                 "text": TextInput(length=24, tokenizer=Bpe(vocabulary=320)),
             },
-            workers=1,
         ),
         model=Model(
             width=128,
-            dtype="float32",
             encoders={"speech": AudioTransformer(convolutions=3, depth=2)},
             fusion=SingleStream(depth=1),
             outputs={"text": TextDecoder(target="text", depth=2)},
             dropout=0.1,
-            unroll=True,
         ),
         optimizer=Muon(learning_rate=3e-3, weight_decay=0.05, schedule=Constant(warmup=100)),
         train=Train(steps=2000, batch_size=64, evaluate_every=500),

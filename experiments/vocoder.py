@@ -1,9 +1,9 @@
-"""vocoder: spoken digits from their log-mel frames."""
+"""vocoder: waveforms of spoken digits from their log-mel frames."""
 
 from mmjax.checkpoint.manager import Checkpoint
 from mmjax.config.experiment import Experiment
 from mmjax.config.train import Train
-from mmjax.data.inputs import SpectrogramInput, WaveformInput
+from mmjax.data.audio_inputs import SpectrogramInput, WaveformInput
 from mmjax.data.loader import Data
 from mmjax.data.sources.av_digits import AvDigits
 from mmjax.encoders import AudioTransformer
@@ -15,7 +15,7 @@ from mmjax.optim.schedules import Constant, Cosine
 
 
 def vocoder() -> Experiment:
-    """The Free Spoken Digit Dataset, from spectra like those of scenes_speech back to sound."""
+    """The Free Spoken Digit Dataset, from spectrograms like those of scenes_speech to waveforms."""
     return Experiment(
         name="vocoder",
         data=Data(
@@ -25,16 +25,13 @@ def vocoder() -> Experiment:
                 "speech": SpectrogramInput(seconds=0.7, window=0.05, hop=0.0125, bands=48),
                 "wave": WaveformInput(field="speech", seconds=0.7),
             },
-            workers=1,
         ),
         model=Model(
             width=16,
-            dtype="float32",
-            # The vocoder reads no tokens, so that what makes them is never computed.
+            # The vocoder does not read tokens, so the encoders are never computed.
             encoders={"speech": AudioTransformer(depth=1)},
             fusion=Concat(hidden=16),
             outputs={"wave": Vocoder(target="wave", mel="speech", factors=(5, 5), kernels=(3, 7), dilations=(1, 3))},
-            unroll=True,
         ),
         optimizer=Muon(learning_rate=5e-3, weight_decay=0.0, schedule=Cosine(warmup=50)),
         critic_optimizer=AdamW(learning_rate=3e-4, b1=0.8, b2=0.99, schedule=Constant(warmup=100, cooldown=0.0)),

@@ -5,21 +5,23 @@ import runpy
 import sys
 
 COMMANDS = {
-    "train": "train an experiment, or go on with it",
+    "inspect": "look at data of your own",
+    "new": "write an experiment for data of your own",
+    "train": "train an experiment, or resume it",
     "ablate": "compare choices of a key",
     "evaluate": "evaluate a run's checkpoints, or compare runs",
-    "generate": "have a trained model make something",
-    "plan": "plan a run for chips that are not here",
+    "generate": "generate images, text or speech with a trained model",
+    "plan": "predict memory and step time on other devices",
     "profile": "see where the time of a step goes",
-    "benchmark": "compare with what people use now",
-    "prepare": "build a data set",
+    "benchmark": "compare speed with other libraries",
+    "prepare": "build or convert a data set",
     "local": "run a command in several processes on this machine",
-    "cluster": "write what a scheduler needs to run a command",
+    "cluster": "write a job script for a scheduler",
 }
 
 
 def main() -> int:
-    """Run the command that the first word names, as Python's -m does; returns the exit code of what names none."""
+    """Run the command that the first word names; returns 2 where there is none of that name."""
     program = "mmjax" if __package__ == "mmjax.launch" else "python -m launch"
     words = sys.argv[1:]
     if not words or words[0] in ("--help", "-h"):

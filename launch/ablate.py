@@ -1,4 +1,4 @@
-"""Compare choices: `python -m launch.ablate EXPERIMENT over=model.fusion [choices=A,B] [seeds=3] [key=value ...]`.
+"""Compare choices: `python -m launch.ablate EXPERIMENT over=KEY [choices=A,B] [key=value ...]`.
 
 Every choice of a key, or every combination of choices of several, is trained with several seeds and judged on the test
 split. The same command goes on where it was interrupted. Several processes started by `launch.local` or
@@ -60,16 +60,17 @@ class Ablation(Experiment):
 
 
 def load(name: str) -> Ablation:
-    """The ablation of the experiment of that name, nothing said yet."""
+    """The ablation of an experiment by its name, with default keys."""
     experiment = command_line.load_experiment(name)
     return Ablation(**{name: part for name, part in parts(experiment).items() if name != "run_dir"})
 
 
 def ablate(request: Ablation) -> Path:
-    """Run what is left of the grid; returns the path of its table, or of its folder where other processes go on."""
+    """Run what is left of the grid; returns the path of its table, or its folder if others go on."""
     from mmjax.ablation.table import check_metric, write_table
     from mmjax.compilation import cache_compilations
-    from mmjax.sharding.distributed import share_of_work
+    from mmjax.reports.ablation_summary import cautions, chance, headline
+    from mmjax.sharding.distributed import process_index_and_count
 
     began = time.monotonic()
     with preemption_guard() as asked_to_stop:
@@ -77,7 +78,7 @@ def ablate(request: Ablation) -> Path:
         folder = files.local_path(request.run_dir)
         cache_compilations(request.data_dir)
         _claim(folder, request, cells)
-        index, count = share_of_work()
+        index, count = process_index_and_count()
         mine = cells[index::count]
         for number, cell in enumerate(mine):
             if asked_to_stop():
@@ -96,7 +97,11 @@ def ablate(request: Ablation) -> Path:
     if pending:
         command_line.say(f"other processes are at {', '.join(pending)}; the one that ends last writes the table")
         return folder
-    return write_table(folder, cells, seeds, baseline, request.metric, request.match)
+    table = write_table(folder, cells, seeds, baseline, request.metric, request.match)
+    result = files.read_json(table)
+    command_line.say(" ".join([*headline(result), chance(result), *cautions(result)]))
+    command_line.say(f"report: {folder / 'report.html'}")
+    return table
 
 
 def experiment_of(request: Ablation) -> Experiment:
@@ -111,7 +116,7 @@ def experiment_of(request: Ablation) -> Experiment:
 
 
 def plan(request: Ablation) -> tuple[list[Cell], str, list[int]]:
-    """The cells, matched in cost; the choice they are compared with; the seeds. Raises UserError for what cannot be."""
+    """The cells, matched in cost; the baseline; the seeds. Raises UserError for invalid requests."""
     experiment = experiment_of(request)
     keys = keys_of(request.over)
     values = choices_of(experiment, keys, request.choices)
@@ -129,7 +134,7 @@ def plan(request: Ablation) -> tuple[list[Cell], str, list[int]]:
 
 
 def _claim(folder: Path, request: Ablation, cells: Sequence[Cell]) -> None:
-    """Notes in the folder what grid it holds, which may have grown. Raises UserError where it holds another."""
+    """Notes in the folder which grid it holds, which may have grown. Raises UserError for another."""
     fingerprints = {cell.choice: fingerprint(cell.experiment) for cell in cells}
     asked = {"over": request.over, "match": request.match}
     old: dict[str, str] = {}
@@ -170,7 +175,9 @@ def _left(began: float, done: int, count: int) -> str:
     return f", about {duration((time.monotonic() - began) / done * (count - done))} left"
 
 
-SUBJECTS = command_line.Subjects("experiment", command_line.experiment_names, load, others=True, more=command_line.OWN)
+SUBJECTS = command_line.Subjects(
+    "experiment", command_line.experiment_names, load, others=True, more=command_line.OWN, keys=Ablation
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

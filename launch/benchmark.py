@@ -1,6 +1,6 @@
-"""Compare with what people use now: `python -m launch.benchmark step|input|checkpoint|attention|startup [pairs=5]`.
+"""Compare with other libraries: `python -m launch.benchmark NAME [pairs=5]`.
 
-All contestants measure in turns, in one run; a ratio is the median of its pairs, with their range. The last line on
+All implementations measure in turns, in one run; a ratio is the median of its pairs, with their range. The last line on
 standard output is the path of benchmark.json. `pip install -e '.[bench]'` brings the peers.
 """
 
@@ -19,7 +19,7 @@ from mmjax.fields import OPERATIONAL
 from mmjax.files import local_path, make_folder, write_atomic
 
 from . import command_line
-from .benchmarks import contest
+from .benchmarks import runner
 
 RESULT, PAGE = "benchmark.json", "report.html"
 NAMES = ("step", "input", "checkpoint", "attention", "startup")
@@ -30,7 +30,7 @@ PACKAGES = (
 
 
 @chz.chz
-class Contest:
+class BenchmarkRequest:
     """What is measured, how often, in which precision."""
 
     name: str = chz.field(doc="the benchmark")
@@ -52,13 +52,13 @@ class Contest:
 
 def names() -> dict[str, str]:
     """The benchmarks there are."""
-    return {name: contest.load(name).about for name in NAMES}
+    return {name: runner.load(name).about for name in NAMES}
 
 
-def benchmark(request: Contest) -> Path:
+def benchmark(request: BenchmarkRequest) -> Path:
     """Measure as asked; returns the path of the result."""
     with make_folder(local_path(request.out)) as folder:
-        results = contest.run(request.name, request.dtype, request.pairs, command_line.say)
+        results = runner.run(request.name, request.dtype, request.pairs, command_line.say)
     for each in results:
         command_line.say(f"{each.name}: {each.ratio:.3f} [{each.low:.3f}, {each.high:.3f}] of {each.pairs} pairs")
     first = dataclasses.asdict(results[0])
@@ -101,8 +101,8 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _write_page(folder: Path, whole: dict[str, Any], results: Sequence[contest.Result]) -> None:
-    from mmjax.reports.page import Section, Table, render
+def _write_page(folder: Path, whole: dict[str, Any], results: Sequence[runner.Result]) -> None:
+    from mmjax.reports.page import Section, Table, write_page
 
     rows = [
         [each.name, f"{each.ratio:.3f}", f"{each.low:.3f}", f"{each.high:.3f}", *(f"{s:.4g}" for s in each.seconds)]
@@ -112,20 +112,12 @@ def _write_page(folder: Path, whole: dict[str, Any], results: Sequence[contest.R
     about = f"{whole['pairs']} measurements of each, in turns. " + ", ".join(
         f"{name} {number}" for name, number in whole["versions"].items()
     )
-    page = render(
-        "evaluation.html",
-        title=f"{whole['name']}, {whole['dtype']}",
-        fingerprint=whole["machine"]["processor"],
-        facts={"ratio": whole["ratio"], "cores": whole["machine"]["cores"]},
-        groups={},
-        panels=[],
-        panels_left_out=[],
-        sections=[("Ratios", Section("Ratios", about, [Table(columns, rows)]))],
-    )
-    write_atomic(folder / PAGE, page)
+    facts = {"ratio": whole["ratio"], **{key: whole["machine"][key] for key in ("processor", "cores")}}
+    title = f"Benchmark: {whole['name']}, {whole['dtype']}"
+    write_page(folder / PAGE, title, facts, [Section("Ratios", about, [Table(columns, rows)])])
 
 
-SUBJECTS = command_line.Subjects("benchmark", names, lambda name: Contest(name=name))
+SUBJECTS = command_line.Subjects("benchmark", names, lambda name: BenchmarkRequest(name=name), keys=BenchmarkRequest)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

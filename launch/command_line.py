@@ -15,16 +15,16 @@ import importlib
 import inspect
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from mmjax.config import modules
 from mmjax.config.overrides import apply, config_tree, nearest, parse_pairs, resolve, split
-from mmjax.config.schema import choices, describe, field_docs
-from mmjax.config.tree import ClassNode, ConfigNode, tree_of_value
 from mmjax.errors import Diverged, Preempted, UserError
 from mmjax.files import local_path
+
+from . import help
 
 if TYPE_CHECKING:
     from mmjax.config.experiment import Experiment
@@ -61,6 +61,8 @@ class Subjects:
     """What is typed before the keys; None: the kind."""
     more: str | None = None
     """What else can be named, in a sentence."""
+    keys: type | None = None
+    """The chz class that `load` returns, where the command has keys of its own: shown without a subject, too."""
 
 
 def main(
@@ -69,7 +71,7 @@ def main(
     argv: Sequence[str] | None = None,
     subjects: "Subjects | type | None" = None,
 ) -> int:
-    """Resolve the configuration that a command line asks for, run `command` on it, and return the exit code.
+    """Run a command on the configuration that its words ask for; returns the exit code.
 
     Args:
         command: returns the path of its result, or an exit code, or None in a process that has nothing to report.
@@ -83,7 +85,7 @@ def main(
 
 
 def run(action: Callable[[], Result]) -> int:
-    """Run `action`, print its path, and return the exit code. Errors that are not the user's come through as such."""
+    """Run `action`, print its path, and return the exit code; errors that are not the user's pass through."""
     try:
         result = action()
     except (UserError, Diverged) as error:
@@ -105,8 +107,7 @@ def _answer(command: Callable[[Any], Result], description: str, words: list[str]
     for word in words:
         if any("\ud800" <= sign <= "\udfff" for sign in word):  # what Python makes of other bytes
             raise UserError(f"{word!r} is not UTF-8")
-    pairs = [word for word in words if word not in ("--help", "-h")]
-    asks = len(pairs) < len(words)
+    pairs, asks, key = _split_help(words, needs_subject=not isinstance(subjects, type))
     if isinstance(subjects, type):
         usage, root = f"{_program()} key=value ...", config_tree(subjects, "given")
     else:
@@ -114,6 +115,10 @@ def _answer(command: Callable[[Any], Result], description: str, words: list[str]
         pairs = [word for word in pairs if not word.startswith(f"{MODULES}=")]
         modules.import_all(name.strip() for names in said.values() for name in names.split(","))
         if not pairs:
+            if key and subjects.keys:
+                root = config_tree(subjects.keys, "given")
+                say("\n".join(help.subtree(root, None, key)), sys.stdout)
+                return DONE
             say(_listing(description, subjects), sys.stdout)
             if not asks:
                 raise UserError(f"no {subjects.kind} is named; the first word must be one")
@@ -124,8 +129,29 @@ def _answer(command: Callable[[Any], Result], description: str, words: list[str]
     configuration = apply(root, pairs).make()
     if not asks:
         return command(configuration)
-    say("\n".join([f"usage: {usage}", "", description, "", *_table(root, configuration)]), sys.stdout)
+    if key:
+        lines = help.subtree(root, configuration, key)
+    else:
+        lines = [f"usage: {usage}", "", *help.paragraph(description), "", *help.overview(root, configuration, pairs)]
+        lines += ["", "--help KEY says what KEY can be and what is below it."]
+    say("\n".join(lines), sys.stdout)
     return DONE
+
+
+def _split_help(words: list[str], needs_subject: bool) -> tuple[list[str], bool, str | None]:
+    """The words without `--help`, whether it is asked for, and its key: `--help KEY` or `--help=KEY`."""
+    pairs: list[str] = []
+    asks, key = False, None
+    for word in words:
+        if word in ("--help", "-h"):
+            asks = True
+        elif asks and key is None and "=" not in word and (pairs or not needs_subject):
+            key = word
+        elif word.startswith("--help="):
+            asks, key = True, word.partition("=")[2]
+        else:
+            pairs.append(word)
+    return pairs, asks, key
 
 
 def _line(text: str) -> str:
@@ -135,7 +161,7 @@ def _line(text: str) -> str:
 
 
 def say(text: str, stream: TextIO | None = None) -> None:
-    """Tell whoever runs a command how it goes on, beside its result, if there is still someone who listens."""
+    """Print a line about progress to standard error, unless nobody reads it any more."""
     stream = stream or sys.stderr
     try:
         print(text, file=stream, flush=True)
@@ -153,7 +179,7 @@ def _program() -> str:
 
 
 def experiment_names() -> dict[str, str]:
-    """The experiments there are, files NAME.py with a function NAME, each with the first line of its docstring."""
+    """The experiments in `experiments/` by name, each with the first line of its docstring."""
     found = {}
     for path in sorted(EXPERIMENTS_FOLDER.glob("*.py")):
         try:
@@ -163,12 +189,12 @@ def experiment_names() -> dict[str, str]:
             continue
         for item in tree.body:
             if isinstance(item, ast.FunctionDef) and item.name == path.stem:
-                found[path.stem] = _first_line(ast.get_docstring(item) or ast.get_docstring(tree))
+                found[path.stem] = help.first_line(ast.get_docstring(item) or ast.get_docstring(tree))
     return found
 
 
 def load_experiment(name: str) -> "Experiment":
-    """The experiment of that name, or what a function of the user's returns: FILE.py[:FUNCTION], MODULE:FUNCTION.
+    """The experiment of a name, FILE.py[:FUNCTION] or MODULE:FUNCTION.
 
     One of ours is what function NAME of experiments/NAME.py returns. Raises UserError where there is none, or a value
     is wrong.
@@ -194,7 +220,7 @@ def own_place(name: str) -> tuple[str, str] | None:
 
 
 def _load_own(place: str, name: str) -> "Experiment":
-    """What a function of the user's returns; without a name, the one called as its file, or the only one there."""
+    """The experiment of a user's function: the named one, the one called as its file, or the only one."""
     module = modules.import_file(local_path(place)) if place.endswith(".py") else modules.import_module(place)
     there = {
         key: function
@@ -231,6 +257,11 @@ def _checked(experiment: Any, where: str) -> "Experiment":
     return experiment
 
 
+def runs() -> dict[str, str]:
+    """The run directories where runs are by default."""
+    return {str(path.parent): "" for path in sorted(Path("runs").glob("*/experiment.json"))}
+
+
 OWN = "FILE.py[:FUNCTION] or PACKAGE.MODULE:FUNCTION names an experiment of your own."
 EXPERIMENTS = Subjects("experiment", experiment_names, load_experiment, others=True, more=OWN)
 
@@ -254,53 +285,20 @@ def _load(name: str, subjects: Subjects) -> Any:
 
 
 def _listing(description: str, subjects: Subjects) -> str:
-    names = subjects.names()
-    width = max(map(len, names), default=0)
+    """What can be named, and the keys that the command itself has."""
     form = subjects.form or subjects.kind.upper()
-    lines = [f"  {name:<{width}}  {about}".rstrip() for name, about in names.items()] or ["  (none)"]
+    own = ["", "keys:", *help.own_keys(subjects.keys)] if subjects.keys else []
     more = [
         *([subjects.more] if subjects.more else []),
         f"{MODULES}=PACKAGE.MODULE[,...] imports modules of your own first; their classes are choices, too.",
         f"{_program()} {form} --help lists the keys of one.",
     ]
     return "\n".join(
-        [f"usage: {_program()} {form} key=value ...", "", description, "", f"{subjects.kind}s:", *lines, "", *more]
+        [
+            *(f"usage: {_program()} {form} key=value ...", "", *help.paragraph(description), "", f"{subjects.kind}s:"),
+            *(help.named(subjects.names()) or ["  (none)"]),
+            *own,
+            "",
+            *(line for text in more for line in help.paragraph(text)),
+        ]
     )
-
-
-def _table(root: ClassNode, configuration: Any) -> list[str]:
-    """Every key of a configuration with its value, where that is from, what else it can be, and what it is for."""
-    final = tree_of_value(configuration, "", root.annotation, "", final=True)
-    values = {part.key: part.shown() for part in final.walk()}
-    rows = [("KEY", "VALUE", "FROM", "TYPE", "")]
-    for part, doc in _documented(root, ""):
-        rows.append((part.key, values.get(part.key, part.shown()), part.origin, _kind(part), doc))
-    # A value may be longer than this (the names of a hundred classes); then its row alone is not aligned.
-    widths = [max(len(row[column]) for row in rows if len(row[column]) <= LONGEST) for column in range(3)]
-    lines = []
-    for *columns, kind, doc in rows:
-        cells = [f"{cell:<{width}}" for cell, width in zip(columns, widths, strict=True)]
-        lines.append("  ".join([*cells, *filter(None, (kind, doc and f"# {doc}"))]).rstrip())
-    return lines
-
-
-def _documented(part: ConfigNode, doc: str) -> Iterator[tuple[ConfigNode, str]]:
-    """All drafts below the root, with what is said about each: by its field, or by its class."""
-    if part.key:
-        yield part, doc or (_first_line(part.cls.__doc__) if isinstance(part, ClassNode) else "")
-    docs = field_docs(part.cls) if isinstance(part, ClassNode) else {}
-    children = part.children().items()
-    # What a command adds to an experiment would be lost behind the experiment's hundred keys.
-    for name, child in children if part.key else sorted(children, key=lambda pair: bool(pair[1].children())):
-        yield from _documented(child, docs.get(name, ""))
-
-
-def _kind(part: ConfigNode) -> str:
-    """What a place admits. A node that can be nothing else is a mere heading."""
-    if isinstance(part, ClassNode) and len(choices(part.annotation)) == 1 and describe(part.annotation) == part.shown():
-        return ""
-    return describe(part.annotation)
-
-
-def _first_line(doc: str | None) -> str:
-    return (doc or "").strip().partition("\n")[0]

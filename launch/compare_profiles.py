@@ -17,8 +17,8 @@ from mmjax.files import local_path, make_folder, read_json, read_regular, write_
 from . import command_line
 
 RESULT, PAGE, DIFF = "comparison.json", "report.html", "program.diff"
-# The folder of a run directory that its profile lies in.
-OF_RUN = "profile"
+# Of a profile: its folder in a run directory, and its files.
+OF_RUN, PROFILE, PROGRAM = "profile", "profile.json", "program.txt"
 # What a profile must tell, and each of its kernels.
 KEYS = (
     *("step_seconds", "parts", "layers", "kernels", "peak_flops", "peak_bandwidth", "hardware_flops", "peak_bytes"),
@@ -53,15 +53,15 @@ def _name(folder: str) -> str:
 
 def compare(request: ProfileComparison) -> Path:
     """Compare as asked; returns the path of the result."""
-    from mmjax.profiling.profile.comparison import by_source, changes, program_difference
-    from mmjax.reports.page import Section, Table, render
+    from mmjax.profiling.profile.comparison import by_source, largest_changes, program_difference
+    from mmjax.reports.page import Section, Table, write_page
 
     before, after = (read_profile(folder) for folder in (request.before, request.after))
     ratio = after["step_seconds"] / before["step_seconds"]
     times = {
-        "part": changes(before["parts"], after["parts"]),
-        "layer": changes(before["layers"], after["layers"]),
-        "source": changes(by_source(before["kernels"]), by_source(after["kernels"])),
+        "part": largest_changes(before["parts"], after["parts"]),
+        "layer": largest_changes(before["layers"], after["layers"]),
+        "source": largest_changes(by_source(before["kernels"]), by_source(after["kernels"])),
     }
     diff = program_difference(before["program"], after["program"], (request.before, request.after))
     with make_folder(local_path(request.out)) as folder:
@@ -83,24 +83,13 @@ def compare(request: ProfileComparison) -> Path:
         for name, key in facts.items()
     ]
     shown = "\n".join(diff[:LINES])
-    page = render(
-        "evaluation.html",
-        title="Two profiles",
-        fingerprint=after["fingerprint"],
-        facts={"step before, s": before["step_seconds"], "after, s": after["step_seconds"], "ratio": ratio},
-        groups={},
-        panels=[],
-        panels_left_out=[],
-        sections=[
-            (part.title, part)
-            for part in (
-                Section("In short", verdict, [Table(["what", "before", "after"], other)]),
-                *sections,
-                Section("The programs", "" if shown else "They are the same.", text=shown),
-            )
-        ],
-    )
-    write_atomic(folder / PAGE, page)
+    page = {"step before, s": before["step_seconds"], "after, s": after["step_seconds"], "ratio": ratio}
+    parts = [
+        Section("In short", verdict, [Table(["what", "before", "after"], other)]),
+        *sections,
+        Section("The programs", "" if shown else "They are the same.", text=shown),
+    ]
+    write_page(folder / PAGE, "Two profiles", page | {"fingerprint": after["fingerprint"]}, parts)
     result = {
         "before": request.before,
         "after": request.after,
@@ -139,9 +128,6 @@ def _rows(rows: Sequence[tuple[str, float, float]]) -> list[list[str]]:
 
 def read_profile(folder: str) -> dict[str, Any]:
     """A profile with its program. Raises UserError where the folder holds none."""
-    from .profile import PROGRAM
-    from .profile import RESULT as PROFILE
-
     place = local_path(folder)
     try:
         found = read_json(place / PROFILE)

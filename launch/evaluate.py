@@ -1,10 +1,13 @@
-"""Evaluate a run's checkpoints on held-out data: `python -m launch.evaluate RUN_DIR [step=all|watch=true] [suite=...]`.
+"""Evaluate a run's checkpoints on held-out data.
 
-The run may still be going on. The last line on standard output is the path of evaluations/STEP.json, which holds what
-every such command has found of the step; evaluations/report.html shows it. `compare RUN_A RUN_B` in place of a run
+    python -m launch.evaluate RUN_DIR [step=all|watch=true] [suite=...]
+
+The run may still be going on. The last line on standard output is the path of evaluations/STEP.json, which holds the
+results of all evaluations of the step; evaluations/report.html shows them. `compare RUN_A RUN_B` in place of a run
 directory compares runs: see `launch.compare`.
 """
 
+import functools
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,72 +15,50 @@ from pathlib import Path
 from typing import Any
 
 import chz
+import jax
 
+from mmjax.checkpoint.restore import saved_steps
+from mmjax.config.schema import text
 from mmjax.errors import NoCheckpoint, Preempted, UserError
+from mmjax.evaluation.results import Results
+from mmjax.evaluation.run import EvalRun
+from mmjax.evaluation.suite_result import Metric
+from mmjax.evaluation.suites import Suite
+from mmjax.evaluation.suites.base import DEFAULT, default_suites
+from mmjax.evaluation.suites.standard import KEY_METRICS
 from mmjax.files import read_json, step_of
 from mmjax.generators import Decoding
 from mmjax.sharding.mesh import MeshShape
 from mmjax.signals import preemption_guard
 
 from . import command_line, compare
-from .generate import runs
 from .huge_pages import prefer_huge_pages
-from .session import Session
-from .suites import DEFAULT, SUITES, choose_suites
 
 # Between two looks at a run's folder, seconds.
 PATIENCE = 1.0
-# Keys that only some suites read.
-READ_BY = {
-    "readers": ("generation",),
-    "examples": ("generation", "attribution"),
-    "slices": ("slices",),
-    "at": ("probe",),
-    "labels": ("probe", "zero_shot"),
-    "templates": ("zero_shot",),
-}
 
 
 @chz.chz
 class Evaluation:
-    """Whose model is evaluated, on what, and who reads what it makes."""
+    """Which checkpoints are evaluated, on what, by which suites."""
 
-    run_dir: str = chz.field(doc="the run whose model it is")
+    run_dir: str = chz.field(doc="the run whose checkpoints they are")
     split: str = chz.field(default="test", doc="which of the source's splits")
     step: str = chz.field(default="latest", doc="the checkpoint, by its number; latest, or all there are")
     watch: bool = chz.field(default=False, doc="evaluate every checkpoint as it appears, until the run is complete")
-    suite: tuple[str, ...] = chz.field(default=DEFAULT, doc=f"what is evaluated: some of {', '.join(SUITES)}, or all")
+    suite: tuple[str, ...] = chz.field(default=DEFAULT, doc="what is evaluated: names of `suites`, or all")
+    suites: Mapping[str, Suite] = chz.field(default_factory=default_suites, doc="the options of every suite")
     given: str | None = chz.field(
         default=None, doc="the modalities that the model may see, separated by commas; None: all"
     )
-    readers: Mapping[str, str] = chz.field(
-        default_factory=dict, doc="finished runs that read what is made, by its modality"
-    )
-    examples: int | None = chz.field(
-        default=None, doc="so many evenly spread ones are made or explained; None: all are made, and 64 explained"
-    )
-    slices: tuple[str, ...] | None = chz.field(
-        default=None, doc="fields that tell kinds of examples apart; None: all that do"
-    )
-    at: tuple[str, ...] = chz.field(
-        default=("pooled",), doc="the intermediates that probes read, such as encoders/image"
-    )
-    labels: tuple[str, ...] | None = chz.field(
-        default=None, doc="what probes and descriptions tell apart; None: all labels of the data"
-    )
-    templates: tuple[str, ...] = chz.field(
-        default=("{}", "a {}", "a picture of a {}"), doc="how classes are described, their names for {}"
-    )
     decoding: Decoding | None = chz.field(
-        default=None, doc="how texts, and the codes of pictures, are written; None: as the run does"
+        default=None, doc="how texts, and the codes of images, are written; None: as the run does"
     )
     mesh: MeshShape = chz.field(default=MeshShape(), doc="devices of this evaluation, whatever the run has")
     seed: int = chz.field(default=0, doc="what draws follow from")
 
     @chz.validate
-    def _some(self) -> None:
-        if self.examples is not None and self.examples < 1:
-            raise ValueError("examples must be at least 1")
+    def _possible(self) -> None:
         if self.seed < 0:
             raise ValueError("seed must not be negative")
         if self.step not in ("latest", "all") and step_of(self.step) is None:
@@ -87,21 +68,32 @@ class Evaluation:
 
 
 def evaluate(request: Evaluation) -> Path:
-    """Evaluate as asked; returns the path of the results of the last step."""
-    from mmjax.checkpoint.restore import saved_steps
-    from mmjax.evaluation.results import Results
-
-    suites = _asked(request, choose_suites(request.suite))
-    session, results = Session(request), Results(request.run_dir)
+    """Evaluate as requested; returns the path of the results of the last step."""
+    suites = chosen_suites(request)
+    run = EvalRun(
+        request.run_dir,
+        request.split,
+        given=request.given,
+        decoding=request.decoding,
+        mesh=request.mesh,
+        seed=request.seed,
+        say=command_line.say,
+    )
+    results = Results(request.run_dir)
+    with jax.set_mesh(run.mesh):
+        for suite in suites.values():
+            suite.check(run.context)
     for step in results.steps():
         results.read(step)  # damage shows before anything is computed
     results.check_writable()
+    skip = request.suite in (DEFAULT, ("all",))
+    evaluate_step = functools.partial(_evaluate, run, results, suites, skip)
     if not request.watch and request.step != "all":
-        return _evaluate(session, suites, None if request.step == "latest" else int(request.step))
+        return evaluate_step(None if request.step == "latest" else int(request.step))
     with preemption_guard() as asked_to_stop:
         if request.watch:
-            return _watch(session, suites, asked_to_stop)
-        steps = saved_steps(session.run_dir)
+            return _watch(run, results, suites, evaluate_step, asked_to_stop)
+        steps = saved_steps(run.run_dir)
         if not steps:
             raise UserError(f"{request.run_dir} has no checkpoint yet; with watch=true the first is waited for")
         damaged = []
@@ -109,7 +101,7 @@ def evaluate(request: Evaluation) -> Path:
             if asked_to_stop():
                 raise Preempted(f"stopped before step {step}")
             command_line.say(f"[{number + 1}/{len(steps)}] step {step}")
-            if _try(session, suites, step) is None and step in saved_steps(session.run_dir):
+            if _try(run, evaluate_step, step) is None and step in saved_steps(run.run_dir):
                 damaged.append(str(step))
         if damaged:
             raise UserError(
@@ -121,104 +113,135 @@ def evaluate(request: Evaluation) -> Path:
         return results.path(done[-1])
 
 
-def _asked(request: Evaluation, suites: Sequence[str]) -> dict[str, str]:
-    """What is asked of each suite: its name, with what its keys say that is not the default.
+def chosen_suites(request: Evaluation) -> dict[str, Suite]:
+    """The suites that are evaluated, by name.
 
-    Raises UserError for a key that no suite asked for would read.
+    Raises UserError for a name that there is not, and for options of a suite that is not evaluated.
     """
-    default = Evaluation(run_dir=request.run_dir)
-    changed = [key for key in READ_BY if getattr(request, key) != getattr(default, key)]
-    for key in changed:
-        if not set(READ_BY[key]).intersection(suites):
-            users = " or ".join(READ_BY[key])
-            raise UserError(f"{key} is for suite={users}, which is not asked for; add it, or leave {key} out")
-    keys = {
-        suite: [f"{key}={_plain(getattr(request, key))}" for key in changed if suite in READ_BY[key]]
-        for suite in suites
-    }
-    return {suite: " ".join([suite, *words]) for suite, words in keys.items()}
+    names = [*request.suites] if request.suite == ("all",) else [*dict.fromkeys(request.suite)]
+    unknown = [name for name in names if name not in request.suites]
+    if unknown or not names:
+        problem = f"suite={unknown[0]} is unknown" if unknown else "suite names nothing"
+        raise UserError(f"{problem}; there are {', '.join(request.suites)}, and all")
+    for name, suite in request.suites.items():
+        if name not in names and _changed(suite):
+            key = next(iter(_changed(suite)))
+            raise UserError(
+                f"suites.{name}.{key} is set, but suite={name} is not evaluated; add it, or leave {key} out"
+            )
+    return {name: request.suites[name] for name in names}
 
 
-def _plain(value: Any) -> str:
-    """A key's value as it is typed; runs by their folders' names."""
-    if isinstance(value, Mapping):
-        return ",".join(f"{name}:{Path(each).name}" for name, each in sorted(value.items()))
-    return ",".join(value) if isinstance(value, tuple) else str(value)
+def _changed(suite: Suite) -> dict[str, Any]:
+    """The options of a suite that differ from its defaults."""
+    default = type(suite)()
+    options = {name: getattr(suite, name) for name in chz.chz_fields(suite)}
+    return {name: value for name, value in options.items() if value != getattr(default, name)}
 
 
-def _evaluate(session: Session, suites: Mapping[str, str], step: int | None) -> Path:
-    """Evaluates one checkpoint by suites, each with what is asked of it; returns the path of its results."""
-    import jax
+def _words(name: str, suite: Suite) -> str:
+    """A suite with its options as results keep them; runs by their folders' names."""
+    words = []
+    for key, value in sorted(_changed(suite).items()):
+        if isinstance(value, Mapping):
+            value = tuple(f"{each}:{Path(run).name}" for each, run in sorted(value.items()))
+        words.append(f"{key}={text(value)}")
+    return " ".join([name, *words])
 
-    from mmjax.evaluation.results import Results
 
-    subject, results = session.open(step), Results(session.run_dir)
-    path = None
-    for suite, asked in suites.items():
-        command_line.say(f"step {subject.step}: {suite}")
-        with jax.set_mesh(session.mesh):
-            findings = SUITES[suite].run(session, subject)
-        if findings is None and session.request.suite not in (DEFAULT, ("all",)):
-            raise UserError(f"suite={suite} has nothing to judge in {session.request.run_dir}; leave it out")
+def _evaluate(run: EvalRun, results: Results, suites: Mapping[str, Suite], skip: bool, step: int | None) -> Path:
+    """Evaluates one checkpoint; returns the path of its results.
+
+    Suites that have nothing to evaluate are an error where they are not to be skipped.
+    """
+    checkpoint = run.open(step)
+    path, key_metrics = None, {}
+    for name, suite in suites.items():
+        command_line.say(f"step {checkpoint.step}: {name}")
+        with jax.set_mesh(run.mesh):
+            result = suite.run(run.context, checkpoint)
+        if result is None and not skip:
+            raise UserError(f"suite={name} has nothing to evaluate in {run.run_dir}; leave it out: {suite.missing}")
         # Each as it is finished: whoever is interrupted keeps what there was.
         path = results.add(
-            subject.step,
-            session.label,
-            {} if findings is None else {suite: findings.clustered(session.clusters)},
-            name=session.experiment.name,
-            fingerprint=session.fingerprint,
-            data={session.request.split: session.records.fingerprint},
-            readers={target: reader.name for target, reader in session.readers.items()},
-            asked=[asked],
+            checkpoint.step,
+            run.label,
+            {} if result is None else {name: result.clustered(run.context.clusters)},
+            name=run.experiment.name,
+            fingerprint=run.fingerprint,
+            data={run.context.split: run.context.records.fingerprint},
+            requests=[_words(name, suite)],
         )
-        if findings is None:
-            command_line.say(f"step {subject.step}: {suite} skipped, {SUITES[suite].none}")
+        if result is None:
+            command_line.say(f"step {checkpoint.step}: {name} skipped, {suite.missing}")
             continue
-        names = {f"{session.label}/{name}" for name in (*findings.statistics, *findings.figures)}
-        _show(
-            {name: figure for name, figure in results.read(subject.step)["metrics"].items() if name in names},
-            results.page,
-        )
+        stored = results.read(checkpoint.step)["metrics"]
+        metrics = {
+            metric: Metric(**stored[f"{run.label}/{metric}"])
+            for metric in (*result.statistics, *result.figures)
+            if f"{run.label}/{metric}" in stored
+        }
+        key = {metric: each for metric, each in metrics.items() if suite.is_key(metric) and each.value is not None}
+        _show(run.label, key, len(metrics) - len(key), results.page)
+        key_metrics |= key
     assert path is not None
+    for line in _verdict(key_metrics):
+        command_line.say(line)
+    command_line.say(f"page: {results.page}")
     return path
 
 
-def _show(figures: Mapping[str, dict[str, Any]], page: Path) -> None:
-    """Prints the figures of every output as a whole, "LABEL/OUTPUT/FIGURE", and none of their parts."""
-    short = {name: figure for name, figure in figures.items() if name.count("/") == 2 and figure["value"] is not None}
-    width = max(map(len, short), default=0)
-    for name, figure in sorted(short.items()):
-        interval = "" if figure["low"] is None else f"  [{figure['low']:.4g}, {figure['high']:.4g}]"
-        command_line.say(f"  {name:{width}}  {figure['value']:.4g}{interval}  of {figure['examples']} examples")
-    if len(figures) > len(short):
-        command_line.say(f"  {len(figures) - len(short)} more in {page}")
+def _show(label: str, metrics: Mapping[str, Metric], others: int, page: Path) -> None:
+    """Prints key metrics, "LABEL/OUTPUT/METRIC"."""
+    width = max(map(len, metrics), default=0) + len(label) + 1
+    for name, metric in sorted(metrics.items()):
+        shown = f"{label}/{name}"
+        command_line.say(f"  {shown:{width}}  {_value(metric, '  ')}  of {metric.examples} examples")
+    if others:
+        command_line.say(f"  {others} more in {page}")
 
 
-def _try(session: Session, suites: Mapping[str, str], step: int) -> Path | None:
-    """Evaluates one checkpoint that the run may remove at any time; None, saying so, where that cannot be."""
-    from mmjax.checkpoint.restore import saved_steps
+def _value(metric: Metric, gap: str = " ") -> str:
+    interval = "" if metric.low is None else f"{gap}[{metric.low:.4g}, {metric.high:.4g}]"
+    return f"{metric.value:.4g}{interval}"
 
+
+def _verdict(metrics: Mapping[str, Metric]) -> list[str]:
+    """A line about every output: the metrics that sum it up, with their intervals."""
+    outputs: dict[str, list[str]] = {}
+    for name, metric in metrics.items():
+        output, _, short = name.rpartition("/")
+        if name.count("/") == 1 and (short in KEY_METRICS or short.endswith(("recall@1", "fid"))):
+            outputs.setdefault(output, []).append(f"{short} {_value(metric)}")
+    return [f"{output}: {', '.join(parts)}" for output, parts in outputs.items()]
+
+
+def _try(run: EvalRun, evaluate_step: Callable[[int], Path], step: int) -> Path | None:
+    """Evaluates one checkpoint; None, with a message, where it is damaged or was removed meanwhile."""
     try:
-        return _evaluate(session, suites, step)
+        return evaluate_step(step)
     except NoCheckpoint as error:
-        there = step in saved_steps(session.run_dir)
+        there = step in saved_steps(run.run_dir)
         command_line.say(
             str(error) if there else f"checkpoint {step} is gone: the run removed it before it could be evaluated"
         )
         return None
 
 
-def _watch(session: Session, suites: Mapping[str, str], asked_to_stop: Callable[[], bool]) -> Path:
-    """Evaluates checkpoints as they appear, those that were evaluated before left out, until the run is complete."""
-    from mmjax.checkpoint.restore import saved_steps
-    from mmjax.evaluation.results import Results
-
-    results, every = Results(session.run_dir), session.experiment.checkpoint.every
-    settled: set[int] = {step for step in results.steps() if results.has(step, session.label, suites.values())}
+def _watch(
+    run: EvalRun,
+    results: Results,
+    suites: Mapping[str, Suite],
+    evaluate_step: Callable[[int], Path],
+    asked_to_stop: Callable[[], bool],
+) -> Path:
+    """Evaluates checkpoints as they appear, without those evaluated before, until the run is complete."""
+    every, requests = run.experiment.checkpoint.every, [_words(*item) for item in suites.items()]
+    settled: set[int] = {step for step in results.steps() if results.has(step, run.label, requests)}
     waiting = False
     while True:
-        complete = _complete(session)  # before looking for checkpoints: none appears after
-        steps = saved_steps(session.run_dir)
+        complete = _complete(run)  # before looking for checkpoints: none appears after
+        steps = saved_steps(run.run_dir)
         # The run saves at least as often as this; what came and went unseen is named, too.
         missed = set(range(every, max(steps, default=0), every)) - set(steps) - settled
         for step in sorted(missed):
@@ -227,7 +250,7 @@ def _watch(session: Session, suites: Mapping[str, str], asked_to_stop: Callable[
         new = [step for step in steps if step not in settled]
         for step in new[:1]:
             command_line.say(f"evaluating step {step}")
-            _try(session, suites, step)
+            _try(run, evaluate_step, step)
             settled.add(step)
             waiting = False
         if asked_to_stop():
@@ -235,9 +258,7 @@ def _watch(session: Session, suites: Mapping[str, str], asked_to_stop: Callable[
         if not new and complete:
             done = results.steps()
             if not done:
-                raise NoCheckpoint(
-                    f"{session.request.run_dir} is complete and has no checkpoint that could be evaluated"
-                )
+                raise NoCheckpoint(f"{run.run_dir} is complete and has no checkpoint that could be evaluated")
             return results.path(done[-1])
         if not new:
             if not waiting:
@@ -246,16 +267,24 @@ def _watch(session: Session, suites: Mapping[str, str], asked_to_stop: Callable[
             time.sleep(PATIENCE)
 
 
-def _complete(session: Session) -> bool:
-    """Whether the run has come to its end."""
+def _complete(run: EvalRun) -> bool:
+    """Whether the run has taken all its steps."""
     try:
-        return read_json(session.run_dir / "summary.json")["step"] >= session.experiment.train.steps
+        return read_json(run.run_dir / "summary.json")["step"] >= run.experiment.train.steps
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
 ABOUT = "Evaluate a run's checkpoints on a held-out split; `compare RUN_A RUN_B`, in place of RUN_DIR, compares runs."
-SUBJECTS = command_line.Subjects("run_dir", runs, lambda run_dir: Evaluation(run_dir=run_dir), others=True)
+
+
+def _request(name: str) -> Evaluation:
+    """The evaluation of RUN_DIR or RUN_DIR@STEP."""
+    run_dir, at, step = name.rpartition("@")
+    return Evaluation(run_dir=run_dir, step=step) if at and step_of(step) is not None else Evaluation(run_dir=name)
+
+
+SUBJECTS = command_line.Subjects("run_dir", command_line.runs, _request, others=True, keys=Evaluation)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

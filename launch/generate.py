@@ -1,7 +1,9 @@
-"""Have a trained model make something: `python -m launch.generate RUN_DIR from=text:"a red circle" [to=image] [n=8]`.
+"""Generate with a trained model.
+
+    python -m launch.generate RUN_DIR from=text:"a red circle" [to=image] [n=8]
 
 The run may be finished or still going on; its data set need not be there. The last line on standard output is the path
-of generation.json, which lists what was made.
+of generation.json, which lists the files.
 """
 
 import json
@@ -15,13 +17,13 @@ from typing import Any
 import chz
 
 from mmjax.config import experiment_file
-from mmjax.data.inputs import Input, SpectrogramInput
+from mmjax.data.inputs import Input
 from mmjax.errors import UserError
 from mmjax.files import explained, local_path, make_folder, read_json, write_atomic
-from mmjax.generators import CodeDecoder, Decoding, TextDecoder, Vocoder
+from mmjax.generators import Decoding
 from mmjax.layers.output import Output
 from mmjax.model import Model
-from mmjax.types import PADDING, Batch, Feature, Spectrogram, Text
+from mmjax.types import PADDING, Batch, Feature, Spectrogram
 
 from . import command_line
 from .huge_pages import prefer_huge_pages
@@ -29,20 +31,23 @@ from .huge_pages import prefer_huge_pages
 RESULT = "generation.json"
 # So many of everything can be drawn at once.
 MOST = 65536
+# So many of an output's results are listed at the end.
+SHOWN = 4
 
 
 @chz.chz
 class Generation:
-    """What is made of what, by whom, and where it goes."""
+    """What is generated from what, by which run, and where the files go."""
 
     run_dir: str = chz.field(doc="the run whose model it is")
     from_: str | None = chz.field(
         default=None,
         doc="what is given: text:WORDS, image:FILE or speech:FILE by the run's own names, or several of these,"
-        " separated by commas; None: nothing, and `to` must say what is made of it",
+        " separated by commas; None: nothing, and `to` must be given",
     )
     to: str | None = chz.field(
-        default=None, doc="modalities or outputs, separated by commas; None: all that can be made and are not given"
+        default=None,
+        doc="modalities or outputs, separated by commas; None: all that can be generated and are not given",
     )
     n: int = chz.field(default=8, doc="how many of each are drawn")
     seed: int = chz.field(default=0, doc="what the draws follow from")
@@ -59,7 +64,7 @@ class Generation:
         default=None,
         x_type=str | None,
         converter=chz.mungers.if_none(lambda request: str(Path(request.run_dir, "generated"))),
-        doc="the folder where everything goes, in place of what an earlier request made there",
+        doc="the folder of the files; those of an earlier request are replaced",
     )
 
     @chz.validate
@@ -71,44 +76,47 @@ class Generation:
 
 
 def generate(request: Generation) -> Path:
-    """Make what is asked for; returns the path of the list of what was made."""
+    """Generate as requested; returns the path of the list of files."""
     from mmjax.compilation import cache_compilations
     from mmjax.data.prompt import make_prompt
-    from mmjax.reports.gallery import show_given, show_made, write_gallery
+    from mmjax.reports.gallery import PAGE, show_generated, show_given, write_gallery
 
     experiment = experiment_file.read(request.run_dir)
     given = sources(request.from_, experiment.model)
     outputs = choose(experiment.model, request.to, given)
     folder = local_path(request.out)
-    earlier = made_earlier(folder)
+    earlier = earlier_files(folder)
     data = experiment.data.fit_tokenizers(experiment.data_dir, request.run_dir)
     prompt = make_prompt(data.inputs, given)
     cache_compilations(experiment.data_dir)
-    writing = chz.replace(experiment, model=write_by(request.decoding, experiment.model, outputs))
+    writing = chz.replace(experiment, model=experiment.model.with_decoding(request.decoding, outputs))
     step, predictions, seconds = _predict(request, writing, data.features, prompt, outputs)
     if request.vocoder is not None:
         seconds += _voice(request.vocoder, data.inputs, predictions, outputs)
     start = time.perf_counter()
-    made = {name: show_made(data.inputs[target], predictions[name]) for name, target in outputs.items()}
+    generated = {name: show_generated(data.inputs[target], predictions[name]) for name, target in outputs.items()}
     seconds += time.perf_counter() - start
     about = {"seed": request.seed, "step": step, "fingerprint": experiment_file.fingerprint(experiment)}
-    facts = {**{f"from {name}": said for name, said in given.items()}, **about}
+    facts = {**{f"from {name}": value for name, value in given.items()}, **about}
     for name in earlier:
         (folder / name).unlink(missing_ok=True)
     _write_list(folder, {"files": {}, **about})  # so that the folder is known for what it is, whatever happens now
-    files = write_gallery(folder, f"Made by {experiment.name}", facts, show_given(data.inputs, prompt), made)
+    files = write_gallery(folder, f"Generated by {experiment.name}", facts, show_given(data.inputs, prompt), generated)
     answers = {
-        name: [piece.answer for piece in pieces] for name, pieces in made.items() if pieces[0].answer is not None
+        name: [piece.answer for piece in pieces] for name, pieces in generated.items() if pieces[0].answer is not None
     }
     path = _write_list(folder, {"prompt": given, "files": files, "answers": answers, **about})
-    counts = {name: len(pieces) for name, pieces in made.items()}
+    counts = {name: len(pieces) for name, pieces in generated.items()}
     for line in _remarks(data.features, predictions, outputs, counts, seconds):
-        print(line, file=sys.stderr)
+        command_line.say(line)
+    for name, pieces in generated.items():
+        command_line.say(_summary(name, pieces, files.get(name, [])))
+    command_line.say(f"all of it on one page: {folder / PAGE}")
     return path
 
 
-def made_earlier(folder: Path) -> list[str]:
-    """The files that an earlier request has made in a folder, which may be new.
+def earlier_files(folder: Path) -> list[str]:
+    """The files that an earlier request has written into a folder, which may be new.
 
     Raises UserError where it is none, or holds something and no list of an earlier request.
     """
@@ -123,7 +131,7 @@ def made_earlier(folder: Path) -> list[str]:
         listed = [name for files in read_json(folder / RESULT)["files"].values() for name in files]
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         raise UserError(
-            f"out={folder} holds other things than what an earlier request made; choose a new or an empty folder"
+            f"out={folder} holds other files than those of an earlier request; choose a new or an empty folder"
         ) from None
     names = [name for name in listed if isinstance(name, str) and re.fullmatch(r"[\w-]+-\d+\.(png|wav|txt)", name)]
     return [*names, SHEET]
@@ -134,13 +142,13 @@ def _write_list(folder: Path, whole: dict[str, Any]) -> Path:
         return write_atomic(folder / RESULT, json.dumps(whole, indent=2, ensure_ascii=False) + "\n")
 
 
-def sources(said: str | None, model: Model) -> dict[str, str]:
-    """What is given, by modality: `image:photo.png,text:red, or so` is two. Raises UserError naming what is read."""
-    if said is None:
+def sources(from_: str | None, model: Model) -> dict[str, str]:
+    """What is given, by modality: `image:photo.png,text:red, or so` is two. Raises UserError."""
+    if from_ is None:
         return {}
     readable = _readable(model)
     # A comma separates only where a modality's name and a colon follow: texts have commas too.
-    parts = re.split(f",(?=(?:{'|'.join(map(re.escape, readable))}):)", said)
+    parts = re.split(f",(?=(?:{'|'.join(map(re.escape, readable))}):)", from_)
     given: dict[str, str] = {}
     for part in parts:
         name, colon, value = part.partition(":")
@@ -152,7 +160,7 @@ def sources(said: str | None, model: Model) -> dict[str, str]:
                 f"{', '.join(readable)}"
             )
         if name in given:
-            raise UserError(f"from={said} gives {name} twice; give it once")
+            raise UserError(f"from={from_} gives {name} twice; give it once")
         given[name] = value
     return given
 
@@ -162,64 +170,53 @@ def _readable(model: Model) -> list[str]:
 
 
 def choose(model: Model, to: str | None, given: Collection[str]) -> dict[str, str]:
-    """The outputs that make what is asked for, each with what it makes. Raises UserError, naming what can be made."""
-    makers = {
+    """The outputs that generate what is requested, with their features. Raises UserError."""
+    generators = {
         name: output
         for name, output in model.outputs.items()
         if output is not None and output.target_feature is not None
     }
     if not given and to is None:
         raise UserError(
-            f"say what is given, such as from={_readable(model)[0]}:..., or what is to be made of nothing by to=; "
-            f"{_can(makers)}"
+            f"say what is given, such as from={_readable(model)[0]}:..., or what is generated from nothing by to=; "
+            f"{_can(generators)}"
         )
-    able = {name: str(output.target_feature) for name, output in makers.items() if _told(output, given)}
+    able = {name: str(output.target_feature) for name, output in generators.items() if _sees(output, given)}
     if to is None:
         able = {name: target for name, target in able.items() if target not in given}
         if not able:
-            raise UserError(f"this run makes nothing from {_list(given)}; {_can(makers)}")
+            raise UserError(f"this run generates nothing from {_list(given)}; {_can(generators)}")
         return able
     chosen: dict[str, str] = {}
     for wanted in filter(None, (word.strip() for word in to.split(","))):
         found = {
             name: str(output.target_feature)
-            for name, output in makers.items()
+            for name, output in generators.items()
             if wanted in (name, output.target_feature)
         }
         if not found:
-            raise UserError(f"to={wanted}: this run does not make it; {_can(makers)}")
+            raise UserError(f"to={wanted}: this run does not generate it; {_can(generators)}")
         if not found.keys() & able.keys():
-            raise UserError(f"to={wanted}: what makes it is not shown {_list(given)}; give something else by from=")
+            raise UserError(
+                f"to={wanted}: this output is not conditioned on {_list(given)}; give something else by from="
+            )
         chosen |= {name: target for name, target in found.items() if name in able}
     if not chosen:
-        raise UserError(f"to={to} names nothing; {_can(makers)}")
+        raise UserError(f"to={to} names nothing; {_can(generators)}")
     return chosen
 
 
-def _told(output: Output, given: Collection[str]) -> bool:
+def _sees(output: Output, given: Collection[str]) -> bool:
     """Whether an output sees any of what is given; where nothing is, none needs to."""
     return not given or not set(given) <= set(output.hidden_modalities)
 
 
-def _can(makers: Mapping[str, Output]) -> str:
-    return f"it can make {_list(dict.fromkeys(str(output.target_feature) for output in makers.values()))}"
+def _can(generators: Mapping[str, Output]) -> str:
+    return f"it can generate {_list(dict.fromkeys(str(output.target_feature) for output in generators.values()))}"
 
 
 def _list(names: Collection[str]) -> str:
     return ", ".join(names) or "nothing"
-
-
-def write_by(decoding: Decoding | None, model: Model, outputs: Collection[str]) -> Model:
-    """The model whose chosen outputs write texts, or codes, so. Raises UserError where none of them writes any."""
-    if decoding is None:
-        return model
-    writers = {name: output for name, output in model.outputs.items() if isinstance(output, TextDecoder | CodeDecoder)}
-    if not writers.keys() & set(outputs):
-        raise UserError(
-            f"decoding says how texts and codes are written, and nothing of {_list(outputs)} is; leave it out"
-        )
-    replaced = {name: chz.replace(writer, decoding=decoding) for name, writer in writers.items()}
-    return chz.replace(model, outputs={**model.outputs, **replaced})
 
 
 def _predict(
@@ -229,8 +226,8 @@ def _predict(
     prompt: Batch,
     outputs: Collection[str],
 ) -> tuple[int, dict[str, dict[str, Any]], float]:
-    """The checkpoint's step, what the chosen outputs predict of as many copies of the prompt as asked for, and the
-    seconds that it took, compiled."""
+    """The checkpoint's step, predictions of the chosen outputs for n copies of the prompt, and the seconds
+    that they took, compiled."""
     import jax
     import numpy as np
 
@@ -249,8 +246,8 @@ def _predict(
 
         @jit_once
         def predict(model: Any, batch: Batch, key: jax.Array) -> dict[str, dict[str, jax.Array]]:
-            # What is left out here is not computed, and what is made does not depend on what else is asked for.
-            return {name: said for name, said in model.predict(batch, key).items() if name in outputs}
+            # What is left out here is not computed, and draws do not depend on which outputs are chosen.
+            return {name: predicted for name, predicted in model.predict(batch, key).items() if name in outputs}
 
         return step, *_timed(predict, model, batch, jax.random.key(request.seed))
 
@@ -258,23 +255,27 @@ def _predict(
 def _voice(
     run_dir: str, inputs: Mapping[str, Input], predictions: Mapping[str, dict[str, Any]], outputs: Mapping[str, str]
 ) -> float:
-    """Adds the `samples` that the vocoder of a run makes of every predicted spectrum; the seconds that it took."""
+    """Adds a vocoder's `samples` to every predicted spectrogram; returns the seconds that it took."""
     import jax
 
     from mmjax.checkpoint.restore import restore_model
     from mmjax.compilation import jit_once
     from mmjax.sharding.mesh import MeshShape, choose_rules
 
-    spoken = {name: target for name, target in outputs.items() if isinstance(inputs[target], SpectrogramInput)}
+    spoken = {name: target for name, target in outputs.items() if inputs[target].feature.drawn_as == "spectrogram"}
     if not spoken:
-        raise UserError(f"vocoder={run_dir} makes sound of spectra, and {_list(outputs)} is none; leave it out")
+        raise UserError(f"vocoder={run_dir} turns spectrograms into audio, and {_list(outputs)} is none; leave it out")
     experiment = experiment_file.read(run_dir)
-    found = {name: output for name, output in experiment.model.outputs.items() if isinstance(output, Vocoder)}
+    found = {
+        name: output.spectrogram_feature
+        for name, output in experiment.model.outputs.items()
+        if output is not None and output.spectrogram_feature is not None
+    }
     if not found:
         raise UserError(f"vocoder={run_dir} has no output of the kind Vocoder; give a run that was trained as one")
-    name, vocoder = next(iter(found.items()))
+    name, spectrogram = next(iter(found.items()))
     data = experiment.data.fit_tokenizers(experiment.data_dir, run_dir)
-    theirs = data.inputs[vocoder.mel]
+    scale = data.inputs[spectrogram].scale
     mesh = MeshShape(data=1).build(jax.local_devices()[:1])
     with jax.set_mesh(mesh):
         rules = choose_rules(experiment.rules, mesh)
@@ -282,27 +283,24 @@ def _voice(
         decode = jit_once(lambda model, values, mask: model.outputs[name].decode(values, mask))
         seconds = 0.0
         for output, target in spoken.items():
-            ours = inputs[target]
-            assert isinstance(ours, SpectrogramInput)
-            assert isinstance(theirs, SpectrogramInput)
-            differing = [key for key, value in ours.scale.items() if theirs.scale[key] != value]
+            differing = [key for key, value in inputs[target].scale.items() if scale[key] != value]
             if differing:
                 raise UserError(
                     f"vocoder={run_dir} has learned from other spectra than {target} ({', '.join(differing)} differ); "
                     "give one that was trained on the same"
                 )
-            made = predictions[output]
-            given = jax.device_put((made["values"], _real_frames(made)), rules.spec("batch"))
-            made["samples"], taken = _timed(decode, model, *given)
+            predicted = predictions[output]
+            given = jax.device_put((predicted["values"], _real_frames(predicted)), rules.spec("batch"))
+            predicted["samples"], taken = _timed(decode, model, *given)
             seconds += taken
     return seconds
 
 
-def _real_frames(made: Mapping[str, Any]) -> Any:
-    """Which frames of predicted spectra are real: all, where nothing else is said."""
+def _real_frames(predicted: Mapping[str, Any]) -> Any:
+    """Which frames of predicted spectrograms are real: all, where there is no mask."""
     import numpy as np
 
-    return made.get("mask", np.ones(made["values"].shape[:2], bool))
+    return predicted.get("mask", np.ones(predicted["values"].shape[:2], bool))
 
 
 def _timed(function: Callable, *arguments: Any) -> tuple[Any, float]:
@@ -322,38 +320,42 @@ def _remarks(
     counts: Mapping[str, int],
     seconds: float,
 ) -> Iterator[str]:
-    """Which sounds are empty, and the rates at which what was made has come about, all of it together.
+    """Lines about audio that is empty, and about the rates of tokens and audio, all outputs together.
 
-    Of every output as many examples were made as `counts` says, where all were the same one.
+    Of every output `counts` examples were generated: one, where all are the same.
     """
     tokens, sound = 0, 0.0
     for name, target in outputs.items():
-        feature, made = features[target], predictions[name]
-        if isinstance(feature, Text):
-            tokens += int((made["ids"][: counts[name]] != PADDING).sum())
+        feature, predicted = features[target], predictions[name]
+        if feature.is_text:
+            tokens += int((predicted["ids"][: counts[name]] != PADDING).sum())
         if isinstance(feature, Spectrogram):
-            frames = _real_frames(made)[: counts[name]].sum(1)
+            frames = _real_frames(predicted)[: counts[name]].sum(1)
             sound += float(frames.sum()) * feature.seconds
             silent = [f"{name}-{number}" for number, count in enumerate(frames, 1) if count == 0]
             if silent:
-                yield f"{', '.join(silent)}: the model says nothing, the sound is empty"
+                yield f"{', '.join(silent)}: the model predicts no frames, the audio is empty"
     rates = [f"{tokens} tokens, {tokens / seconds:.3g} a second"] if tokens else []
     rates += [f"{sound:.3g} s of sound, real-time factor {seconds / sound:.2g}"] if sound else []
-    told = "; ".join(rates)
-    yield f"made in {seconds:.3g} s" + (f": {told}" if told else "")
+    yield f"generated in {seconds:.3g} s" + (f": {'; '.join(rates)}" if rates else "")
 
 
-def runs() -> dict[str, str]:
-    """The run directories where runs are by default."""
-    return {str(path.parent): "" for path in sorted(Path("runs").glob(f"*/{experiment_file.FILE}"))}
+def _summary(output: str, pieces: Sequence[Any], files: Sequence[str]) -> str:
+    """What an output generated, in one line: texts and answers as they read, else files."""
+    shown = [repr(piece.answer) if isinstance(piece.answer, str) else piece.words for piece in pieces]
+    found = [words for words in shown if words] or files
+    more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+    return f"{output}: {', '.join(found[:SHOWN])}{more}"
 
 
-SUBJECTS = command_line.Subjects("run_dir", runs, lambda run_dir: Generation(run_dir=run_dir), others=True)
+SUBJECTS = command_line.Subjects(
+    "run_dir", command_line.runs, lambda run_dir: Generation(run_dir=run_dir), others=True, keys=Generation
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
-    return command_line.main(generate, "Have a trained model make something.", argv, SUBJECTS)
+    return command_line.main(generate, "Generate with a trained model.", argv, SUBJECTS)
 
 
 if __name__ == "__main__":

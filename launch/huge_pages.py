@@ -7,7 +7,7 @@ TUNABLE = "glibc.malloc.hugetlb"
 
 
 def prefer_huge_pages() -> None:
-    """Begin this process again, if need be, with glibc told to ask for huge pages, which it is told at the start only.
+    """Restart this process with glibc's huge pages turned on, which only its environment can do.
 
     XLA's CPU backend takes the memory of a step anew every time, and the kernel then hands it out page by page: with
     pages of 4 KiB that is a fifth of a step.

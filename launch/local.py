@@ -1,4 +1,4 @@
-"""`python -m launch.local processes=2 devices=4 -- train EXPERIMENT key=value ...`: many processes on this machine.
+"""Run a command in several processes: `launch.local processes=2 devices=4 -- train ...`.
 
 Each process has its own simulated CPU devices, and they make one mesh over Gloo. Their lines come out with the number
 of their process in front. When one fails the others are ended; SIGTERM and SIGINT are passed on to all. Exit codes: 0
@@ -31,9 +31,9 @@ from . import command_line, request
 from .command_line import INTERRUPTED
 
 FORCED_DEVICES = "--xla_force_host_platform_device_count"
-# Processes, and devices of each, that one machine can pretend to have.
+# The most processes, and simulated devices of each.
 MOST = 1024
-# Where there is no screen to draw a progress bar on, it is a line once in so many seconds.
+# Without a terminal, the progress bar is a line every so many seconds.
 BAR_SECONDS = 30
 
 
@@ -53,7 +53,7 @@ class Local:
 
 
 class Screen:
-    """Where the lines of all processes go, one whole line at a time, with the lead's progress bar kept last."""
+    """Prints the lines of all processes whole, and keeps the lead's progress bar below them."""
 
     def __init__(self):
         self.result = ""  # the lead's last line on standard output
@@ -62,7 +62,7 @@ class Screen:
         self._next_bar = time.monotonic() + BAR_SECONDS
 
     def line(self, process: int, text: str, stream: TextIO) -> None:
-        """A line that a process finished."""
+        """Prints a line of a process."""
         with self._lock:
             if process == 0 and stream is sys.stdout and text.strip():
                 self.result = text
@@ -72,7 +72,7 @@ class Screen:
             print(redraw, end="", file=sys.stderr, flush=True)
 
     def bar(self, process: int, text: str) -> None:
-        """A line that a process goes on rewriting. Only the lead's is shown."""
+        """A progress bar that a process rewrites. Only the lead's is shown."""
         if process != 0:
             return
         if sys.stderr.isatty():
@@ -84,13 +84,13 @@ class Screen:
             self.line(process, text, sys.stderr)
 
     def end_bar(self, process: int) -> None:
-        """The rewritten line was finished, and is now a line like others."""
+        """Ends a process's progress bar; its last state becomes an ordinary line."""
         if process == 0:
             with self._lock:
                 self._bar = ""
 
     def follow(self, process: int, pipe: IO[bytes], stream: TextIO) -> None:
-        """Shows what comes through a process's pipe until it is closed."""
+        """Shows the output of a process until its pipe is closed."""
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         pending = rewritten = ""
         while data := pipe.read1(1 << 16):  # type: ignore[attr-defined]
@@ -114,13 +114,13 @@ class Screen:
 
 
 @dataclasses.dataclass
-class Crew:
-    """The running processes, and how those that ended did so (in that order; negative: by which signal)."""
+class Processes:
+    """The processes, and the exit codes of those that ended, in that order (negative: a signal)."""
 
     children: list[subprocess.Popen]
     ended: dict[int, int] = dataclasses.field(default_factory=dict)
-    asked: list[int] = dataclasses.field(default_factory=list)  # signals that came to the launcher
-    killed: set[int] = dataclasses.field(default_factory=set)  # processes that outstayed their grace
+    signals: list[int] = dataclasses.field(default_factory=list)  # received by the launcher
+    killed: set[int] = dataclasses.field(default_factory=set)  # processes that did not end in time
 
     def signal(self, number: int) -> None:
         """Sends a signal to every process that runs."""
@@ -129,11 +129,11 @@ class Crew:
 
     def forward(self, number: int, frame: object) -> None:
         """The handler of signals to the launcher."""
-        self.asked.append(number)
+        self.signals.append(number)
         self.signal(number)
 
     def wait(self, grace: float) -> None:
-        """Returns when all have ended; ends the others `grace` seconds after one has failed or stopped."""
+        """Waits for all; kills the rest `grace` seconds after one has failed or stopped."""
         news: queue.SimpleQueue[tuple[int, int]] = queue.SimpleQueue()
         for index, child in enumerate(self.children):
             threading.Thread(target=lambda i, c: news.put((i, c.wait())), args=(index, child), daemon=True).start()
@@ -153,15 +153,15 @@ class Crew:
                 if code != INTERRUPTED:
                     self.signal(signal.SIGTERM)
 
-    def verdict(self) -> tuple[int, str]:
-        """The exit code of the whole, and the line that explains a failure."""
-        # A process that had not yet learnt to stop well when it was asked to lost nothing either.
-        stopped = {code for number in self.asked for code in (-number, 128 + number)}
+    def exit_code(self) -> tuple[int, str]:
+        """The exit code of the command, and the line that explains a failure."""
+        # A process that was stopped before it could handle signals has lost nothing either.
+        stopped = {code for number in self.signals for code in (-number, 128 + number)}
         interrupted = INTERRUPTED in self.ended.values()
         for index, code in self.ended.items():
             if code in (0, INTERRUPTED):
                 continue
-            if self.asked and (code in stopped or index in self.killed):
+            if self.signals and (code in stopped or index in self.killed):
                 interrupted = True
             elif index in self.killed:
                 return 128 - code, f"process {index} did not end after the others had stopped, and was killed"
@@ -173,23 +173,23 @@ class Crew:
 
 
 def run(job: Local, command: list[str]) -> int:
-    """Runs `command` as `job` says, and returns the exit code of the whole."""
+    """Runs `command` in the processes of `job`; returns the exit code."""
     screen = Screen()
     with _reserved_port() as port:
-        crew = Crew([_start(job, index, port, command) for index in range(job.processes)])
+        processes = Processes([_start(job, index, port, command) for index in range(job.processes)])
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, crew.forward)
+            signal.signal(number, processes.forward)
         followers = [
             threading.Thread(target=screen.follow, args=(index, pipe, stream))
-            for index, child in enumerate(crew.children)
+            for index, child in enumerate(processes.children)
             for pipe, stream in ((child.stdout, sys.stdout), (child.stderr, sys.stderr))
         ]
         for follower in followers:
             follower.start()
-        crew.wait(job.grace)
+        processes.wait(job.grace)
         for follower in followers:
             follower.join()
-    code, explanation = crew.verdict()
+    code, explanation = processes.exit_code()
     if explanation:
         print(f"launch.local: {explanation}", file=sys.stderr)
     elif screen.result:
@@ -198,7 +198,7 @@ def run(job: Local, command: list[str]) -> int:
 
 
 def _start(job: Local, index: int, port: int, command: list[str]) -> subprocess.Popen:
-    """Process number `index` of the job, in a process group of its own: the terminal's Ctrl-C comes through us."""
+    """Starts process `index` in its own process group, so that only we get the terminal's Ctrl-C."""
     prefix, size = f"[process {index}] ", shutil.get_terminal_size()
     flags = [flag for flag in os.environ.get("XLA_FLAGS", "").split() if not flag.startswith(FORCED_DEVICES)]
     environment = os.environ | {
@@ -225,7 +225,7 @@ def _start(job: Local, index: int, port: int, command: list[str]) -> subprocess.
 
 @contextlib.contextmanager
 def _reserved_port() -> Iterator[int]:
-    """A free port for the lead's coordinator, kept from all who do not ask to share it, as the coordinator does."""
+    """A free port for the coordinator, reserved: only who asks to share it, as it does, can bind it."""
     with socket.socket() as holder:
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         holder.bind(("127.0.0.1", 0))
@@ -246,13 +246,13 @@ else:
 
 
 def _kill_group(leader: int) -> None:
-    """Ends what an ended process has left behind (workers of its data loader)."""
+    """Kills what an ended process has left running, such as data loader workers."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(leader, signal.SIGKILL)
 
 
 def main(words: list[str]) -> int:
-    """See the top of this file."""
+    """Runs the command line."""
     keys, command = request.split(words)
     description = "Runs the command after -- as many processes on this machine, which make one mesh."
     return command_line.main(

@@ -1,4 +1,4 @@
-"""Plan a run for TPUs that are not here: `python -m launch.plan EXPERIMENT topology=v5e:16x16 [slices=4] [key=value]`.
+"""Plan a run for chips that are not here: `python -m launch.plan EXPERIMENT topology=v5e:16x16`.
 
 The very training step is compiled for the described slices by libtpu (`pip install -e '.[plan]'`), on this machine.
 topology=here plans for the devices there are, with calibration=PROFILE, a profile made here, by what their kernels
@@ -10,19 +10,20 @@ The last line on standard output is the path of plan.json; report.html beside it
 
 import json
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import chz
 
-from mmjax.config.experiment import Experiment, parts
+from mmjax.config.experiment import Experiment, parts, resolve_machine
 from mmjax.config.experiment_file import fingerprint
 from mmjax.errors import UserError
 from mmjax.fields import OPERATIONAL
 from mmjax.files import local_path, make_folder, write_atomic
-from mmjax.formatting import number
+from mmjax.formatting import binary_size, count, fine_duration, number, percent
 from mmjax.hardware.chips import CHIPS, GPUS, TPUS, Chip
+from mmjax.hardware.machine import machine_of, this_machine
 from mmjax.sharding.rules import MESH_AXES
 from mmjax.sharding.topology import HERE, Topology, parse_topology
 
@@ -35,12 +36,12 @@ if TYPE_CHECKING:
 RESULT, PAGE = "plan.json", "report.html"
 # So many collectives and places in the source are shown.
 SHOWN = 16
-FACTS = {
-    "predicted_step_seconds": "step, s",
-    "predicted_mfu": "share of peak FLOP/s",
-    "predicted_examples_per_second": "examples a second",
-    "predicted_tokens_per_second": "tokens a second",
-    "predicted_cost": "cost of all steps",
+FACTS: dict[str, tuple[str, Callable[[Any], str]]] = {
+    "predicted_step_seconds": ("step", fine_duration),
+    "predicted_mfu": ("share of peak FLOP/s", percent),
+    "predicted_examples_per_second": ("examples per second", count),
+    "predicted_tokens_per_second": ("tokens per second", count),
+    "predicted_cost": ("cost of all steps", number),
 }
 
 COMPILED = (
@@ -86,7 +87,7 @@ class Planned(Experiment):
     slices: int = chz.field(default=1, doc="how many of them, joined by the data centre's network")
     search: bool = chz.field(default=False, doc="whether to look for the best mesh, rules and rematerialisation")
     compiled: int = chz.field(
-        default=4, doc="how many of the most promising a search compiles, besides what is asked for"
+        default=4, doc="how many of the most promising candidates a search compiles, in addition to the request"
     )
     price: float | None = chz.field(default=None, doc="of a chip for an hour, in whatever money")
     out: str = chz.field(
@@ -114,13 +115,12 @@ class Planned(Experiment):
 
 
 def load(name: str) -> Planned:
-    """The plan of the experiment of that name, nothing said yet."""
+    """The plan of an experiment by its name, with default keys."""
     return Planned(**parts(command_line.load_experiment(name)))
 
 
 def make_plan(request: Planned) -> Path:
     """Plan as asked; returns the path of the result."""
-    experiment = Experiment(**parts(request))
     kind, _, count = request.topology.partition(":")
     if kind != HERE and kind not in CHIPS:
         known = [", ".join(chip.name for chip in chips) for chips in (TPUS, GPUS)]
@@ -133,6 +133,8 @@ def make_plan(request: Planned) -> Path:
         raise UserError(f"topology={request.topology}: say how many GPUs, as in {kind}:64")
     if gpu and request.slices > 1:
         raise UserError(f"slices={request.slices} is of TPUs; of GPUs say how many there are, as in {kind}:64")
+    machine = this_machine() if kind == HERE else machine_of("gpu" if gpu else "tpu")
+    experiment = resolve_machine(Experiment(**parts(request)), machine)
     topology = None if gpu else parse_topology(request.topology, request.slices)
     if topology is not None:
         topology.check()
@@ -159,7 +161,7 @@ def _compiled(request: Planned, experiment: Experiment, topology: Topology) -> d
     from mmjax.compilation import cache_compilations
     from mmjax.profiling.plan.advice import advise
     from mmjax.profiling.plan.devices import MeasuredRates, chip_of_topology
-    from mmjax.profiling.plan.plan import plan, usable
+    from mmjax.profiling.plan.plan import plan, usable_bytes
 
     reached = None if request.calibration is None else MeasuredRates.of(read_profile(request.calibration))
     if topology.generation == HERE:  # what is compiled for others JAX can keep, but not read again without them
@@ -170,14 +172,14 @@ def _compiled(request: Planned, experiment: Experiment, topology: Topology) -> d
         found = plan(experiment, topology, reached)
         rates = {"rates": "calibrated" if reached else "measured" if topology.generation == HERE else "peak"}
         return found.json() | rates | {"advice": None if found.fits else advise(experiment, found)}
-    from mmjax.profiling.plan.search import compile_all, promising, search
+    from mmjax.profiling.plan.search import compile_all, most_promising, search
 
     devices = len(topology.devices())
     chip = chip_of_topology(topology, devices)
-    candidates = search(experiment, chip, devices, request.slices, usable(chip), command_line.say)
+    candidates = search(experiment, chip, devices, request.slices, usable_bytes(chip), command_line.say)
     if not candidates:
         raise UserError(f"no mesh of {devices} devices divides {request.name}; change train.batch_size or the topology")
-    best = promising(candidates, experiment, devices, request.compiled)
+    best = most_promising(candidates, experiment, devices, request.compiled)
     command_line.say(f"compiling the {len(best)} most promising of {len(candidates)}, which takes minutes")
     compiled = compile_all(best, topology, command_line.say)
     rows = [candidate.json() | _outcome(plan) for candidate, plan in compiled]
@@ -194,12 +196,12 @@ def _gpus(request: Planned, experiment: Experiment, chip: Chip, count: int) -> d
     """The plan of the experiment, or of the best that a search finds, by the estimate."""
     from mmjax.profiling.plan.advice import advise_estimated
     from mmjax.profiling.plan.cost_model import check_mesh, cost_model
-    from mmjax.profiling.plan.plan import NODE, estimated_plan, usable
+    from mmjax.profiling.plan.plan import NODE, estimated_plan, usable_bytes
     from mmjax.profiling.plan.search import search
 
     rows = []
     if request.search:
-        candidates = search(experiment, chip, count, 1, usable(chip), command_line.say, near=NODE)
+        candidates = search(experiment, chip, count, 1, usable_bytes(chip), command_line.say, fast_group=NODE)
         if not candidates:
             raise UserError(f"no mesh of {count} GPUs divides {request.name}; change train.batch_size or their number")
         experiment, rows = candidates[0].experiment, [candidate.json() for candidate in candidates[:SHOWN]]
@@ -246,26 +248,18 @@ def _summary(whole: dict[str, Any]) -> list[str]:
 
 
 def _write_page(folder: Path, whole: dict[str, Any]) -> None:
-    from mmjax.reports.page import render
+    from mmjax.reports.page import write_page
 
-    page = render(
-        "evaluation.html",
-        title=f"{whole['experiment']} on {whole['topology']}",
-        fingerprint=whole["fingerprint"],
-        facts={
-            "fits": "yes" if whole["fits"] else "no",
-            "memory of a device, GiB": whole["hbm_bytes"]["peak"] / 2**30,
-            "of, GiB": whole["hbm_limit_bytes"] / 2**30,
-            "parameters": whole["parameters"],
-            "chips": whole["chips"],
-        }
-        | {title: whole[key] for key, title in FACTS.items() if key in whole},
-        groups={},
-        panels=[],
-        panels_left_out=[],
-        sections=[(part.title, part) for part in _sections(whole)],
-    )
-    write_atomic(folder / PAGE, page)
+    peak, limit = (binary_size(size) for size in (whole["hbm_bytes"]["peak"], whole["hbm_limit_bytes"]))
+    facts = {
+        "fits": "yes" if whole["fits"] else "no",
+        "memory of a device": f"{peak} of {limit}",
+        "parameters": count(whole["parameters"]),
+        "chips": whole["chips"],
+        **{title: shown(whole[key]) for key, (title, shown) in FACTS.items() if key in whole},
+        "fingerprint": whole["fingerprint"],
+    }
+    write_page(folder / PAGE, f"Plan of {whole['experiment']} on {whole['topology']}", facts, _sections(whole))
 
 
 def _sections(whole: dict[str, Any]) -> "list[Section]":
@@ -274,17 +268,17 @@ def _sections(whole: dict[str, Any]) -> "list[Section]":
     analytic, sizes = "analytic" in whole, dict(whole["hbm_bytes"])
     if not analytic:
         sizes["to be kept for the backward pass, as written"] = sizes.pop("activations")
-    memory = [[kind, f"{size / 2**30:.4g}"] for kind, size in sizes.items()]
-    held = Section("Memory of a device", whole["advice"] or "", [Table(["what", "GiB"], memory)])
+    memory = [[kind, binary_size(size)] for kind, size in sizes.items() if size]
+    held = Section("Memory of a device", whole["advice"] or "", [Table(["what", "size"], memory)])
     if "predicted_step_seconds" not in whole:
         return [held, *_candidates(whole)]
     seconds, kinds = whole["predicted_step_seconds"], whole["roofline_seconds"].items()
     between = ", between nodes" if analytic else ", between slices"
     if analytic:
-        times = Table(["what", "s"], [[ESTIMATES[kind], f"{part:.4g}"] for kind, part in kinds])
+        times = Table(["what", "time"], [[ESTIMATES[kind], fine_duration(part)] for kind, part in kinds])
     else:
-        rows = [[kind, f"{part:.4g}", f"{part / seconds:.1%}"] for kind, part in kinds]
-        times = Table(["held up by", "s", "share"], rows)
+        rows = [[kind, fine_duration(part), percent(part / seconds)] for kind, part in kinds]
+        times = Table(["held up by", "time", "share"], rows)
     talk = [
         [
             f"{each['kind']} over {each['axis'] or 'nothing'}" + (between if each["crosses_slices"] else ""),
@@ -296,8 +290,8 @@ def _sections(whole: dict[str, Any]) -> "list[Section]":
         for each in whole["collectives"][:SHOWN]
     ]
     sources = whole["source_seconds"]
-    places = [[name, f"{part:.4g}"] for name, part in list(sources.items())[:SHOWN]]
-    where = Section("Where the time goes", f"By line{_cut(sources)}.", [Table(["source", "s"], places)])
+    places = [[name, fine_duration(part)] for name, part in list(sources.items())[:SHOWN]]
+    where = Section("Where the time goes", f"By line{_cut(sources)}.", [Table(["source", "time"], places)])
     flops = [
         ["the model's, three forward passes", f"{whole['model_flops'] / 1e12:,.4g}"],
         ["the step's as written, with what is calculated again", f"{whole['step_flops'] / 1e12:,.4g}"],
@@ -322,7 +316,7 @@ def _sections(whole: dict[str, Any]) -> "list[Section]":
 
 
 def _cut(rows: Collection[Any]) -> str:
-    """What is said where not all rows are shown."""
+    """A line where not all rows are shown."""
     return f", the first {SHOWN} of {len(rows)}: {RESULT} has all" if len(rows) > SHOWN else ""
 
 
@@ -345,7 +339,9 @@ def _candidates(whole: dict[str, Any]) -> "list[Section]":
     return [Section("The search", "The quickest that fits first.", [Table(columns, rows)])] if rows else []
 
 
-SUBJECTS = command_line.Subjects("experiment", command_line.experiment_names, load, others=True, more=command_line.OWN)
+SUBJECTS = command_line.Subjects(
+    "experiment", command_line.experiment_names, load, others=True, more=command_line.OWN, keys=Planned
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

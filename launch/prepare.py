@@ -1,7 +1,8 @@
-"""Builds a data set: `python -m launch.prepare SOURCE key=value ...`, such as `av_digits manual_dir=../shared/data`.
+"""Builds a data set: `python -m launch.prepare SOURCE key=value ...`.
 
 A field of the source that is a choice and is not given stands for all of its choices: `av_digits` builds all variants.
-The last line on standard output is the folder of what was built.
+`prepare convert PATH out=DIR` writes data of your own, or a source by its name, as ArrayRecord files. The last line on
+standard output is the folder of what was built.
 """
 
 import itertools
@@ -62,8 +63,36 @@ def prepare(request: Request) -> Path:
     return Path(os.path.commonpath(folders))
 
 
+@chz.chz
+class Conversion:
+    """A conversion to ArrayRecord."""
+
+    source: Source = chz.field(doc="what is converted")
+    out: str = chz.field(doc="the folder to write")
+    data_dir: str = chz.field(default="~/.cache/mmjax", doc="where prepared data sets and indexes are")
+
+
+def _conversion(name: str) -> Conversion:
+    """The source of a name, or the one that reads a path."""
+    from mmjax.data.formats.recognise import recognise
+
+    named = {source_name(cls): cls for cls in TABLE.values()}
+    return Conversion(source=named[name]() if name in named else recognise(name), out=f"{name}-converted")
+
+
+def convert(request: Conversion) -> Path:
+    """Writes every split; returns the folder."""
+    from mmjax.data.formats import array_record
+
+    return array_record.convert(request.source, request.data_dir, request.out)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
+    words = sys.argv[1:] if argv is None else list(argv)
+    if words[:1] == ["convert"]:
+        subjects = command_line.Subjects("path", dict, _conversion, others=True, form="convert PATH")
+        return command_line.main(convert, "Writes a data set as ArrayRecord files.", words[1:], subjects)
     return command_line.main(prepare, "Builds a data set, unless it is there.", argv, SOURCES)
 
 

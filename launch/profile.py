@@ -1,4 +1,4 @@
-"""See where the time of a step goes: `python -m launch.profile EXPERIMENT|RUN_DIR [steps=5] [key=value]`.
+"""Profile a training step: `python -m launch.profile EXPERIMENT|RUN_DIR [steps=5] [key=value]`.
 
 Real steps on real batches are traced, from a first draw of parameters. The last line on standard output is the path of
 profile.json; report.html beside it shows what it found, and trace/ opens in Perfetto and xprof.
@@ -14,20 +14,23 @@ from typing import TYPE_CHECKING, Any
 import chz
 
 from mmjax.config import experiment_file
-from mmjax.config.experiment import Experiment, parts
+from mmjax.config.experiment import Experiment, parts, resolve_machine
 from mmjax.errors import UserError
 from mmjax.fields import OPERATIONAL
 from mmjax.files import local_path, make_folder, write_atomic
+from mmjax.formatting import binary_size, fine_duration, percent
+from mmjax.hardware.machine import this_machine
 
-from . import command_line
-from .compare_profiles import OF_RUN
+from . import command_line, compare_profiles
+from .compare_profiles import OF_RUN, PROGRAM
+from .compare_profiles import PROFILE as RESULT
 from .huge_pages import prefer_huge_pages
 
 if TYPE_CHECKING:
     from mmjax.profiling.profile.profile import Kernel, Profile
     from mmjax.reports.page import Section
 
-RESULT, PAGE, PROGRAM, WRITTEN = "profile.json", "report.html", "program.txt", "program_before.txt"
+PAGE, WRITTEN = "report.html", "program_before.txt"
 # So many kernels, parts and buffers are shown.
 SHOWN = 25
 
@@ -65,7 +68,7 @@ def make_profile(request: Profiled) -> Path:
     """Profile as asked; returns the path of the result."""
     from mmjax.profiling.profile.profile import profile
 
-    folder, experiment = local_path(request.out), Experiment(**parts(request))
+    folder, experiment = local_path(request.out), resolve_machine(Experiment(**parts(request)), this_machine())
     with make_folder(folder), make_folder(folder / "trace") as trace:
         found = profile(experiment, request.steps, trace, command_line.say)
     whole = found.json() | {"fingerprint": experiment_file.fingerprint(experiment)}
@@ -87,7 +90,7 @@ def _summary(found: "Profile") -> list[str]:
         + (f", {found.memory['measured peak'] / 2**20:,.0f} MiB measured" if "measured peak" in found.memory else ""),
         "compiled in " + ", ".join(f"{seconds:.1f} s of {phase}" for phase, seconds in found.compile.items()),
     ]
-    lines += [f"  {seconds / found.worked:6.1%}  {part}" for part, seconds in list(found.by(_part).items())[:8]]
+    lines += [f"  {seconds / found.kernel_seconds:6.1%}  {part}" for part, seconds in list(found.by(_part).items())[:8]]
     lines += [f"compiled while steps ran: {reason}" for reason in found.recompiled]
     return lines
 
@@ -105,24 +108,16 @@ def _source(kernel: "Kernel") -> str:
 
 
 def _write_page(folder: Path, whole: dict[str, Any], found: "Profile") -> None:
-    from mmjax.reports.page import render
+    from mmjax.reports.page import write_page
 
-    page = render(
-        "evaluation.html",
-        title=f"A step of {found.name}",
-        fingerprint=whole["fingerprint"],
-        facts={
-            "a step, s": found.seconds,
-            "share of peak FLOP/s": found.mfu,
-            "devices": f"{found.devices} x {found.machine}",
-            "memory of a device, MiB": found.memory["peak"] / 2**20,
-        },
-        groups={},
-        panels=[],
-        panels_left_out=[],
-        sections=[(part.title, part) for part in _sections(whole, found)],
-    )
-    write_atomic(folder / PAGE, page)
+    facts = {
+        "step": fine_duration(found.seconds),
+        "share of peak FLOP/s": percent(found.mfu),
+        "devices": f"{found.devices} x {found.machine}",
+        "memory of a device": binary_size(found.memory["peak"]),
+        "fingerprint": whole["fingerprint"],
+    }
+    write_page(folder / PAGE, f"Profile of a step of {found.name}", facts, _sections(whole, found))
 
 
 def _sections(whole: dict[str, Any], found: "Profile") -> "list[Section]":
@@ -134,7 +129,7 @@ def _sections(whole: dict[str, Any], found: "Profile") -> "list[Section]":
         [
             kernel.name,
             f"{1e3 * kernel.seconds:.3f}",
-            f"{kernel.seconds / found.worked:.1%}",
+            f"{kernel.seconds / found.kernel_seconds:.1%}",
             f"{kernel.count:g}",
             f"{kernel.flops / 1e9:.3g}",
             f"{kernel.bytes / 1e6:.3g}",
@@ -146,7 +141,7 @@ def _sections(whole: dict[str, Any], found: "Profile") -> "list[Section]":
     ]
     columns = ["kernel", "ms", "share", "runs", "GFLOP", "MB", "of the roof", "part", "source"]
     points = [
-        (kernel.flops / kernel.bytes, kernel.flops / kernel.seconds, kernel.seconds / found.worked)
+        (kernel.flops / kernel.bytes, kernel.flops / kernel.seconds, kernel.seconds / found.kernel_seconds)
         for kernel in found.kernels
         if kernel.flops and kernel.bytes and kernel.seconds
     ]
@@ -170,8 +165,7 @@ def _sections(whole: dict[str, Any], found: "Profile") -> "list[Section]":
         Section(
             "Who called it",
             "Functions of the forward pass with what they and their gradients took.",
-            drawings=[flame_svg(flame([(kernel.stack, kernel.seconds) for kernel in found.kernels]), "flame")],
-            wide=True,
+            drawings=[flame_svg(flame([(kernel.stack, kernel.seconds) for kernel in found.kernels]))],
         ),
         Section(
             "By part, layer and line",
@@ -188,7 +182,7 @@ def _sections(whole: dict[str, Any], found: "Profile") -> "list[Section]":
             "Under the roof",
             f"Kernels that multiply matrices, as large as their share of the step. The machine does "
             f"{found.peak_flops / 1e9:,.0f} GFLOP/s and {found.peak_bandwidth / 1e9:,.1f} GB/s a device.",
-            drawings=[roofline_svg(points, found.peak_flops, found.peak_bandwidth, "roof")] if points else [],
+            drawings=[roofline_svg(points, found.peak_flops, found.peak_bandwidth)] if points else [],
         ),
         Section(
             "Memory",
@@ -199,7 +193,7 @@ def _sections(whole: dict[str, Any], found: "Profile") -> "list[Section]":
                 Table(["what", "MiB"], [[name, f"{size / 2**20:,.2f}"] for name, size in found.memory.items()]),
                 Table(["held at the peak, by", "MiB"], holders),
             ],
-            drawings=[memory_svg(found.course.sizes, "memory")],
+            drawings=[memory_svg(found.memory_timeline.sizes)],
         ),
         *([Section("Compiled while steps ran", " ".join(found.recompiled))] if found.recompiled else []),
     ]
@@ -209,14 +203,20 @@ def _shares(found: "Profile", name: str, key: Any) -> Any:
     from mmjax.reports.page import Table
 
     rows = [
-        [part, f"{1e3 * seconds:.3f}", f"{seconds / found.worked:.1%}"]
+        [part, f"{1e3 * seconds:.3f}", f"{seconds / found.kernel_seconds:.1%}"]
         for part, seconds in list(found.by(key).items())[:SHOWN]
     ]
     return Table([name, "ms", "share"], rows)
 
 
 SUBJECTS = command_line.Subjects(
-    "experiment", command_line.experiment_names, load, others=True, form="EXPERIMENT|RUN_DIR", more=command_line.OWN
+    "experiment",
+    command_line.experiment_names,
+    load,
+    others=True,
+    form="EXPERIMENT|RUN_DIR",
+    more=command_line.OWN,
+    keys=Profiled,
 )
 
 
@@ -224,8 +224,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == ["compare"]:
-        from . import compare_profiles
-
         return compare_profiles.main(words[1:])
     about = "Trace real steps and tell where their time goes; `compare A B`, in place of EXPERIMENT, compares profiles."
     return command_line.main(make_profile, about, words, SUBJECTS)

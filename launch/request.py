@@ -1,4 +1,4 @@
-"""What `launch.local` and `launch.cluster` have after `--`: another command of `launch`, with its own words."""
+"""The command after `--` of `launch.local` and `launch.cluster`, with its own words."""
 
 import importlib.util
 
@@ -14,7 +14,7 @@ def split(words: list[str]) -> tuple[list[str], list[str]]:
 
 
 def program(python: str, command: list[str]) -> list[str]:
-    """A command of `launch` and its words, as a program and arguments. Raises UserError if there is no such command."""
+    """A command of `launch` as a program and arguments. Raises UserError if there is no such command."""
     if not command:
         raise UserError("say after -- what to run, for example: -- train scenes train.steps=200")
     name = command[0]

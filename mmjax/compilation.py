@@ -1,4 +1,4 @@
-"""What is compiled, how carefully, and where it is kept, so that the second start of a run does not compile again."""
+"""Compilation: JAX's persistent cache, and quick compilation of programs that run once."""
 
 import os
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from mmjax.files import local_path
 
 
 def cache_compilations(data_dir: str) -> None:
-    """Have JAX keep what it compiles under `data_dir`, however small and quick to compile."""
+    """Enables JAX's persistent compilation cache under `data_dir`, also for small programs."""
     jax.config.update("jax_compilation_cache_dir", str(local_path(data_dir) / "compilations"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
@@ -25,5 +25,5 @@ def jit_once(function: Callable) -> Callable:
 
 
 def usable_cores() -> int:
-    """The cores that this process may compute on."""
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

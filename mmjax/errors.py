@@ -1,17 +1,17 @@
-"""Errors that are the user's to mend."""
+"""Exceptions: errors that the user can fix, preemption, and divergence."""
 
 
 class UserError(Exception):
-    """A mistake in a command, a configuration, a data file or a checkpoint; its text is one sentence with the mend."""
+    """An error in a command, a configuration or a file; its text is one sentence with the fix."""
 
 
 class NoCheckpoint(UserError):
-    """There is no whole checkpoint of the step asked for: none was saved, or it was removed, or it is damaged."""
+    """No complete checkpoint of the requested step exists: not saved, removed, or damaged."""
 
 
 class Preempted(Exception):
-    """A run was asked to stop, or a process of it was killed; the same command resumes it from its last checkpoint."""
+    """A run was asked to stop, or one of its processes was killed; the same command resumes it."""
 
 
 class Diverged(Exception):
-    """A run whose loss or gradients stayed without a finite value; its text says where to look."""
+    """The loss or the gradients of a run stayed non-finite; the text says where to look."""

@@ -1,8 +1,9 @@
-"""Paths as users type them, files that are read or written whole, and locks."""
+"""Paths as users type them, atomic reading and writing of files, and locks."""
 
 import contextlib
 import errno
 import fcntl
+import itertools
 import json
 import os
 import stat
@@ -16,14 +17,14 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 # A train state counts its steps in 32 bits.
 LARGEST_STEP = 2**31 - 1
 
-# Bytes of the largest file that is read whole where nothing else is known of it.
+# Default limit of a file that is read whole, bytes.
 LARGEST = 2**30
 
 
 def local_path(text: str | os.PathLike[str]) -> Path:
-    """The path that a user typed, with the home directory for ~.
+    """The path that a user typed, with ~ expanded.
 
-    Raises UserError for the home of an unknown user, and for what no file can be called or may not be looked for.
+    Raises UserError for the home of an unknown user, and for a path that is invalid or not accessible.
     """
     typed = os.fspath(text)
     try:
@@ -44,9 +45,9 @@ def local_path(text: str | os.PathLike[str]) -> Path:
 def open_regular(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """A regular file, open for reading bytes.
 
-    Raises OSError where there is no such file: also for a pipe or a device, which could be read for ever.
+    Raises OSError where there is none: also for a pipe or a device, which could be read for ever.
     """
-    # Opened so, a pipe that nobody writes to does not wait for a writer.
+    # With O_NONBLOCK, opening a pipe does not wait for a writer.
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
@@ -54,7 +55,10 @@ def open_regular(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 
 def read_regular(path: str | os.PathLike[str], limit: int = LARGEST) -> bytes:
-    """The content of a regular file of at most `limit` bytes. Raises OSError as `open_regular` does, and for more."""
+    """The content of a regular file of at most `limit` bytes.
+
+    Raises OSError as `open_regular` does, and for a larger file.
+    """
     with open_regular(path) as file:
         content = file.read(limit + 1)
     if len(content) > limit:
@@ -63,7 +67,10 @@ def read_regular(path: str | os.PathLike[str], limit: int = LARGEST) -> bytes:
 
 
 def read_json(path: str | os.PathLike[str], limit: int = LARGEST) -> Any:
-    """What a JSON file holds. Raises OSError where `read_regular` does, and ValueError for what is not JSON."""
+    """The content of a JSON file.
+
+    Raises OSError as `read_regular` does, and ValueError for invalid JSON.
+    """
     try:
         return json.loads(read_regular(path, limit))
     except RecursionError as error:
@@ -71,19 +78,19 @@ def read_json(path: str | os.PathLike[str], limit: int = LARGEST) -> Any:
 
 
 def write_atomic(path: str | os.PathLike[str], content: str | bytes, mode: int | None = None) -> Path:
-    """Puts `content` at `path` so that whoever looks, also after a crash, sees the old file or the new one.
+    """Writes `content` to `path` so that a reader, also after a crash, sees the old file or the new one.
 
-    Text is written as UTF-8. Raises UserError where the directory cannot be written or the disk is full, and where
-    something lies there that is not a regular file.
+    Text is written as UTF-8. Raises UserError where the directory cannot be written, the disk is full, or the path is
+    not a regular file.
 
     Args:
-        mode: the new file's permissions, such as 0o755; None: as the process's umask has them.
+        mode: the new file's permissions, such as 0o755; None: by the process's umask.
     """
     path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     with explained(path):
         if path.exists() and not path.is_file():
-            raise OSError(errno.EEXIST, "what is there is not a regular file")
+            raise OSError(errno.EEXIST, "the existing path is not a regular file")
         try:
             with partial.open("wb") as file:
                 if mode is not None:
@@ -99,9 +106,9 @@ def write_atomic(path: str | os.PathLike[str], content: str | bytes, mode: int |
 
 @contextlib.contextmanager
 def make_folder(folder: Path) -> Iterator[Path]:
-    """The folder, which is made where it is not there, and removed again if nothing was put there before an error.
+    """Creates the folder if needed; removes it again if an error occurs while it is still empty.
 
-    Raises UserError where it cannot be made.
+    Raises UserError where it cannot be created.
     """
     new = not folder.exists()
     with explained(folder):
@@ -115,21 +122,26 @@ def make_folder(folder: Path) -> Iterator[Path]:
         raise
 
 
+def free_path(path: Path) -> Path:
+    """The first of PATH.1, PATH.2, ... that is not there."""
+    return next(free for number in itertools.count(1) if not (free := path.with_name(f"{path.name}.{number}")).exists())
+
+
 @contextlib.contextmanager
 def explained(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Turns an operating system's refusal (read-only, disk full, no directory) into a UserError that names `path`."""
+    """Turns an OSError (read-only, disk full, no directory) into a UserError that names `path`."""
     try:
         yield
     except OSError as error:
-        mend = "free some space or choose another place" if error.errno in FULL else "choose another place"
-        raise UserError(f"cannot write {path}: {error.strerror or error}; {mend}") from error
+        fix = "free some space or choose another place" if error.errno in FULL else "choose another place"
+        raise UserError(f"cannot write {path}: {error.strerror or error}; {fix}") from error
 
 
 @contextlib.contextmanager
 def locked(path: Path, taken: str) -> Iterator[None]:
-    """Holds the lock on a file, which is made where it is not there; the lock ends with the process that holds it.
+    """Holds the lock on a file, created if needed; the lock ends with the process.
 
-    Raises UserError: `taken`, where another process holds it. A file system without locks gives it to everyone.
+    Raises UserError: `taken`, where another process holds it. On a file system without locks it always succeeds.
     """
     with explained(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -144,14 +156,14 @@ def locked(path: Path, taken: str) -> Iterator[None]:
         yield
 
 
-def check_regular(path: Path) -> None:
-    """Raises OSError for what is not itself a regular file: a link, also to one, or a special file."""
+def check_regular_file(path: Path) -> None:
+    """Raises OSError for anything but a regular file, also for a link to one."""
     if not stat.S_ISREG(path.lstat().st_mode):
         raise OSError(errno.EINVAL, "not a regular file", str(path))
 
 
 def step_of(name: str) -> int | None:
-    """The step that a file or folder is named after; None for a name that is not as `str` writes a step."""
+    """The step that a file or folder is named after; None for other names."""
     if not (name.isascii() and name.isdigit() and len(name) <= len(str(LARGEST_STEP))):
         return None
     step = int(name)

@@ -20,19 +20,15 @@ from jaxtyping import Array, Float
 from mmjax.checkpoint.restore import restore_model
 from mmjax.config import experiment_file
 from mmjax.data.clean import BadInput
-from mmjax.data.inputs import TextInput
 from mmjax.data.loader import empty_batch, set_example
-from mmjax.data.prompt import read_file
-from mmjax.data.sources.base import Recording
+from mmjax.data.prompt import check_text, read_file
 from mmjax.errors import UserError
 from mmjax.evaluation.intermediates import intermediates
-from mmjax.heads.contrast import ContrastHead
 from mmjax.layers.tree import named_leaves
 from mmjax.model import Multimodal
-from mmjax.reports.gallery import show_made, unread
 from mmjax.sharding.mesh import MeshShape, choose_rules
 from mmjax.sharding.rules import Rules
-from mmjax.types import Batch, Image, Label, Spectrogram, Text, Waveform
+from mmjax.types import Batch
 
 # Examples that go through the model at a time.
 BATCH = 64
@@ -66,8 +62,8 @@ class TrainedRun:
 
     Methods take examples by modality: `image=`, `text=`, whatever the run's encoders are called. A value is one example
     or a list of N: an image as uint8[H W C], audio as `Recording(samples, rate)`, a text as str, and any of them but
-    texts as the path of a file or its bytes. What is left out is absent, as in training. Results have the leading
-    dimension N.
+    texts as the path of a file or its bytes. What is left out is absent, as in training. A text that is longer than the
+    model reads is refused. Results have the leading dimension N.
     """
 
     def __init__(self, run_dir: str | Path, step: int | None = None, mesh: MeshShape | None = None):
@@ -155,7 +151,7 @@ class TrainedRun:
             raise UserError("nothing is given; name at least one modality with an example")
         if len(set(counts.values())) > 1:
             listed = ", ".join(f"{count} of {name}" for name, count in counts.items())
-            raise UserError(f"every modality needs as many examples, and there are {listed}")
+            raise UserError(f"all modalities need the same number of examples, and got {listed}")
         total = next(iter(counts.values()))
         parts = self.mesh.size
         size = -(-min(BATCH, total) // parts) * parts
@@ -178,7 +174,8 @@ class TrainedRun:
                 if raw is None:
                     continue
                 try:
-                    array, mask = inputs[name].read(_content(raw, isinstance(inputs[name], TextInput)), None)
+                    check_text(inputs[name], raw)
+                    array, mask = inputs[name].read(_content(raw, inputs[name].feature.is_text), None)
                 except BadInput as error:
                     raise UserError(f"{name}[{row}] cannot be used: {error}") from error
                 set_example(batch, row, name, array, mask)
@@ -192,14 +189,10 @@ class TrainedRun:
             return dict(arrays)
         input = self.data.inputs[target]
         rows = [{name: array[row] for name, array in arrays.items()} for row in range(len(next(iter(arrays.values()))))]
-        match input.feature:
-            case Image() | Spectrogram() | Waveform():
-                return [unread(input, row) for row in rows]
-            case Text():
-                return [show_made(input, {name: array[None] for name, array in row.items()})[0].answer for row in rows]
-            case Label(names, _):
-                return [[(names[int(s.argmax())], float(s.max())) for s in row["probabilities"]] for row in rows]
-        return dict(arrays)
+        if names := input.feature.classes:
+            return [[(names[int(s.argmax())], float(s.max())) for s in row["probabilities"]] for row in rows]
+        raws = [input.to_raw(row) for row in rows]
+        return dict(arrays) if raws[0] is None else raws
 
 
 def _predict(
@@ -213,24 +206,23 @@ def _embed(model: Multimodal, batch: Batch, key: jax.Array | None, *, rules: Rul
     found = intermediates(model, batch, rules=rules)
     streams, _ = model.encode(batch, None)
     for name, head in model.outputs.items():
-        if isinstance(head, ContrastHead):
-            for side, modality in enumerate(head.names):
-                found[f"{name}/{modality}"] = rules.gather({"": head.embed(side, streams[modality])})[""]
+        for side, modality in enumerate(head.aligned_modalities):
+            found[f"{name}/{modality}"] = rules.gather({"": head.embed_modality(side, streams[modality])})[""]
     return found
 
 
 def _one(value: Raw | Sequence[Raw]) -> Raw:
     values = _many(value)
     if len(values) != 1:
-        raise UserError(f"generate takes one example of a modality and draws n of what it makes, not {len(values)}")
+        raise UserError(f"generate takes one example per modality and makes n samples from it, not {len(values)}")
     return values[0]
 
 
 def _many(value: Raw | Sequence[Raw]) -> list[Raw]:
-    """A list of examples: a single image, recording, text, path or bytes is one."""
+    """A list of examples: a single image, recording, text, number, vector, path or bytes is one."""
     if isinstance(value, np.ndarray):
-        return list(value) if value.ndim == 4 else [value]
-    if isinstance(value, str | bytes | os.PathLike | Recording):
+        return list(value) if value.ndim == 4 or (value.ndim == 2 and value.dtype.kind == "f") else [value]
+    if not isinstance(value, Sequence) or isinstance(value, str | bytes) or (value and isinstance(value[0], float)):
         return [value]
     return list(value)
 

@@ -14,9 +14,12 @@ from jaxtyping import Array, Float, Int
 from mmjax import generators, heads
 from mmjax.encoders import Encoder
 from mmjax.errors import UserError
+from mmjax.fields import OPERATIONAL
 from mmjax.fusion import CrossAttention, Fusion
-from mmjax.layers.low_precision import Products, lower_precision
-from mmjax.layers.output import AdversarialModule, Output
+from mmjax.generators.decoding import Decoding
+from mmjax.hardware.machine import Machine, this_machine
+from mmjax.layers.low_precision import Precision, quantize_matmuls
+from mmjax.layers.output import Output
 from mmjax.layers.settings import Settings
 from mmjax.layers.stack import Remat
 from mmjax.sharding.rules import Rules
@@ -33,27 +36,35 @@ OUTPUTS: dict[str, type[Output]] = heads.TABLE | generators.TABLE
 
 @chz.chz
 class Model:
-    """Configuration of a model: which encoder reads each modality, how they are fused, what comes out."""
+    """Configuration of a model: an encoder per modality, the fusion, and the outputs."""
 
     encoders: Mapping[str, Encoder | None] = chz.field(doc="an encoder per modality; None leaves the modality out")
     outputs: Mapping[str, Output | None] = chz.field(doc="heads and generators by name; None leaves one out")
-    fusion: Fusion = chz.field(default=CrossAttention(), doc="how the modalities meet")
+    fusion: Fusion = chz.field(default=CrossAttention(), doc="how the modalities are combined")
     width: int = chz.field(default=128, doc="width D of the tokens")
-    dtype: Literal["float32", "bfloat16"] = chz.field(
-        default="bfloat16", doc="of the computation; parameters are float32"
+    dtype: Literal["auto", "float32", "bfloat16"] = chz.field(
+        default="auto",
+        doc="dtype of the computation; parameters are float32; auto: bfloat16 where the machine multiplies it faster",
+        metadata=OPERATIONAL,
     )
-    products: Literal["exact"] | Products = chz.field(
-        default="exact", doc="in attention and perceptrons: of numbers of dtype, or rounded to int8 or float8"
+    matmul_precision: Literal["exact"] | Precision = chz.field(
+        default="exact", doc="matrix products of attention and MLPs: exact in `dtype`, or quantized to int8 or float8"
     )
-    dropout: float = chz.field(default=0.0, doc="share of residual branches' entries dropped in training")
-    modality_dropout: float = chz.field(default=0.0, doc="chance in training that the fusion misses a modality")
+    dropout: float = chz.field(default=0.0, doc="dropout rate of residual branches")
+    modality_dropout: float = chz.field(
+        default=0.0, doc="probability in training that a modality is hidden from the fusion"
+    )
     remat: Remat = chz.field(default="none", doc="what the backward pass recomputes")
-    unroll: bool = chz.field(default=False, doc="compile blocks one by one: faster on a CPU, slower to compile")
+    unroll: bool | None = chz.field(
+        default=None,
+        doc="compile blocks one by one: faster on a CPU, slower to compile; None: on CPUs",
+        metadata=OPERATIONAL,
+    )
 
     @chz.validate
     def _names(self) -> None:
         if "fusion" in self.outputs:
-            raise ValueError("outputs.fusion needs another name: the fusion's own figures are called so")
+            raise ValueError("outputs.fusion needs another name: the fusion's own metrics use it")
 
     @chz.validate
     def _shares(self) -> None:
@@ -61,8 +72,21 @@ class Model:
             if not 0 <= share < 1:
                 raise ValueError(f"{key}={share} must lie in [0, 1)")
 
+    def with_decoding(self, decoding: Decoding | None, outputs: Collection[str]) -> "Model":
+        """The model with this decoding of texts and codes. Raises UserError where no output is decoded."""
+        if decoding is None:
+            return self
+        decoded = {
+            name: output for name, output in self.outputs.items() if output is not None and output.is_autoregressive
+        }
+        if not decoded.keys() & set(outputs):
+            listed = ", ".join(outputs) or "nothing"
+            raise UserError(f"decoding says how texts and codes are written, and nothing of {listed} is; leave it out")
+        changed = {name: chz.replace(output, decoding=decoding) for name, output in decoded.items()}
+        return chz.replace(self, outputs={**self.outputs, **changed})
+
     def build(self, features: dict[str, Feature], *, rules: Rules, rngs: nnx.Rngs) -> "Multimodal":
-        """The model for these features. Raises UserError where a feature is missing or cannot be encoded so."""
+        """Builds the model; raises UserError where a feature is missing or cannot be encoded."""
         settings = self._settings(rules)
         encoders = {name: encoder for name, encoder in sorted(self.encoders.items()) if encoder is not None}
         outputs = {name: output for name, output in sorted(self.outputs.items()) if output is not None}
@@ -74,7 +98,7 @@ class Model:
         if not encoders or not outputs:
             raise UserError("a model needs at least one of model.encoders and one of model.outputs")
         for name, output in outputs.items():
-            for modality in output.unimodal:
+            for modality in output.unimodal_inputs:
                 if modality in features and modality not in self.encoders:
                     raise UserError(
                         f"model.outputs.{name} reads the tokens of {modality}, which has no model.encoders.{modality}"
@@ -82,7 +106,7 @@ class Model:
         return Multimodal(self, encoders, outputs, features, settings, rngs)
 
     def build_critics(self, features: dict[str, Feature], *, rules: Rules, rngs: nnx.Rngs) -> Any:
-        """The adversaries of outputs, by output, trained against the model, no part of it; None where it has none."""
+        """The critics of the outputs, by output, trained beside the model; None without any."""
         settings, critics = self._settings(rules), {}
         for name, output in sorted(self.outputs.items()):
             critic = None if output is None else output.build_critic(features, settings, rngs)
@@ -90,19 +114,28 @@ class Model:
                 critics[name] = critic
         return nnx.Dict(critics) if critics else None
 
+    def resolve(self, machine: Machine) -> "Model":
+        """The same model with what it leaves to the machine filled in: `dtype` and `unroll`."""
+        dtype = machine.dtype if self.dtype == "auto" else self.dtype
+        return chz.replace(self, dtype=dtype, unroll=machine.unroll if self.unroll is None else self.unroll)
+
     def _settings(self, rules: Rules) -> Settings:
+        resolved = self.resolve(this_machine())
         return Settings(
             width=self.width,
             rules=rules,
-            dtype=jnp.dtype(self.dtype),
+            dtype=jnp.dtype(resolved.dtype),
             dropout=self.dropout,
             remat=self.remat,
-            unroll=self.unroll,
+            unroll=bool(resolved.unroll),
         )
 
 
 class Multimodal(nnx.Module):
-    """Encoders -> fusion -> outputs. Every method is a pure function of the parameters, the batch and the key."""
+    """Encoders -> fusion -> outputs.
+
+    Every method is a pure function of the parameters, the batch and the key.
+    """
 
     def __init__(
         self,
@@ -135,13 +168,13 @@ class Multimodal(nnx.Module):
         self.critic_hidden_modalities = {
             name: frozenset(output.critic_hidden_modalities) & set(encoders) for name, output in outputs.items()
         }
-        self.reads = {name: frozenset(output.unimodal) for name, output in outputs.items()}
+        self.reads = {name: frozenset(output.unimodal_inputs) for name, output in outputs.items()}
         self.modality_dropout = config.modality_dropout
-        if config.products != "exact":
-            lower_precision(self, config.products)
+        if config.matmul_precision != "exact":
+            quantize_matmuls(self, config.matmul_precision)
 
     def without_modalities(self, modalities: Collection[str]) -> "Multimodal":
-        """The same model, none of whose outputs sees these modalities."""
+        """The same model with these modalities hidden from all outputs."""
         model = copy.copy(self)
         hidden = set(modalities) & set(self.encoders)
         model.hidden_modalities = {
@@ -151,7 +184,7 @@ class Multimodal(nnx.Module):
         return model
 
     def with_outputs(self, outputs: Collection[str]) -> "Multimodal":
-        """The same model with these outputs alone."""
+        """The same model with only these outputs."""
         model = copy.copy(self)
         model.outputs = nnx.Dict({name: self.outputs[name] for name in outputs})
         model.weights = {name: self.weights[name] for name in outputs}
@@ -159,12 +192,12 @@ class Multimodal(nnx.Module):
         return model
 
     def is_defined(self, output: str) -> bool:
-        """Whether an output sees any modality at all, and all whose own tokens it reads."""
+        """Whether an output sees any modality, and all those whose own tokens it reads."""
         hidden_modalities = set(self.hidden_modalities[output])
         return hidden_modalities < set(self.encoders) and not hidden_modalities & self.reads[output]
 
     def encode(self, batch: Batch, key: jax.Array | None) -> tuple[dict[str, Tokens], dict[str, Any]]:
-        """Every modality's tokens. What an absent modality holds is replaced by zeros before anything reads it."""
+        """Every modality's tokens; the values of absent modalities are replaced by zeros first."""
         streams, intermediates = {}, {}
         keys = _split(key, len(self.encoders))
         for (name, encoder), encoder_key in zip(self.encoders.items(), keys, strict=True):
@@ -179,7 +212,7 @@ class Multimodal(nnx.Module):
     def fuse(
         self, streams: dict[str, Tokens], hidden: tuple[str, ...], key: jax.Array | None
     ) -> tuple[Fused, dict[str, Any]]:
-        """Fused features without the `hidden` modalities, and what happened between."""
+        """Fused features without the `hidden` modalities, and intermediates."""
         drop_key, fusion_key = _split(key, 2)
         seen = {
             name: Tokens(tokens.values, jnp.zeros_like(tokens.mask) if name in hidden else tokens.mask, tokens.time)
@@ -188,37 +221,39 @@ class Multimodal(nnx.Module):
         if drop_key is not None:
             seen = drop_modalities(seen, self.modality_dropout, drop_key)
         with jax.named_scope("fusion"):
-            tokens, pooled, between = self.fusion(seen, fusion_key)
-        return Fused(tokens, pooled, streams), between
+            tokens, pooled, intermediates = self.fusion(seen, fusion_key)
+        return Fused(tokens, pooled, streams), intermediates
 
     def __call__(self, batch: Batch, key: jax.Array | None = None) -> tuple[Fused, dict[str, Any]]:
-        """Fused features of all of a batch and what was computed on the way. A key means training: dropout is on."""
+        """Fused features of a batch, and intermediates. A key means training: dropout is on."""
         encode_key, fuse_key = _split(key, 2)
         streams, intermediates = self.encode(batch, encode_key)
         fused, intermediates["fusion"] = self.fuse(streams, (), fuse_key)
         return fused, intermediates
 
     def critic_hidden(self, output: str) -> tuple[str, ...]:
-        """What an output's critic must not see."""
+        """The modalities hidden from an output's critic."""
         return tuple(sorted(self.critic_hidden_modalities[output].union(self.hidden_modalities[output])))
 
-    def views(
+    def fused_views(
         self, batch: Batch, key: jax.Array | None, critics: Collection[str] = ()
     ) -> tuple[dict[tuple[str, ...], Fused], dict[str, Float[Array, ""]]]:
-        """Fused features by what the outputs and the critics of some must not see, and the fusion's own losses,
-        averaged over these."""
+        """Fused features by hidden modalities, and the fusion's own losses averaged over these.
+
+        One entry for every set of modalities that an output, or one of the `critics`, must not see.
+        """
         encode_key, fuse_key = _split(key, 2)
         streams, _ = self.encode(batch, encode_key)
         kinds = sorted({*self.hidden_modalities.values(), *map(self.critic_hidden, critics)})
-        views: dict[tuple[str, ...], Fused] = {}
+        fused_views: dict[tuple[str, ...], Fused] = {}
         losses: dict[str, Float[Array, ""]] = {}
         for hidden, view_key in zip(kinds, _split(fuse_key, len(kinds)), strict=True):
-            views[hidden], between = self.fuse(streams, hidden, view_key)
-            for name, loss in between.get("losses", {}).items():
+            fused_views[hidden], intermediates = self.fuse(streams, hidden, view_key)
+            for name, loss in intermediates.get("losses", {}).items():
                 losses[name] = losses.get(name, jnp.float32(0)) + loss / len(kinds)
-        return views, losses
+        return fused_views, losses
 
-    def weigh(self, batch: Batch) -> dict[str, Float[Array, ""]]:
+    def loss_weights(self, batch: Batch) -> dict[str, Float[Array, ""]]:
         """The weight of the batch in every output's loss, and in the fusion's own."""
         fusion = jnp.float32(_size(batch))
         return {"fusion": fusion} | {name: output.weight(batch) for name, output in self.outputs.items()}
@@ -230,10 +265,10 @@ class Multimodal(nnx.Module):
         weights: dict[str, Float[Array, ""]] | None = None,
         step: Int[Array, ""] | None = None,
     ) -> tuple[Float[Array, ""], Metrics]:
-        """The weighted sum of the outputs' losses and the fusion's own, and all their averages as "output/metric".
+        """The weighted sum of the outputs' losses and the fusion's own, and metrics as "output/metric".
 
-        `weights` are those of the whole batch where this is a part of it (gradient accumulation), so that the losses
-        of parts add up. `step` counts the training's steps before this one, None in an evaluation.
+        `weights` are those of the whole batch where this is a part of it (gradient accumulation), so that the losses of
+        parts add up. `step` counts the training's steps before this one; None in an evaluation.
         """
         loss, _, metrics = self.adversarial_loss({}, batch, key, weights, step)
         return loss, metrics
@@ -246,13 +281,13 @@ class Multimodal(nnx.Module):
         weights: dict[str, Float[Array, ""]] | None = None,
         step: Int[Array, ""] | None = None,
     ) -> tuple[Float[Array, ""], Float[Array, ""], Metrics]:
-        """`loss` against the critics of some outputs, by output, and the sum of these critics' own losses.
+        """`loss` with the critics of some outputs, and the sum of these critics' own losses.
 
-        The gradient of the two losses' sum holds both players' directions: by the model only the first counts, by the
-        critics only the second, and one forward pass serves both.
+        The gradient of the two losses' sum holds both updates: the model's is that of the first only, the critics' that
+        of the second only, and one forward pass serves both.
         """
         forward_key, output_key = _split(key, 2)
-        views, losses = self.views(batch, forward_key, critics)
+        fused_views, losses = self.fused_views(batch, forward_key, critics)
         total, critic_total = jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32)
         metrics: Metrics = {}
         for name, own in losses.items():
@@ -260,13 +295,12 @@ class Multimodal(nnx.Module):
             metrics[f"fusion/{name}"] = Average(own * size, size)
             total = total + own * size / (size if weights is None else weights["fusion"])
         for (name, output), loss_key in zip(self.outputs.items(), _split(output_key, len(self.outputs)), strict=True):
-            fused = views[self.hidden_modalities[name]]
+            fused = fused_views[self.hidden_modalities[name]]
             with jax.named_scope(f"outputs/{name}"):
                 if name in critics:
-                    assert isinstance(output, AdversarialModule)
                     make_key, judge_key = _split(loss_key, 2)
                     output = output.generate(fused, batch, make_key, step)
-                    condition = views[self.critic_hidden(name)].pooled
+                    condition = fused_views[self.critic_hidden(name)].pooled
                     loss, critic_loss, details = critics[name].losses(output, condition, judge_key, step)
                     critic_total = critic_total + _value(critic_loss, name, weights)
                 else:
@@ -277,32 +311,32 @@ class Multimodal(nnx.Module):
 
     def predict(self, batch: Batch, key: jax.Array | None = None) -> dict[str, dict[str, Array]]:
         """Every output's predictions, without dropout."""
-        views, _ = self.views(batch, None)
+        fused_views, _ = self.fused_views(batch, None)
         keys = _split(key, len(self.outputs))
         return {
-            name: output.predict(views[self.hidden_modalities[name]], output_key)
+            name: output.predict(fused_views[self.hidden_modalities[name]], output_key)
             for (name, output), output_key in zip(self.outputs.items(), keys, strict=True)
         }
 
 
 def build_model(key: jax.Array, model: Model, features: dict[str, Feature], rules: Rules) -> Multimodal:
-    """A freshly drawn model; call it under `jit` on the mesh and it is born sharded."""
+    """A newly initialised model; under `jit` on a mesh its parameters are created sharded."""
     return model.build(features, rules=rules, rngs=nnx.Rngs(key))
 
 
 def build_critics(key: jax.Array, model: Model, features: dict[str, Feature], rules: Rules) -> Any:
-    """Freshly drawn critics of the model's outputs, by output; None where no output has one."""
+    """Newly initialised critics of the model's outputs, by output; None without any."""
     rngs = nnx.Rngs(jax.random.fold_in(key, CRITICS))
     return model.build_critics(features, rules=rules, rngs=rngs)
 
 
 def drop_modalities(streams: dict[str, Tokens], rate: float, key: jax.Array) -> dict[str, Tokens]:
-    """Hide each modality of each example with chance `rate`, but never the last one it has."""
+    """Drops each modality of each example with probability `rate`, but never the last one."""
     if rate == 0 or len(streams) == 1:
         return streams
-    there = jnp.stack([tokens.mask.any(1) for tokens in streams.values()], 1)
-    draw = jax.random.uniform(key, there.shape, out_sharding=jax.typeof(there).sharding)
-    draw = jnp.where(there, draw, -1.0)
+    present = jnp.stack([tokens.mask.any(1) for tokens in streams.values()], 1)
+    draw = jax.random.uniform(key, present.shape, out_sharding=jax.typeof(present).sharding)
+    draw = jnp.where(present, draw, -1.0)
     keep = (draw >= rate) | (draw >= draw.max(1, keepdims=True))
     return {
         name: Tokens(tokens.values, tokens.mask & keep[:, index, None], tokens.time)
@@ -312,7 +346,7 @@ def drop_modalities(streams: dict[str, Tokens], rate: float, key: jax.Array) -> 
 
 @contextlib.contextmanager
 def _named(key: str) -> Iterator[None]:
-    """Puts the key in front of what a user is told of a part, and of what its sizes make impossible."""
+    """Prepends the key of a part to its errors, including those of impossible sizes."""
     try:
         yield
     except UserError as error:
@@ -327,7 +361,7 @@ def _size(batch: Batch) -> int:
 
 
 def _value(loss: Average, name: str, weights: dict[str, Float[Array, ""]] | None) -> Float[Array, ""]:
-    """An output's loss, or its part in that of the whole batch."""
+    """An output's loss, or this part's contribution to that of the whole batch."""
     return Average(loss.totals, loss.weights if weights is None else weights[name]).value()
 
 

@@ -1,4 +1,4 @@
-"""Being asked to stop, by SIGTERM or Ctrl-C, and stopping where nothing is lost."""
+"""SIGTERM and Ctrl-C: stopping a run without losing work."""
 
 import contextlib
 import os
@@ -16,7 +16,7 @@ STOPPED = "stopped before the first step, where nothing is lost; the same comman
 
 
 class _Note:
-    """A handler that remembers what came, and no more; a second SIGINT is again what it was before."""
+    """A signal handler that records signals; a second SIGINT has its previous effect."""
 
     def __init__(self) -> None:
         self.came: list[int] = []
@@ -31,9 +31,9 @@ class _Note:
 
 @contextlib.contextmanager
 def preemption_guard() -> Iterator[Callable[[], bool]]:
-    """While inside, SIGTERM and a first SIGINT do not kill: the function given tells whether one came.
+    """While inside, SIGTERM and a first SIGINT do not kill; the yielded function says if one came.
 
-    Inside another such block it is that one's, so that what comes too late for one part of a command stops the next.
+    A nested block shares the outer one's record, so that a signal too late for one part of a command stops the next.
     """
     outer = signal.getsignal(signal.SIGTERM)
     if isinstance(outer, _Note):
@@ -49,10 +49,10 @@ def preemption_guard() -> Iterator[Callable[[], bool]]:
 
 @contextlib.contextmanager
 def end_at_once() -> Iterator[None]:
-    """While inside, where nothing can be lost yet, SIGTERM and SIGINT end the process at once with exit code 75.
+    """While inside, SIGTERM and SIGINT end the process at once with exit code 75.
 
-    Python's own handlers wait for the main thread, which may be compiling for minutes. Raises Preempted where
-    `preemption_guard` has noted one before.
+    For phases in which nothing can be lost: Python's own handlers wait for the main thread, which may be compiling for
+    minutes. Raises Preempted where `preemption_guard` has already recorded a signal.
     """
     handler = signal.getsignal(signal.SIGTERM)
     if isinstance(handler, _Note) and handler.came:

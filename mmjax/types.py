@@ -1,7 +1,8 @@
-"""What passes between the rooms: a batch, tokens, fused tokens, averages; and the static description of a feature."""
+"""Types shared by all rooms: batches, tokens, fused tokens, averages, and feature descriptions."""
 
 import dataclasses
-from typing import Any
+import math
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,16 +18,16 @@ class Batch:
     `values[name]` is one of
       an image     Float[B H W C] in [0, 1]
       a text       Int[B N]          token ids
-      a spectrum   Float[B T M]      log-mel frames
-      a waveform   Float[B T]        samples of sound
-      a label      Int[B S]          S answers from the same classes
-      a quantity   Float[B S Q]      S vectors of Q numbers
-    `mask[name]` says which of the N, T or S places are real (every feature but images has one) and `present[name]`
-    whether the example has the feature at all. Values where `present` is false mean nothing and must not reach any
+      a spectrogram  Float[B T M]    log-mel frames
+      a waveform   Float[B T]        samples
+      a label      Int[B S]          S labels of the same classes
+      a vector     Float[B S Q]      S vectors of Q numbers
+    `mask[name]` says which of the N, T or S positions are real (every feature but images has one) and `present[name]`
+    whether the example has the feature at all. Values where `present` is false are undefined and must not reach any
     output.
     """
 
-    # Arrays on devices or on the host, or, where a tree of that shape is meant, whatever stands for them.
+    # Arrays on devices or on the host, or other leaves in a tree of this structure.
     values: dict[str, Any]
     mask: dict[str, Any]
     present: dict[str, Any]
@@ -35,7 +36,7 @@ class Batch:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Tokens:
-    """A sequence of feature vectors: values, which are real, and when each is (seconds on its example's clock)."""
+    """A sequence of feature vectors with a mask and, optionally, times in seconds (example's clock)."""
 
     values: Float[Array, "B N D"]
     mask: Bool[Array, "B N"]
@@ -45,7 +46,7 @@ class Tokens:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Fused:
-    """What outputs read: the fused tokens, their summary, and every modality's own tokens from before the fusion."""
+    """The input of outputs: fused tokens, their summary, and each modality's tokens before fusion."""
 
     tokens: Tokens
     pooled: Float[Array, "B D"]
@@ -57,7 +58,7 @@ class Fused:
 class Average:
     """A weighted mean kept as sums, so that averages of parts add up to the average of the whole.
 
-    The sums are those of each example, or of all where examples cannot be told apart.
+    The sums are per example, or over all where examples cannot be separated.
     """
 
     # Float[Array, "B"] or Float[Array, ""] on the devices, NumPy's on the host.
@@ -66,7 +67,7 @@ class Average:
 
     @classmethod
     def of(cls, values: Float[Array, "..."], weights: Any) -> "Average":
-        """The average of `values` under `weights` (booleans or floats that broadcast to them); weight 0 hides NaN."""
+        """The average of `values` with these weights (booleans or floats); weight 0 hides NaN."""
         weights = jnp.broadcast_to(jnp.asarray(weights, jnp.float32), values.shape)
         totals = jnp.where(weights != 0, values.astype(jnp.float32), 0) * weights
         inside = tuple(range(1, values.ndim))
@@ -74,24 +75,24 @@ class Average:
 
     @property
     def total(self) -> Any:
-        """The weighted sum of all."""
+        """The weighted sum over all examples."""
         return self.totals.sum()
 
     @property
     def weight(self) -> Any:
-        """The weight of all."""
+        """The weight of all examples."""
         return self.weights.sum()
 
     def value(self) -> Any:
-        """total / weight; 0 where nothing was weighed."""
+        """total / weight; 0 where the weight is 0."""
         return self.total / jnp.where(self.weight == 0, 1, self.weight)
 
-    def whole(self) -> "Average":
-        """The same without the examples."""
+    def summed(self) -> "Average":
+        """The same summed over the examples."""
         return Average(self.total, self.weight)
 
     def figures(self, name: str) -> dict[str, float]:
-        """What is logged of it, on the host."""
+        """The logged values by name, on the host."""
         return {name: float(self.value())}
 
 
@@ -103,12 +104,12 @@ class Counts:
     # Float[Array, "K"] on the devices, NumPy's on the host.
     counts: Any
 
-    def whole(self) -> "Counts":
-        """The same: nothing is kept of single examples."""
+    def summed(self) -> "Counts":
+        """The same: nothing is kept per example."""
         return self
 
     def figures(self, name: str) -> dict[str, float]:
-        """The share of things that occurred at all, and the perplexity: as many equally frequent ones vary as much."""
+        """The share of things that occurred at all, and the perplexity of their frequencies."""
         counts = np.asarray(self.counts, np.float64)
         shares = counts[counts > 0] / max(1, counts.sum())
         perplexity = float(np.exp(-(shares * np.log(shares)).sum()))
@@ -120,7 +121,7 @@ Metrics = dict[str, Average | Counts]
 
 @dataclasses.dataclass(frozen=True)
 class Information:
-    """What two modalities A and B tell about a label Y: I(A,B;Y) in four parts that are not negative, in bits."""
+    """Partial information of two modalities A and B about a label Y: four parts of I(A,B;Y), in bits."""
 
     unique_a: float
     unique_b: float
@@ -138,57 +139,207 @@ class Information:
 
 
 @dataclasses.dataclass(frozen=True)
-class Image:
-    """Pictures of height x width pixels and C channels, as Float[B H W C] in [0, 1]."""
+class Feature:
+    """What the arrays of a modality or a target look like; by default floats with a mask."""
+
+    dtype: ClassVar[type[np.generic]] = np.float32
+    has_mask: ClassVar[bool] = True
+    # Whether it is an image or audio, which people look at or listen to.
+    is_media: ClassVar[bool] = False
+    is_text: ClassVar[bool] = False
+    is_waveform: ClassVar[bool] = False
+    drawn_as: ClassVar[Literal["image", "spectrogram"] | None] = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one example's values; where there is a mask, that of the mask is the first dimension."""
+        raise NotImplementedError
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes that it chooses from; none where it is not a label."""
+        return ()
+
+    @property
+    def windows(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The dimensions along which attribution hides parts of the values, and how many parts of each."""
+        return self.shape[:1], self.shape[:1]
+
+    def relax(self, x: Array) -> Array:
+        """The values of a batch as floats that gradients reach."""
+        return x
+
+    def unrelax(self, map: Array) -> Array:
+        """Attributions of relaxed values as those of the values."""
+        return map
+
+    def baseline(self, x: Array, real: Array) -> Array:
+        """Relaxed values of an example without content; `real` says which values count."""
+        return jnp.zeros_like(x)
+
+    def spread_tokens(self, tokens: Float[np.ndarray, "N"]) -> Float[np.ndarray, "..."]:
+        """A number of each of an encoder's tokens as numbers of the values that the tokens stand for."""
+        return tokens
+
+    def upright(self, x: np.ndarray) -> np.ndarray:
+        """An example's values, or numbers of each, as they are drawn: from left to right, top down."""
+        return x
+
+    def add_noise(self, x: Array, real: Array, amount: Array | float, key: jax.Array) -> Array:
+        """One example's values with white Gaussian noise of `amount` times the deviation of the real ones."""
+        deviation = jnp.std(x, where=real)  # not a number where nothing is real, and not used then
+        return jnp.where(real, x + amount * deviation * jax.random.normal(key, x.shape, x.dtype), x)
+
+
+@dataclasses.dataclass(frozen=True)
+class Image(Feature):
+    """Images of height x width pixels and C channels, as Float[B H W C] in [0, 1]."""
+
+    has_mask = False
+    is_media = True
+    drawn_as = "image"
 
     height: int
     width: int
     channels: int
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.height, self.width, self.channels
 
-# The ids that stand for no text: what fills up, and what ends every text.
+    @property
+    def windows(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        return (self.height, self.width), (8, 8)
+
+    def baseline(self, x: Array, real: Array) -> Array:
+        """The median of the image's own colours."""
+        colours = jnp.sort(jax.lax.collapse(x, 1, 3), 1)
+        return colours[:, colours.shape[1] // 2, None, None]
+
+    def spread_tokens(self, tokens: Float[np.ndarray, "N"]) -> Float[np.ndarray, "H W"]:
+        """Of patches, whose grid is the one with the most square patches."""
+        count = len(tokens)
+        columns = min(
+            (n for n in range(1, count + 1) if count % n == 0),
+            key=lambda n: abs(math.log(count / n / n * self.width / self.height)),
+        )
+        grid = tokens.reshape(-1, columns)
+        rows = np.arange(self.height) * len(grid) // self.height
+        return grid[rows][:, np.arange(self.width) * columns // self.width]
+
+
+# The ids that stand for no text: padding, and the end of every text.
 PADDING, END = 0, 1
 
 
 @dataclasses.dataclass(frozen=True)
-class Text:
+class Text(Feature):
     """Token ids Int[B N] below `vocabulary`, at most `length` of them. Id 0 is padding."""
+
+    dtype = np.int32
+    is_text = True
 
     length: int
     vocabulary: int
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.length,)
+
+    def relax(self, x: Array) -> Array:
+        """Shares Float[B N V] of every id."""
+        return jax.nn.one_hot(x, self.vocabulary)
+
+    def unrelax(self, map: Array) -> Array:
+        # The change is from one id to another, both of which have a part in it.
+        return map.sum(-1)
+
+    def baseline(self, x: Array, real: Array) -> Array:
+        """Padding."""
+        return jax.nn.one_hot(PADDING, self.vocabulary)
+
+    def add_noise(self, x: Array, real: Array, amount: Array | float, key: jax.Array) -> Array:
+        """A share amount / (1 + amount) of the tokens is replaced by random ones, of which none ends the text."""
+        chance, other = jax.random.split(key)
+        drawn = jax.random.randint(other, x.shape, END + 1, self.vocabulary, x.dtype)
+        return jnp.where(real & (jax.random.uniform(chance, x.shape) < amount / (1 + amount)), drawn, x)
+
 
 @dataclasses.dataclass(frozen=True)
-class Spectrogram:
+class Spectrogram(Feature):
     """Log-mel frames Float[B T M]: at most `frames` of `bands` bands, one every `seconds`."""
+
+    is_media = True
+    drawn_as = "spectrogram"
 
     frames: int
     bands: int
     seconds: float
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.frames, self.bands
+
+    @property
+    def windows(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        return (self.frames, self.bands), (16, 4)
+
+    def baseline(self, x: Array, real: Array) -> Array:
+        """Of every band the lowest value of the example's real frames."""
+        return jnp.where(real, x, jnp.inf).min(1, keepdims=True)
+
+    def spread_tokens(self, tokens: Float[np.ndarray, "N"]) -> Float[np.ndarray, "T M"]:
+        stride = math.ceil(self.frames / len(tokens))
+        return np.repeat(np.repeat(tokens, stride)[: self.frames, None], self.bands, 1)
+
+    def upright(self, x: np.ndarray) -> np.ndarray:
+        return x.T[::-1]
+
 
 @dataclasses.dataclass(frozen=True)
-class Waveform:
-    """Samples of sound Float[B T]: at most `samples` of them, `rate` a second."""
+class Waveform(Feature):
+    """Samples Float[B T]: at most `samples` of them, `rate` per second."""
+
+    is_media = True
+    is_waveform = True
 
     samples: int
     rate: int
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.samples,)
+
+    @property
+    def windows(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        return (self.samples,), (64,)
+
 
 @dataclasses.dataclass(frozen=True)
-class Label:
-    """`slots` answers, each one of `names`, as Int[B S]."""
+class Label(Feature):
+    """`slots` labels, each one of `names`, as Int[B S]."""
+
+    dtype = np.int32
 
     names: tuple[str, ...]
     slots: int = 1
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.slots,)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.names
+
 
 @dataclasses.dataclass(frozen=True)
-class Vector:
+class Vector(Feature):
     """`slots` vectors of `size` numbers as Float[B S Q]."""
 
     size: int
     slots: int = 1
 
-
-Feature = Image | Text | Spectrogram | Waveform | Label | Vector
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.slots, self.size

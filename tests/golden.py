@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from mmjax.profiling.hlo import Module
+from mmjax.profiling.hlo import HloModule
 
 GOLDEN = Path(__file__).parent / "system" / "golden"
 
@@ -14,7 +14,7 @@ GOLDEN = Path(__file__).parent / "system" / "golden"
 def collectives(program: str) -> str:
     """How many collectives of each kind there are, by the number of devices that talk to each other."""
     counts: Counter[str] = Counter()
-    module = Module(program)
+    module = HloModule(program)
     for instruction in (each for computation in module.computations.values() for each in computation.values()):
         if instruction.collective is not None:
             named = instruction.attribute(r"replica_groups=(\{\{[\d,]+\}|\[\d+,\d+\])")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mmjax.errors import UserError
-from mmjax.files import check_regular, local_path, locked, read_json, read_regular, step_of, write_atomic
+from mmjax.files import check_regular_file, local_path, locked, read_json, read_regular, step_of, write_atomic
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -38,12 +38,12 @@ def test_a_lock_ends_with_the_process_that_holds_it(tmp_path):
 
 def test_links_and_special_files_are_told(tmp_path):
     (tmp_path / "file").write_text("x")
-    check_regular(tmp_path / "file")
+    check_regular_file(tmp_path / "file")
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "link").symlink_to(tmp_path / "file")
     for name in ("fifo", "link", ".", "nothing"):
         with pytest.raises(OSError, match=r"not a regular file|No such file"):
-            check_regular(tmp_path / name)
+            check_regular_file(tmp_path / name)
 
 
 def test_names_of_steps():
@@ -106,7 +106,7 @@ def test_nothing_but_a_regular_file_is_replaced(tmp_path):
     (tmp_path / "folder").mkdir()
     for name in ("pipe", "folder"):
         mode = (tmp_path / name).stat().st_mode
-        with pytest.raises(UserError, match=f"cannot write .*{name}: what is there is not a regular file"):
+        with pytest.raises(UserError, match=f"cannot write .*{name}: the existing path is not a regular file"):
             write_atomic(tmp_path / name, "x", 0o755)
         assert (tmp_path / name).stat().st_mode == mode
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "pipe"]

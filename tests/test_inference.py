@@ -47,7 +47,7 @@ def test_embeddings_are_those_of_the_model(run):
         streams, _ = run.model.encode(placed, None)
         fused, _ = run.model(placed)
         for side, name in enumerate(("image", "text")):
-            wanted = run.model.outputs["image_text"].embed(side, streams[name])
+            wanted = run.model.outputs["image_text"].embed_modality(side, streams[name])
             np.testing.assert_allclose(found[f"image_text/{name}"], wanted, rtol=1e-4, atol=1e-5)
             np.testing.assert_allclose(np.linalg.norm(found[f"image_text/{name}"], axis=1), 1, rtol=1e-4)
     np.testing.assert_allclose(found["pooled"], fused.pooled, rtol=1e-4, atol=1e-4)
@@ -116,13 +116,14 @@ def test_a_mesh_changes_nothing(run, run_dir):
         (lambda run: run.embed(sound=b""), "embed got sound, which the run does not encode; it encodes image, text"),
         (
             lambda run: run.embed(image=pictures(2), text=["a"]),
-            "every modality needs as many examples, and there",
+            "all modalities need the same number of examples, and got",
         ),
         (lambda run: run.embed(image=[b"no image"]), "image[0] cannot be used"),
+        (lambda run: run.embed(text=["a", "circle " * 99]), "text[1] cannot be used: the text has"),
         (lambda run: run.embed(image="nowhere.png"), "image[0] cannot be used: No such file or directory"),
         (lambda run: run.generate("music", text="a"), "generate(to='music'): the run generates"),
         (lambda run: run.generate("image", image=pictures(1)[0]), "generate(to='image'): image does not see image"),
-        (lambda run: run.generate("image", text=["a", "b"]), "generate takes one example of a modality"),
+        (lambda run: run.generate("image", text=["a", "b"]), "generate takes one example per modality"),
     ],
 )
 def test_wrong_requests_are_one_sentence(run, call, says):
@@ -133,5 +134,7 @@ def test_wrong_requests_are_one_sentence(run, call, says):
 
 
 def test_a_run_that_is_not_there(tmp_path):
-    with pytest.raises(UserError, match="holds no"):
-        load(tmp_path)
+    (tmp_path / "file").touch()
+    for path in (tmp_path, tmp_path / "nowhere", tmp_path / "file"):
+        with pytest.raises(UserError, match=r"is not a run directory: it has no experiment.json"):
+            load(path)

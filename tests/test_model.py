@@ -159,7 +159,7 @@ def test_weights_are_those_of_the_losses():
     model, run = compiled("plain")
     batch = make_batch(presence=0.6)
     metrics = run(batch)[0][0][1]
-    weights = model.weigh(put(batch, RULES))
+    weights = model.loss_weights(put(batch, RULES))
     assert float(weights.pop("fusion")) == len(batch.present["label"])
     for name, weight in weights.items():
         assert float(weight) == float(metrics[f"{name}/loss"].weight) > 0
@@ -246,7 +246,7 @@ def test_an_encoder_or_output_of_none_is_left_out():
         ({"encoders": {**PLAIN.encoders, "image": TextTransformer()}}, "TextTransformer encodes Text, not Image"),
         (
             {"encoders": {**PLAIN.encoders, "song": None}},
-            "Contrast.second=song is not among the features it can be: image, text, speech",
+            "Contrast.second=song is not one of the possible features: image, text, speech",
         ),
         (
             {"encoders": {name: encoder for name, encoder in PLAIN.encoders.items() if name != "song"}},

@@ -18,7 +18,7 @@ def test_average_is_the_weighted_mean():
 
 def test_averages_of_parts_add_up_to_that_of_the_whole():
     values, there = jnp.arange(6.0), jnp.asarray([1, 0, 1, 1, 1, 0], bool)
-    parts = [Average.of(values[part], there[part]).whole() for part in (slice(0, 2), slice(2, 6))]
+    parts = [Average.of(values[part], there[part]).summed() for part in (slice(0, 2), slice(2, 6))]
     whole = jax.tree.map(jnp.add, *parts)
     assert float(whole.value()) == float(Average.of(values, there).value()) == (0 + 2 + 3 + 4) / 4
 
@@ -38,7 +38,7 @@ def test_every_example_has_its_own_sums():
     average = Average.of(values, there)
     np.testing.assert_array_equal(average.totals, [0 + 1 + 4 + 5, 8 + 9])
     np.testing.assert_array_equal(average.weights, [4, 2])
-    assert float(average.value()) == float(average.whole().value()) == 27 / 6
+    assert float(average.value()) == float(average.summed().value()) == 27 / 6
 
 
 def test_sums_are_float32():

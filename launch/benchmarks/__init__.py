@@ -1,1 +1,1 @@
-"""What launch.benchmark measures: one file a benchmark, each with its contestants and whom it compares."""
+"""Benchmarks of launch.benchmark, one per file, with their implementations and comparisons."""

@@ -1,4 +1,4 @@
-"""Attention and its gradient, of short and of long rows of tokens, 6 heads of 64."""
+"""Attention and its gradient, for short and for long sequences, 6 heads of 64."""
 
 import time
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .contest import Benchmark, Ratio
+from .runner import Benchmark, Ratio
 
 HEADS, SIZE = 6, 64
 # Examples and tokens.
@@ -47,7 +47,7 @@ def _jax(attend: Callable[..., Any], dtype: str) -> Callable[[], dict[str, float
 
 
 def ours(dtype: str) -> Callable[[], dict[str, float]]:
-    """That of mmjax."""
+    """mmjax's attention."""
     from mmjax.layers.attention_kernels import attend
 
     return _jax(lambda query, key, value: attend(query, key, value, None, False), dtype)
@@ -81,7 +81,7 @@ def torch(dtype: str) -> Callable[[], dict[str, float]]:
 
 BENCHMARK = Benchmark(
     about="attention and its gradient",
-    contestants={"mmjax": ours, "jax": plain, "torch": torch},
+    implementations={"mmjax": ours, "jax": plain, "torch": torch},
     ratios=tuple(
         Ratio(f"{shape}, over {peer}'s", "mmjax", peer, shape) for shape in SHAPES for peer in ("torch", "jax")
     ),

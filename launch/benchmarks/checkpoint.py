@@ -1,7 +1,6 @@
-"""A checkpoint of 100 million float32 parameters: how long saving it holds a step up, and how long reading it takes.
+"""A checkpoint of 100 million float32 parameters: how long saving blocks a step, and reading takes.
 
-What is saved is on the disk when the next is saved: the write behind the step is waited for between measurements, and
-files are read right after they were written, by everyone.
+The write behind the step is waited for between measurements, and all implementations read files right after writing.
 """
 
 import contextlib
@@ -13,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .contest import Benchmark, Ratio
+from .runner import Benchmark, Ratio
 
 ARRAYS, SIZE = 25, (2000, 2000)
 
@@ -24,7 +23,7 @@ def _parameters() -> dict[str, np.ndarray]:
 
 
 def ours(dtype: str) -> Callable[[], dict[str, float]]:
-    """As training does: the step goes on as soon as its arrays may be given away."""
+    """As in training: the step continues as soon as its arrays may be overwritten."""
     import jax
 
     from mmjax.checkpoint.manager import Checkpoint, Checkpoints
@@ -61,7 +60,7 @@ def torch(dtype: str) -> Callable[[], dict[str, float]]:
 
 
 def safetensors(dtype: str) -> Callable[[], dict[str, float]]:
-    """The format of safetensors, by its functions for PyTorch."""
+    """The safetensors format, by its PyTorch functions."""
     import torch
     from safetensors.torch import load_file, save_file
 
@@ -90,7 +89,7 @@ def _files(save: Callable[[Path], Any], read: Callable[[Path], Any]) -> Callable
 
 BENCHMARK = Benchmark(
     about="a checkpoint of 100 M float32 parameters",
-    contestants={"mmjax": ours, "torch": torch, "safetensors": safetensors},
+    implementations={"mmjax": ours, "torch": torch, "safetensors": safetensors},
     ratios=(
         Ratio("the step is held up, over torch.save", "mmjax", "torch", "blocked"),
         Ratio("written, over torch.save", "mmjax", "torch", "written"),

@@ -1,4 +1,4 @@
-"""Batches of 64 pictures of 64 x 64 from JPEG files of 256 x 256, with two processes that read."""
+"""Batches of 64 images of 64 x 64 from JPEG files of 256 x 256, with two reader processes."""
 
 import contextlib
 import itertools
@@ -13,7 +13,7 @@ import numpy as np
 
 from mmjax.data.sources.base import Source
 
-from .contest import Benchmark, Ratio
+from .runner import Benchmark, Ratio
 
 FILES, LARGE, SMALL, BATCH, WORKERS = 1024, 256, 64, 64, 2
 # Batches of one measurement, after as many that were made ahead.
@@ -21,7 +21,7 @@ MEASURED, AHEAD = 40, 20
 
 
 def folder() -> Path:
-    """The files, written by whoever comes first: pictures of smooth blobs with edges, as photographs have."""
+    """The folder of JPEG files, created on first use: images of smooth blobs with edges, like photographs."""
     import cv2
 
     place = Path(tempfile.gettempdir()) / f"benchmark-input-{FILES}-{LARGE}"
@@ -60,7 +60,7 @@ class Files:
 
 
 @chz.chz
-class Folder(Source):
+class JpegFolder(Source):
     """The files as a source."""
 
     @property
@@ -75,7 +75,7 @@ class Folder(Source):
 
 
 def _rate(batches: Iterator[Any]) -> Callable[[], dict[str, float]]:
-    """Measures seconds of a batch, once those that were made ahead are used up."""
+    """Measures seconds per batch, once the prefetched ones are used up."""
 
     def measure() -> dict[str, float]:
         for _ in itertools.islice(batches, AHEAD):
@@ -89,21 +89,21 @@ def _rate(batches: Iterator[Any]) -> Callable[[], dict[str, float]]:
 
 
 def ours(dtype: str) -> Callable[[], dict[str, float]]:
-    """The loader of mmjax."""
+    """mmjax's loader."""
     from mmjax.data.inputs import ImageInput
     from mmjax.data.loader import Data, Loader
 
-    data = Data(source=Folder(), inputs={"image": ImageInput(size=SMALL)}, workers=WORKERS)
+    data = Data(source=JpegFolder(), inputs={"image": ImageInput(size=SMALL)}, workers=WORKERS)
     return _rate(Loader(data, str(folder()), "train", BATCH, seed=0).iterate(0, 10**6))
 
 
 def torch(dtype: str) -> Callable[[], dict[str, float]]:
-    """PyTorch's `DataLoader` with Pillow, which decodes whole pictures."""
+    """PyTorch's `DataLoader` with Pillow, which decodes whole images."""
     return _dataloader(reduced=False)
 
 
 def reduced(dtype: str) -> Callable[[], dict[str, float]]:
-    """The same with JPEGs decoded at a fraction of their size, as mmjax does."""
+    """Like `full`, but decodes JPEGs at a reduced size, as mmjax does."""
     return _dataloader(reduced=True)
 
 
@@ -120,7 +120,7 @@ def _dataloader(reduced: bool) -> Callable[[], dict[str, float]]:
         def __getitem__(self, index: int) -> Any:
             picture = Image.open(place / f"{index * 7 % FILES}.jpg")
             if reduced:
-                picture.config_tree("RGB", (SMALL, SMALL))
+                picture.draft("RGB", (SMALL, SMALL))
             picture = picture.convert("RGB").resize((SMALL, SMALL), Image.Resampling.BOX)
             return torch.from_numpy(np.asarray(picture, np.float32) / 255)
 
@@ -129,7 +129,7 @@ def _dataloader(reduced: bool) -> Callable[[], dict[str, float]]:
 
 
 def tensorflow(dtype: str) -> Callable[[], dict[str, float]]:
-    """tf.data, with as many threads as there are processes elsewhere."""
+    """tf.data, with as many threads as the others have processes."""
     import tensorflow as tf
 
     place = folder()
@@ -145,7 +145,7 @@ def tensorflow(dtype: str) -> Callable[[], dict[str, float]]:
 
 BENCHMARK = Benchmark(
     about="batches of 64 pictures from JPEG files",
-    contestants={"mmjax": ours, "torch": torch, "torch, reduced": reduced, "tf.data": tensorflow},
+    implementations={"mmjax": ours, "torch": torch, "torch, reduced": reduced, "tf.data": tensorflow},
     ratios=(
         Ratio("a batch, over PyTorch's DataLoader with Pillow", "mmjax", "torch", "batch"),
         Ratio("a batch, over the same with JPEGs decoded at a fraction", "mmjax", "torch, reduced", "batch"),

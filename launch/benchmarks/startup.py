@@ -1,4 +1,4 @@
-"""How long it takes until something happens: importing, and a run's first step with and without what was compiled."""
+"""Start-up time: imports, and a run's first step with and without the compilation cache."""
 
 import shutil
 import subprocess
@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from .contest import Benchmark, Ratio
+from .runner import Benchmark, Ratio
 
 # A run that is as small as one can be without being compiled in no time.
 TRAIN = ("interactions", "train.steps=1", "train.batch_size=64", "model.unroll=false")
@@ -27,8 +27,8 @@ def _train(folder: Path) -> float:
 
 
 def again(dtype: str) -> Callable[[], dict[str, float]]:
-    """A run whose programs were compiled before."""
-    folder = tempfile.TemporaryDirectory(prefix="benchmark-startup-")  # removed when nobody measures any more
+    """A run whose programs are in the compilation cache."""
+    folder = tempfile.TemporaryDirectory(prefix="benchmark-startup-")  # removed at the end of the process
     return lambda: {"run": _train(Path(folder.name))}
 
 
@@ -49,7 +49,7 @@ def importing(module: str) -> Callable[[str], Callable[[], dict[str, float]]]:
 
 BENCHMARK = Benchmark(
     about="a command's start, with what was compiled before over without",
-    contestants={
+    implementations={
         "again": again,
         "afresh": afresh,
         "mmjax": importing("mmjax.config.experiment_file"),

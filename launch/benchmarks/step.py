@@ -1,13 +1,13 @@
-"""A training step of two towers that are aligned, against the same model in PyTorch.
+"""A training step of two aligned towers, against the same model in PyTorch.
 
-Towers of width 384, depth 6 and 6 heads; pictures of 64 x 64 in patches of 8, 32 tokens of 8,192; a batch of 64; AdamW.
+Towers of width 384, depth 6 and 6 heads; images of 64 x 64 in patches of 8, 32 tokens of 8,192; a batch of 64; AdamW.
 """
 
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from .contest import Benchmark, Ratio
+from .runner import Benchmark, Ratio
 
 if TYPE_CHECKING:
     from mmjax.config.experiment import Experiment
@@ -18,7 +18,7 @@ STEPS = 3
 
 
 def experiment(dtype: str) -> "Experiment":
-    """The model as an experiment; what it reads is not read."""
+    """The model as an experiment; its data is never read."""
     from mmjax.config.experiment import Experiment
     from mmjax.config.train import Train
     from mmjax.data.inputs import ImageInput, TextInput
@@ -57,27 +57,27 @@ def experiment(dtype: str) -> "Experiment":
 
 
 def ours(dtype: str) -> Callable[[], dict[str, float]]:
-    """The step that mmjax trains with."""
+    """mmjax's training step."""
     import jax
     import numpy as np
 
     from mmjax.sharding.mesh import MeshShape, choose_rules
-    from mmjax.training.program import Program
+    from mmjax.training.train_program import TrainProgram
 
     asked = experiment(dtype)
     mesh = MeshShape().build()
     jax.set_mesh(mesh)
-    program = Program(asked, asked.data, choose_rules(asked.rules, mesh))
+    program = TrainProgram(asked, asked.data, choose_rules(asked.rules, mesh))
     key = jax.random.key(0)
-    state = program.draw(key)
+    state = program.init_from_key(key)
     rng = np.random.default_rng(0)
 
     def fill(shape: jax.ShapeDtypeStruct) -> jax.Array:
         drawn = rng.integers(0, VOCABULARY, shape.shape) if shape.dtype == np.int32 else rng.random(shape.shape)
         return jax.device_put((drawn if shape.dtype != bool else drawn >= 0).astype(shape.dtype), shape.sharding)
 
-    placed = jax.tree.map(fill, program.batch())
-    compiled = program.compile(state, key, 1)
+    placed = jax.tree.map(fill, program.batch_shapes())
+    compiled = program.compile_step(state, key, 1)
 
     def run(steps: int) -> None:
         nonlocal state
@@ -89,7 +89,7 @@ def ours(dtype: str) -> Callable[[], dict[str, float]]:
 
 
 def _timed(run: Callable[[int], None]) -> Callable[[], dict[str, float]]:
-    """Measures some steps after one that brings back what of an idle process was put aside."""
+    """Measures some steps after one that warms up an idle process."""
 
     def measure() -> dict[str, float]:
         run(1)
@@ -101,16 +101,16 @@ def _timed(run: Callable[[int], None]) -> Callable[[], dict[str, float]]:
 
 
 def products(dtype: str) -> Callable[[], dict[str, float]]:
-    """As many FLOPs as a step has, in large products of matrices: what JAX reaches at best."""
+    """Large matrix products with as many FLOPs as a step: the most that JAX reaches."""
     import jax
     import jax.numpy as jnp
 
     from mmjax.sharding.mesh import MeshShape, choose_rules
-    from mmjax.training.program import Program
+    from mmjax.training.train_program import TrainProgram
 
     asked, size = experiment(dtype), 2048
     with jax.set_mesh(MeshShape().build()):
-        program = Program(asked, asked.data, choose_rules(asked.rules, jax.sharding.get_mesh()))
+        program = TrainProgram(asked, asked.data, choose_rules(asked.rules, jax.sharding.get_mesh()))
         flops = program.model_flops
     matrix = jnp.full((size, size), 1 / size, jnp.dtype(dtype))
     multiply = jax.jit(jnp.matmul).lower(matrix, matrix).compile()
@@ -162,7 +162,7 @@ def _peer(dtype: str, prepare: Callable[[Any], Any]) -> Callable[[], dict[str, f
 
 
 def eager(dtype: str) -> Callable[[], dict[str, float]]:
-    """SigLIP of `transformers`, as it is."""
+    """SigLIP of `transformers`, without compilation."""
     return _peer(dtype, lambda model: model)
 
 
@@ -175,7 +175,7 @@ def compiled(dtype: str) -> Callable[[], dict[str, float]]:
 
 BENCHMARK = Benchmark(
     about="a training step of two aligned towers, 26.5 M parameters",
-    contestants={"mmjax": ours, "products": products, "torch": eager, "torch.compile": compiled},
+    implementations={"mmjax": ours, "products": products, "torch": eager, "torch.compile": compiled},
     ratios=(
         Ratio("step over torch.compile's", "mmjax", "torch.compile", "step"),
         Ratio("step over torch's", "mmjax", "torch", "step"),

@@ -1,1 +1,1 @@
-"""`python -m launch.cluster slurm|gke|tpu_vm key=value ... -- NAME words...`: what a scheduler is given to run it."""
+"""Writes scripts and manifests for clusters: SLURM, GKE JobSets, Cloud TPU VMs."""

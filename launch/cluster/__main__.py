@@ -1,4 +1,4 @@
-"""`python -m launch.cluster slurm|gke|tpu_vm nodes=16 key=value ... -- train EXPERIMENT key=value ...`.
+"""Write a job for a scheduler: `python -m launch.cluster slurm|gke|tpu_vm key=value ... -- train ...`.
 
 Renders a SLURM batch script, a GKE JobSet manifest or a script of TPU VM commands, to standard output or into
 `out=FILE` (then the last line on standard output is the file's path). Starts nothing.
@@ -20,7 +20,7 @@ SCHEDULERS: dict[str, type[Job]] = {"slurm": Slurm, "gke": Gke, "tpu_vm": TpuVm}
 
 
 def main(words: list[str]) -> int:
-    """See the top of this file."""
+    """Runs the command line."""
     keys, command = request.split(words)
     subjects = command_line.Subjects(
         kind="scheduler",
@@ -37,7 +37,7 @@ def main(words: list[str]) -> int:
 
 
 def write(rendering: str, out: str | None) -> Path | None:
-    """Prints the rendering, or writes it to a file (executable if it is a script), whose path is the result."""
+    """Prints the rendered job, or writes it to a file (executable if it is a script)."""
     if out is None:
         print(rendering, end="")
         return None
@@ -45,7 +45,7 @@ def write(rendering: str, out: str | None) -> Path | None:
 
 
 def _run_dir(keys: list[str], command: list[str]) -> list[str]:
-    """The command's own `run_dir=`, which the job has to know too."""
+    """The command's own `run_dir=`, which the job needs too."""
     stated, given = ([word for word in words if word.startswith("run_dir=")] for words in (keys, command))
     if stated and given and stated != given:
         raise UserError(f"{stated[0]} before -- and {given[0]} after it: say it once")

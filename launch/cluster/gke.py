@@ -24,7 +24,7 @@ GPUS = {
 
 @chz.chz
 class Gke(Job):
-    """A JobSet on TPU slices or GPU nodes. Interruptions start it again without end, failures `restarts` times."""
+    """A JobSet on TPU slices or GPUs, restarted after every interruption, and `restarts` failures."""
 
     image: str | None = chz.field(default=None, doc="container image with the project and what it needs installed")
     claim: str | None = chz.field(default=None, doc="PersistentVolumeClaim (many writers) that holds the run directory")

@@ -1,4 +1,4 @@
-"""What all schedulers are told about a run, and how their scripts are filled in so that no value breaks its quotes."""
+"""The settings common to all schedulers, and the templates of their scripts."""
 
 import abc
 import json
@@ -19,7 +19,7 @@ _NAME = re.compile(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?")
 
 @chz.chz
 class Job(abc.ABC):
-    """A command on `nodes` machines, one process on each, started again as long as it ends with exit code 75."""
+    """A command on `nodes` machines, one process each, restarted while it ends with exit code 75."""
 
     nodes: int = chz.field(default=1, doc="how many machines")
     name: str = chz.field(default="mmjax", doc="the job's name: lower-case letters, digits and -")
@@ -40,22 +40,24 @@ class Job(abc.ABC):
 
     @abc.abstractmethod
     def render(self, command: list[str]) -> str:
-        """What the scheduler is given to run `command`, a command of `launch` and its words."""
+        """The script or manifest that runs `command`, a command of `launch` with its arguments."""
 
     def require(self, **meanings: str) -> None:
-        """Refuses a job that does not say what it has no default for; `meanings` tells what each key is."""
+        """Raises UserError where one of these keys is None; `meanings` says what each is."""
         for key, meaning in meanings.items():
             if chz.asdict(self)[key] is None:
                 raise UserError(f"{key} is not given: set {key} to {meaning}")
 
     def program(self, python: str, command: list[str]) -> list[str]:
         """The command as a program and its arguments, `run_dir` last."""
+        if any(word.lower() == "fresh=true" for word in command):
+            raise UserError("fresh=true: a job that is started again would lose its checkpoints; set another run_dir")
         words = [word for word in command if not word.startswith("run_dir=")]
         return [*request.program(python, words), *([f"run_dir={self.run_dir}"] if self.run_dir else [])]
 
 
 def fill(template: str, **values) -> str:
-    """A file of templates/ with `values` in it: `| sh` makes one a single word of a shell, `| json` a YAML scalar."""
+    """Renders a template; its filters `sh` and `json` quote a value for a shell and for YAML."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         undefined=jinja2.StrictUndefined,

@@ -14,7 +14,7 @@ LONGEST = 8784
 
 @chz.chz
 class Slurm(Job):
-    """A SLURM batch job: one task on each node, with all its devices; put back into the queue on exit code 75."""
+    """A SLURM batch job: one task per node, with all its devices; requeued on exit code 75."""
 
     accelerator: str = chz.field(default="gpu", doc="gpu, a GPU type of the site (--gpus-per-node=TYPE:n), or cpu")
     devices: int = chz.field(default=8, doc="GPUs of each node")

@@ -1,4 +1,4 @@
-"""TPU slices: what they are called, and which of them a number of nodes makes."""
+"""TPU slices: their names, and the slices that a number of nodes makes."""
 
 import dataclasses
 import math
@@ -9,7 +9,7 @@ from mmjax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Tpu:
-    """A generation of TPUs: its names at GKE and in Cloud TPU, whose slice types count `cores` for each chip."""
+    """A TPU generation: its names at GKE and Cloud TPU, whose slice types count `cores` per chip."""
 
     gke: str
     type: str
@@ -54,7 +54,7 @@ class Slices:
 
 
 def slices(accelerator: str, nodes: int, devices: int, topology: str | None) -> Slices:
-    """The slices that `nodes` machines with `devices` chips each make: of `topology`, or else a single one.
+    """The slices of `nodes` machines with `devices` chips each: of `topology`, or a single one.
 
     Raises:
         UserError: no such slice exists, or the nodes do not make whole ones.

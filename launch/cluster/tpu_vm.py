@@ -1,4 +1,4 @@
-"""Cloud TPU: a script of `gcloud` commands that gets TPU VMs, installs the project there and runs a command."""
+"""Cloud TPU: a script of `gcloud` commands that creates TPU VMs and runs a command on them."""
 
 import re
 import shlex
@@ -20,7 +20,7 @@ _INSTALL = (
 
 @chz.chz
 class TpuVm(Job):
-    """TPU VMs as a queued resource. The script gets them, runs the command on every host, goes on after preemption."""
+    """TPU VMs as a queued resource, with the command on every host, resumed after preemption."""
 
     zone: str | None = chz.field(default=None, doc="zone of the TPUs, as europe-west4-b")
     project: str | None = chz.field(default=None, doc="Google Cloud project; none: the one gcloud is set to")
@@ -48,7 +48,7 @@ class TpuVm(Job):
         if self.devices < 1:
             raise UserError("devices must be at least 1")
         if self.run_dir is not None and not self.run_dir.startswith("/"):
-            raise UserError(f"run_dir={self.run_dir}: must be an absolute path, of a directory that all hosts see")
+            raise UserError(f"run_dir={self.run_dir}: must be the absolute path of a directory that all hosts share")
 
     def render(self, command: list[str]) -> str:
         self.require(zone="the zone of the TPUs", run_dir="a directory that all hosts see, not on their own disks")

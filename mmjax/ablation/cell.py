@@ -17,17 +17,19 @@ from jax.sharding import NamedSharding
 from mmjax.ablation.match import Cost, measure
 from mmjax.checkpoint.restore import restore_model
 from mmjax.config.experiment import Experiment
+from mmjax.config.experiment_file import resolve_runs
 from mmjax.errors import Diverged, Preempted, UserError
+from mmjax.evaluation.context import EvalContext
 from mmjax.evaluation.probe import Answers, LinearProbe
 from mmjax.files import write_atomic
 from mmjax.heads import Classify
-from mmjax.metrics.information import estimate
+from mmjax.metrics.information import estimate_information
 from mmjax.model import Multimodal
 from mmjax.sharding.mesh import choose_rules
 from mmjax.sharding.rules import Rules
 from mmjax.signals import preemption_guard
 from mmjax.training.loop import train_together
-from mmjax.training.run import RunDir
+from mmjax.training.run_dir import RunDir
 from mmjax.types import Feature
 from mmjax.vmap_runs import stack
 
@@ -41,7 +43,7 @@ NOISE = 1.0
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """A choice, the values it stands for by key, and the experiment that they make, but for seed and run directory."""
+    """A choice, its values by key, and its experiment but for seed and run directory."""
 
     choice: str
     values: dict[str, str]
@@ -59,7 +61,7 @@ class Cell:
         return measure(self.experiment.model, self.features, self.experiment.train.batch_size)
 
     def check(self) -> None:
-        """Raises UserError where its data are missing or its model cannot be built, before anything is trained."""
+        """Raises UserError if its data are missing or its model cannot be built, before any training."""
         experiment = self.experiment
         try:
             for split in experiment.data.source.splits:
@@ -83,7 +85,7 @@ class Cell:
         return json.loads(path.read_text()) if path.exists() else {}
 
     def run(self, seeds: Sequence[int]) -> None:
-        """Trains and probes what is not done yet. A seed that fails is noted, and does not keep others from going on.
+        """Trains and probes what is not done yet. A seed that fails is noted; the others go on.
 
         Raises Preempted where `mmjax.signals` was told to stop: after a checkpoint, or before what is asked next.
         """
@@ -97,7 +99,7 @@ class Cell:
         trained = [run for run in self.runs(seeds) if str(run.seed) not in failures]
         unprobed = [run for run in trained if not (Path(run.run_dir) / ANSWERS).exists()]
         if unprobed:
-            reason = self._attempt(probe_together, unprobed)
+            reason = self._attempt(write_answers, unprobed)
             failures |= {str(run.seed): reason for run in unprobed if reason}
         if failures:
             write_atomic(self.folder / FAILED, json.dumps(failures, indent=2))
@@ -122,14 +124,16 @@ def judged_output(experiment: Experiment) -> tuple[str, Classify] | None:
     return next(named, None)
 
 
-def probe_together(experiments: Sequence[Experiment]) -> None:
-    """Asks trained models that differ in seed only, and writes answers.json into the run directory of each.
+def write_answers(experiments: Sequence[Experiment]) -> None:
+    """Probes trained models that differ in seed only, and writes answers.json into each run directory.
 
     It holds `correct`, a string of 0 and 1 over all answers of the test split, and `clusters`, which of these depend on
-    each other: those of an example, or of a cluster of examples where the source has some. And on evenly spread
+    each other: those of an example, or of a cluster of examples where the source has some; `chance`, the share of the
+    commonest class. And on evenly spread
     examples the accuracy with every set of modalities (`subsets`, the names joined by +), with noise in each (`noise`),
     and the estimated information of every pair of modalities about the label (`information`, bits).
     """
+    experiments = resolve_runs(experiments)
     first = experiments[0]
     found, mesh = judged_output(first), first.mesh.build()
     if found is None:
@@ -144,14 +148,13 @@ def probe_together(experiments: Sequence[Experiment]) -> None:
         features = runs[0].data.features
         models = stack([_restore(experiment, features, rules) for experiment in experiments])
         name, output = found
-
         split = runs[0].data.source.splits[-1]
+        context = EvalContext(runs[0].data, first.data_dir, split, first.train.batch_size, sharding, rules)
 
         def prober(examples: int | None) -> LinearProbe:
-            place = (runs[0].data, first.data_dir, split, first.train.batch_size, name, output.target)
-            return LinearProbe(*place, sharding=sharding, rules=rules, count=len(runs), examples=examples)
+            return LinearProbe(context, name, output.target, count=len(runs), examples=examples)
 
-        everything = prober(None).ask(models)
+        everything = prober(None).predict(models)
         clusters = runs[0].data.clusters(first.data_dir, split)
         dependent = everything.examples if clusters is None else clusters[everything.examples]
         some = prober(PROBED)
@@ -161,12 +164,13 @@ def probe_together(experiments: Sequence[Experiment]) -> None:
             for subset in itertools.combinations(modalities, size):
                 if asked_to_stop():
                     raise Preempted("stopped between two questions to trained models; the same command goes on")
-                asked["+".join(subset)] = some.ask(models, hidden=set(modalities) - set(subset))
-        noised = {modality: some.ask(models, noise={modality: NOISE}).right for modality in modalities}
+                asked["+".join(subset)] = some.predict(models, hidden=set(modalities) - set(subset))
+        noised = {modality: some.predict(models, noise={modality: NOISE}).right for modality in modalities}
     for index, experiment in enumerate(experiments):
         answers = {
             "correct": "".join("01"[int(right)] for right in everything.right[index]),
             "clusters": dependent.tolist(),
+            "chance": float(np.bincount(everything.truth).max() / len(everything.truth)),
             "subsets": {subset: float(answers.right[index].mean()) for subset, answers in asked.items()},
             "noise": {modality: float(right[index].mean()) for modality, right in noised.items()},
             "information": [_information(asked, pair, index) for pair in itertools.combinations(modalities, 2)],
@@ -185,12 +189,12 @@ def _restore(experiment: Experiment, features: dict[str, Feature], rules: Rules)
 def _information(asked: dict[str, Answers], pair: tuple[str, str], index: int) -> dict[str, Any]:
     a, b = pair
     alone, other, both = (asked[subset].probabilities[index] for subset in (a, b, "+".join(pair)))
-    found = estimate(alone, other, both, asked[a].truth)
+    found = estimate_information(alone, other, both, asked[a].truth)
     return {"a": a, "b": b, **found.as_json()}
 
 
 def read_answers(run_dir: str | Path) -> dict[str, Any]:
-    """What `probe_together` wrote; `correct` as Int[A], `clusters` as Int[A]."""
+    """What `write_answers` wrote; `correct` as Int[A], `clusters` as Int[A]."""
     path = Path(run_dir) / ANSWERS
     try:
         answers = json.loads(path.read_text())

@@ -1,4 +1,4 @@
-"""The cells of an ablation: every combination of choices of some keys, matched in cost by scaling width."""
+"""The cells of an ablation: all combinations of choices, matched in cost by scaling the width."""
 
 import itertools
 import re
@@ -33,7 +33,7 @@ def keys_of(over: str) -> list[str]:
 
 
 def choices_of(experiment: Experiment, keys: Sequence[str], given: str | None) -> list[list[str]]:
-    """The values that each key takes: those given (`a,b` for one key, `a,b/c,d` for two), else all there are.
+    """The values of each key: those given (`a,b` for one key, `a,b/c,d` for two), else all there are.
 
     Raises UserError, naming what can be had, for a key or a value that does not exist.
     """
@@ -59,7 +59,7 @@ def _keys(count: int) -> str:
 
 
 def _all_choices(experiment: Experiment, key: str) -> list[str]:
-    """All classes, words or truths that a key can be. Raises UserError for a number or a text: the user must say."""
+    """All classes, words or booleans that a key can be. Raises UserError for a number or a text."""
     part = next((part for part in config_tree(experiment, "given").walk() if part.key == key), None)
     if part is None:
         resolve(experiment, [f"{key}=None"])  # says what is wrong with the key
@@ -77,7 +77,7 @@ def _is_word(arm: object) -> bool:
 
 
 def _table_order(classes: dict[str, type]) -> list[str]:
-    """The names in the order of the table of mmjax's own package of them, where it has one; a user's come last."""
+    """The names in the order of mmjax's own table of them, if there is one; a user's come last."""
     own = (kind.__module__.rpartition(".")[0] for kind in classes.values() if is_builtin(kind))
     package = next((sys.modules[name] for name in own), None)
     table = list(vars(package).get("TABLE", {})) if package else []
@@ -114,7 +114,7 @@ def check_width(by: Match, keys: Sequence[str]) -> None:
 
 
 def match(cell: Cell, by: Match, target: Cost) -> Cell:
-    """The cell with the width at which its model costs as much as the target. Raises UserError where there is none."""
+    """The cell with the width at which its model costs as much as the target. Raises UserError if none."""
     if by == "none":
         return cell
     kind: Literal["parameters", "flops"] = "parameters" if by == "params" else "flops"

@@ -1,4 +1,4 @@
-"""What a model costs, and the width at which it costs as much as another: ablations at equal parameters or FLOPs."""
+"""The cost of a model, and the width at which it equals another's in parameters or FLOPs."""
 
 import bisect
 import dataclasses
@@ -26,14 +26,14 @@ WIDEST = 2**16
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """How many parameters a model has, and the model FLOPs of a training step: three forward passes' worth."""
+    """The parameters of a model, and the model FLOPs of a training step (three forward passes)."""
 
     parameters: int
     flops: int
 
 
 def measure(model: Model, features: dict[str, Feature], batch_size: int) -> Cost:
-    """The cost of the model with steps of `batch_size` examples, in about half a second: nothing is compiled or drawn.
+    """The cost of the model with steps of `batch_size` examples; nothing is compiled or initialized.
 
     It is the same on every mesh, and taken on a mesh of one device whatever mesh is in force. Raises UserError where
     the model cannot be built.
@@ -54,7 +54,7 @@ def match_width(
     target: float | int,
     tolerance: float = 0.1,
 ) -> Model:
-    """The model with the even width at which its cost `by` is nearest in ratio to `target`, a positive number.
+    """The model with the even width at which its cost `by` is nearest in ratio to `target`.
 
     Raises UserError where the model cannot be built as it is, or no width comes within the share `tolerance` of the
     target.
@@ -95,7 +95,7 @@ def _step(model: Model, features: dict[str, Feature]) -> int:
 
 
 def _around(target: float | int, costs: dict[int, int], step: int) -> set[int]:
-    """The multiples of `step` on both sides of where the parabola through the three nearest costs meets the target."""
+    """The multiples of `step` around where the parabola through the three nearest costs meets the target."""
     nearest = _nearest(target, costs)[:3]
     parabola = np.polyfit(nearest, [costs[width] for width in nearest], 2)
     counts = range(WIDEST // step)

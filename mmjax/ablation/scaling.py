@@ -39,7 +39,7 @@ def cost_scaling(
     *,
     timed: bool,
 ) -> dict[str, Any]:
-    """What a forward pass costs over one example in float32 whose modalities have so many tokens of `width` each.
+    """The cost of a forward pass over one float32 example by the tokens, of `width` each, of modalities.
 
     A dictionary for JSON:
       tokens            those given, two or more sizes, ascending
@@ -98,7 +98,7 @@ def _time(module: FusionModule, streams: Streams) -> float | None:
 
 
 def _draw(shapes: Any) -> Any:
-    """Arrays of these shapes, small numbers or true, without compiling what would draw a fusion's parameters."""
+    """Arrays of these shapes, small numbers or true, without compiling a fusion's initialization."""
     rng = np.random.default_rng(0)
 
     def fill(leaf: jax.ShapeDtypeStruct) -> jax.Array:

@@ -1,4 +1,4 @@
-"""The result of an ablation: what every choice reached, at what cost, with how much certainty, and why."""
+"""The result of an ablation: what every choice reached, at what cost, how surely, and why."""
 
 import dataclasses
 import functools
@@ -97,6 +97,7 @@ class Table:
             "metric": self.metric,
             "higher_is_better": more,
             "baseline": self.baseline,
+            "chance": self._chance,
             "seeds": list(self.seeds),
             "fingerprint": fingerprint(first),
             "seconds": sum(row["seconds"] for found in rows.values() for row in found),
@@ -140,6 +141,12 @@ class Table:
         """The information that there is, where the source knows it."""
         truth = self.cells[0].experiment.data.source.information
         return None if truth is None else truth.as_json()
+
+    @property
+    def _chance(self) -> float | None:
+        """The accuracy of always predicting the commonest class; None where the metric is another."""
+        run = next(run for cell in self.cells for run in self._ended(cell))
+        return read_answers(run.run_dir).get("chance") if self._by_answer else None
 
     def _values(self, choice: str) -> Float[np.ndarray, "S *E"]:
         """The metric of every seed, of every answer where it is the accuracy of those that were probed."""

@@ -11,7 +11,7 @@ import jax
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Float
 
-from mmjax.checkpoint.integrity import stored_fingerprint
+from mmjax.checkpoint.integrity import stored_fingerprints
 from mmjax.checkpoint.manager import Checkpoint, Checkpoints
 from mmjax.errors import UserError
 from mmjax.files import local_path
@@ -25,7 +25,7 @@ POSITION = "position"
 
 @chz.chz
 class Rename:
-    """What lies at the path `old` in the other run, a parameter or a part with all below it, lies at `new` here."""
+    """Renames the path `old` of the other run, a parameter or a part with all below it, to `new` here."""
 
     old: str = chz.field(doc="path there, such as encoders/image/trunk")
     new: str = chz.field(doc="path here")
@@ -54,7 +54,7 @@ def check_origin(model: Any, config: Initialize) -> None:
 
 
 def initialize(model: ModelTree, config: Initialize, *, say: Callable[[str], None] = print) -> ModelTree:
-    """`model`, with the parameters that a checkpoint of another run has too; `say` is told how many those are.
+    """`model` with the parameters that a checkpoint of another run has too; `say` gets their number.
 
     Position embeddings of another size are resized: grids [H, W, D] bicubically, sequences [N, D] linearly.
 
@@ -84,7 +84,7 @@ def initialize(model: ModelTree, config: Initialize, *, say: Callable[[str], Non
 
 @dataclasses.dataclass(frozen=True)
 class _Found:
-    """What is to be loaded: the shapes `there` by name, the name there by name here, and which of these is resized."""
+    """What is loaded: shapes `there` by name, names there by names here, and what is resized."""
 
     step: int
     where: str
@@ -95,8 +95,8 @@ class _Found:
 
 def _open(config: Initialize, say: Callable[[str], None] = print) -> contextlib.closing[Checkpoints]:
     run_dir = local_path(config.run_dir)
-    fingerprint = stored_fingerprint(run_dir)
-    return contextlib.closing(Checkpoints(run_dir, Checkpoint(), fingerprint=fingerprint, warn=say, read_only=True))
+    fingerprints = stored_fingerprints(run_dir)
+    return contextlib.closing(Checkpoints(run_dir, Checkpoint(), fingerprints=fingerprints, warn=say, read_only=True))
 
 
 def _find(checkpoints: Checkpoints, fresh: dict[str, Any], config: Initialize) -> _Found:
@@ -110,7 +110,7 @@ def _find(checkpoints: Checkpoints, fresh: dict[str, Any], config: Initialize) -
 
 
 def _check(fresh: dict[str, Any], there: dict[str, Any], sources: dict[str, str], where: str) -> list[str]:
-    """The parameters to be resized. Raises UserError where nothing is to be loaded, or what cannot be resized."""
+    """The parameters to be resized. Raises UserError where nothing is loaded, or a shape does not fit."""
     if not sources:
         raise UserError(
             f"{where} has no parameter to load by the given initialize.include, exclude, rename and average "

@@ -1,4 +1,4 @@
-"""Whether a checkpoint is what was written: a seal of its step, run and files; and what a disk's refusals mean.
+"""Checksums of a checkpoint's files, step and run, and the meaning of errors of the disk.
 
 Orbax notices missing and truncated files of arrays, but restores flipped bytes of array data (its chunks have no
 checksum) and flipped letters of JSON without a word.
@@ -13,11 +13,11 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
-from mmjax.files import check_regular, local_path, read_json
+from mmjax.files import check_regular_file, local_path, read_json
 
 EXPERIMENT_FILE = "experiment.json"
 # Bytes of the largest experiment.json that is read.
@@ -37,26 +37,32 @@ DISK_PROBLEMS = {
 }
 
 
-def stored_fingerprint(run_dir: str | Path) -> str | None:
-    """The fingerprint that a run directory's `experiment.json` says, whose classes need not be known; None for none."""
+def stored_fingerprints(run_dir: str | Path) -> list[str]:
+    """The fingerprints in a run directory's `experiment.json`.
+
+    The run's own comes first, then those that it had before it was extended. Empty where there is no such file. The
+    classes that it names need not be known.
+    """
     try:
-        found = read_json(local_path(run_dir) / EXPERIMENT_FILE, LARGEST_EXPERIMENT)["fingerprint"]
+        found = read_json(local_path(run_dir) / EXPERIMENT_FILE, LARGEST_EXPERIMENT)
+        return [str(found["fingerprint"]), *map(str, found["earlier"])]
     except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return found if isinstance(found, str) else None
+        return []
 
 
 def write_checksums(folder: Path, step: int, fingerprint: str | None) -> None:
-    """Writes `digests.json` into a folder: its step, its run, size in bytes and SHA-256 of every file by path."""
+    """Writes `digests.json` into a folder: its step, its run, and the size and SHA-256 of every file."""
     names = _names(folder)
     files = dict(zip(names, _digests(folder, names), strict=True))
     (folder / SEAL).write_text(json.dumps({"step": step, "fingerprint": fingerprint, "files": files}, indent=1))
 
 
 def find_damage(
-    folder: Path, step: int, fingerprint: str | None = None, *, part: int = 0, parts: int = 1
+    folder: Path, step: int, fingerprints: Collection[str] = (), *, part: int = 0, parts: int = 1
 ) -> str | None:
-    """In what a folder is not the sealed one of a step, and of a run where its `fingerprint` is given; None if it is.
+    """How a checkpoint's folder differs from what was written; None if it does not.
+
+    It must be that of the step, and of a run with one of the `fingerprints` where some are given.
 
     Only every `parts`-th file is read, from the `part`-th on, so that processes can share the work. Nothing is read
     that lies outside the folder.
@@ -71,7 +77,7 @@ def find_damage(
             raise TypeError("a step is a number")
         if sealed["step"] != step:
             return f"it is the checkpoint of step {sealed['step']}"
-        if fingerprint is not None and sealed["fingerprint"] != fingerprint:
+        if fingerprints and sealed["fingerprint"] not in fingerprints:
             return "it is of another run"
         for name in sorted(wanted.keys() - set(found)):
             return f"{name} is missing"
@@ -92,10 +98,10 @@ def find_damage(
 
 
 def _names(folder: Path) -> list[str]:
-    """The files that a seal covers. Raises OSError where something is neither a folder nor a regular file."""
+    """The files that the checksums cover. Raises OSError where something is neither a folder nor a regular file."""
     paths = [path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()]
     for path in paths:
-        check_regular(path)
+        check_regular_file(path)
     return sorted({str(path.relative_to(folder)) for path in paths} - {SEAL, *UNSEALED})
 
 
@@ -112,7 +118,7 @@ def _digest(path: Path) -> list[Any]:
 
 
 def disk_problem(error: BaseException | None) -> str | None:
-    """What the disk had to say, if it was the disk. TensorStore's errors carry the number in their text only."""
+    """The disk's problem in words, or None. TensorStore's errors carry the number in their text only."""
     while error is not None:
         number = error.errno if isinstance(error, OSError) else None
         if number is None and (found := re.search(r"os_error_code='(\d+)'", str(error))):
@@ -124,18 +130,18 @@ def disk_problem(error: BaseException | None) -> str | None:
 
 
 def silence_write_errors() -> None:
-    """Keeps the traces of refused writes off standard error: of the many there are at once Orbax raises one.
+    """Keeps tracebacks of failed writes off standard error: of the many at once Orbax raises one.
 
     The others reach nobody: futures that nobody asks, answers to an event loop that has closed since, writes that were
     never begun. Every other such message is let through.
     """
-    logging.getLogger("asyncio").addFilter(_is_no_refusal)
+    logging.getLogger("asyncio").addFilter(_is_not_refusal)
     warnings.filterwarnings("ignore", "coroutine 'async_serialize_from_host", RuntimeWarning)
     if not isinstance(sys.unraisablehook, _Unraisable):
         sys.unraisablehook = _Unraisable(sys.unraisablehook)
 
 
-def _is_no_refusal(record: logging.LogRecord) -> bool:
+def _is_not_refusal(record: logging.LogRecord) -> bool:
     return record.exc_info is None or disk_problem(record.exc_info[1]) is None
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: saved in the background by Orbax, sealed with digests, restored onto any mesh.
+"""Checkpoints of a run: saved in the background by Orbax, with checksums, restored onto any mesh.
 
 A run directory holds `checkpoints/STEP/`, one folder per checkpoint: `state/` (arrays by path name, Orbax), `extra/`
 (JSON) and the checksums of `mmjax.checkpoint.integrity`, which say what step of what run it is. They are written before
@@ -22,7 +22,7 @@ from mmjax.checkpoint.integrity import disk_problem, find_damage, silence_write_
 from mmjax.errors import NoCheckpoint, UserError
 from mmjax.files import local_path, read_json, step_of
 from mmjax.layers.tree import named_leaves
-from mmjax.sharding.distributed import barrier, gather_lines, is_lead
+from mmjax.sharding.distributed import barrier, gather_lines, is_main_process
 
 FOLDER = "checkpoints"
 
@@ -58,7 +58,8 @@ class Checkpoints:
     Args:
         run_dir: the run directory; checkpoints lie in its folder `checkpoints`, which is made if needed.
         config: which checkpoints are kept.
-        fingerprint: of the run whose checkpoints these are; those of others count as damaged. None: of any run.
+        fingerprints: of the run whose checkpoints these are, and of the shorter ones that it extends; those of others
+            count as damaged. Empty: of any run.
         warn: is told, in one line, of every damaged checkpoint; called on every process.
         read_only: somebody else's run: nothing is written, renamed or removed.
 
@@ -71,12 +72,12 @@ class Checkpoints:
         run_dir: str | Path,
         config: Checkpoint,
         *,
-        fingerprint: str | None = None,
+        fingerprints: Sequence[str] = (),
         warn: Callable[[str], None] = print,
         read_only: bool = False,
     ):
         self._folder = local_path(run_dir).absolute() / FOLDER
-        self._fingerprint, self._warn, self._read_only = fingerprint, warn, read_only
+        self._fingerprints, self._warn, self._read_only = fingerprints, warn, read_only
         self._keep = _Keep(config, self._folder)
         self._saving: int | None = None
         self._whole: set[int] = set()
@@ -118,7 +119,7 @@ class Checkpoints:
         return sorted(set(self._manager.all_steps()) - self._damaged)
 
     def save(self, step: int, state: Any, extra: Mapping[str, Any], metrics: Mapping[str, float] | None) -> None:
-        """Begins to save `state` (a pytree of arrays), and returns when its arrays may be given away (donated).
+        """Starts saving `state` (a pytree of arrays), and returns when its arrays may be donated.
 
         Of a step that has a checkpoint already only the metrics are noted. A save still in progress is waited for
         first, and errors of it are raised here.
@@ -157,14 +158,14 @@ class Checkpoints:
             self._manager.save(step, args=arguments, force=True)
 
     def note(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Remembers an evaluation that came after the step's checkpoint was saved, because the run was stopped."""
+        """Records an evaluation that came after the step's checkpoint was saved, because the run was stopped."""
         if metrics and self._keep.metrics(step) is not None:
             self._keep.note(step, metrics)
 
     def restore(self, abstract: Any, step: int | None = None, *, partial: bool = False) -> Restored | None:
-        """The newest whole checkpoint (or that of `step`), laid out as `abstract` says; None if there never was one.
+        """The newest whole checkpoint (or that of `step`), sharded as `abstract`; None if there never was one.
 
-        A damaged checkpoint is reported, put aside as `checkpoints/damaged-STEP`, and the one before it is tried.
+        A damaged checkpoint is reported, moved to `checkpoints/damaged-STEP`, and the one before it is tried.
 
         Args:
             abstract: the tree to restore, of arrays or ShapeDtypeStructs. Their shardings are those of `jax.eval_shape`
@@ -186,7 +187,7 @@ class Checkpoints:
             if damage is None:
                 self._whole.add(candidate)
                 return candidate
-            self._put_aside(candidate, damage)
+            self._move_away(candidate, damage)
         damaged = sorted(path.name for path in self._folder.glob("damaged-*")) + sorted(map(str, self._damaged))
         if damaged:
             raise UserError(
@@ -207,26 +208,27 @@ class Checkpoints:
         self._saving = None
 
     def close(self) -> None:
-        """Waits as `wait` does, and ends the threads."""
+        """Waits for pending saves, as `wait` does, then stops the background threads."""
         with self._one_line():
             self._manager.close()
 
     def _write_checksums(self) -> None:
-        """Orbax calls it on the lead's background thread when all files of a step are there and not yet committed."""
+        """Writes checksums; Orbax calls it on a background thread when a step's files wait to be committed."""
         assert self._saving is not None
-        write_checksums(
-            next(self._folder.glob(f"{self._saving}.orbax-checkpoint-tmp*")), self._saving, self._fingerprint
-        )
+        folder = next(self._folder.glob(f"{self._saving}.orbax-checkpoint-tmp*"))
+        write_checksums(folder, self._saving, next(iter(self._fingerprints), None))
 
     def _find_damage(self, step: int) -> str | None:
-        """What is wrong with the files of a step, if anything. Processes share the reading and all get the answer."""
+        """What is wrong with a step's files, or None. Processes share the reading and all get the answer."""
         mine = {"part": jax.process_index(), "parts": jax.process_count()}
-        damage = find_damage(self._folder / str(step), step, self._fingerprint, **mine)
+        damage = find_damage(self._folder / str(step), step, self._fingerprints, **mine)
         return next(iter(gather_lines([damage] if damage else [])), None)
 
     def _candidate(self, step: int | None) -> int | None:
         """The step to restore next; the lead decides, because others may see an older state of a shared file system."""
-        steps = [int(line) for line in gather_lines([str(found) for found in self.steps()] if is_lead() else [])]
+        steps = [
+            int(line) for line in gather_lines([str(found) for found in self.steps()] if is_main_process() else [])
+        ]
         if step is None:
             return steps[-1] if steps else None
         if step not in steps:
@@ -234,19 +236,19 @@ class Checkpoints:
             raise NoCheckpoint(f"there is no whole checkpoint of step {step} in {self._folder}; those there: {there}")
         return step
 
-    def _put_aside(self, step: int, damage: str) -> None:
+    def _move_away(self, step: int, damage: str) -> None:
         """Reports a damaged checkpoint and takes it out of the way."""
         if self._read_only:
             self._damaged.add(step)
             return self._warn(f"checkpoint {step} in {self._folder} is damaged ({damage}) and passed over")
         names = [f"damaged-{step}"] + [f"damaged-{step}-{number}" for number in range(2, 100)]
         target = next(self._folder / name for name in names if not (self._folder / name).exists())
-        self._warn(f"checkpoint {step} in {self._folder} is damaged ({damage}); put aside as {target.name}")
+        self._warn(f"checkpoint {step} in {self._folder} is damaged ({damage}); moved to {target.name}")
         barrier("damaged")
-        if is_lead():
+        if is_main_process():
             with self._one_line():
                 (self._folder / str(step)).rename(target)
-        barrier("put aside")
+        barrier("moved away")
         # Not `reload`: it reads files of the other steps that nobody has verified.
         self._manager.close()
         self._open()
@@ -289,7 +291,7 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _one_line(self) -> Iterator[None]:
-        """Turns what a disk can do to a save, now or in the background, into one line, and frees the room it took."""
+        """Turns a disk's error in a save, now or in the background, into one line; removes what was written."""
         try:
             yield
         except (OSError, ValueError, RuntimeError) as error:
@@ -297,7 +299,7 @@ class Checkpoints:
             if problem is None:
                 raise
             what = f"checkpoint {self._saving}" if self._saving is not None else "a checkpoint"
-            if is_lead():
+            if is_main_process():
                 for left in self._folder.glob(f"{self._saving}.orbax-checkpoint-tmp*"):
                     shutil.rmtree(left, ignore_errors=True)
             raise UserError(f"{what} could not be written in {self._folder}: {problem}") from error
@@ -320,7 +322,7 @@ class _StepNames:
 
 
 class _Keep:
-    """Orbax's preservation policy: the newest checkpoints and the best ones, whose metrics are remembered or read."""
+    """Orbax's preservation policy: the newest checkpoints and the best ones by their metrics."""
 
     def __init__(self, config: Checkpoint, folder: Path):
         self._config, self._folder = config, folder
@@ -344,7 +346,7 @@ class _Keep:
         return [checkpoint.step in kept for checkpoint in checkpoints]
 
     def choose(self, steps: Sequence[int]) -> set[int]:
-        """Those of the steps, which ascend, whose checkpoints are kept. Of equally good ones the earlier is better."""
+        """Those of ascending steps whose checkpoints are kept; of equally good ones the earlier is better."""
         lasting = [step for step in steps if step == steps[-1] or self.metrics(step) is not None]
         scored = [step for step in lasting if self._score(step) > -math.inf]
         best = sorted(scored, key=self._score, reverse=True)

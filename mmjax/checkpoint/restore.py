@@ -8,7 +8,7 @@ from pathlib import Path
 
 import jax
 
-from mmjax.checkpoint.integrity import find_damage, stored_fingerprint
+from mmjax.checkpoint.integrity import find_damage, stored_fingerprints
 from mmjax.checkpoint.manager import FOLDER, Checkpoint, Checkpoints
 from mmjax.errors import NoCheckpoint, UserError
 from mmjax.files import local_path, step_of
@@ -21,7 +21,7 @@ REMOVAL_SECONDS = 5
 
 
 def saved_steps(run_dir: str | Path) -> list[int]:
-    """The steps of a run's finished checkpoints, oldest first; whether they are whole shows when they are read."""
+    """The steps of a run's finished checkpoints, oldest first, damaged ones included."""
     folder = local_path(run_dir) / FOLDER
     return sorted(step for path in folder.glob("*") if (step := step_of(path.name)) is not None)
 
@@ -85,7 +85,8 @@ def _restore(
     part = "ema" if ema else "model"
     wanted = {part: jax.eval_shape(build, jax.random.key(0))}
     warn = functools.partial(print, file=sys.stderr, flush=True)
-    checkpoints = Checkpoints(run_dir, Checkpoint(), fingerprint=stored_fingerprint(run_dir), warn=warn, read_only=True)
+    fingerprints = stored_fingerprints(run_dir)
+    checkpoints = Checkpoints(run_dir, Checkpoint(), fingerprints=fingerprints, warn=warn, read_only=True)
     with contextlib.closing(checkpoints):
         restored = checkpoints.restore(wanted, step, partial=True)
     if restored is None:

@@ -8,6 +8,7 @@ from mmjax.checkpoint.manager import Checkpoint
 from mmjax.config.train import Train
 from mmjax.data.loader import Data
 from mmjax.fields import OPERATIONAL
+from mmjax.hardware.machine import Machine
 from mmjax.model import Model
 from mmjax.optim.optimizers import AdamW, Optimizer
 from mmjax.sharding.mesh import MeshShape
@@ -47,6 +48,14 @@ class Experiment:
             raise ValueError(f"seed={self.seed} must not be negative")
 
 
+def resolve_machine(experiment: Experiment, machine: Machine) -> Experiment:
+    """The same experiment with dtype, unrolling and loader processes filled in where it leaves them open."""
+    data = experiment.data
+    if data.workers is None:
+        data = chz.replace(data, workers=machine.workers)
+    return chz.replace(experiment, data=data, model=experiment.model.resolve(machine))
+
+
 def parts(experiment: Experiment) -> dict[str, Any]:
-    """The values of an experiment's own fields by name, to make a request of more fields from, or one back."""
+    """The values of an experiment's fields by name, to make a subclass of it from, or an experiment back."""
     return {name: getattr(experiment, name) for name in chz.chz_fields(Experiment)}

@@ -1,21 +1,27 @@
-"""experiment.json: an experiment as JSON, its fingerprint, and whose a run directory is."""
+"""experiment.json: an experiment as JSON, its fingerprint, and the owner of a run directory."""
 
+import contextlib
+import dataclasses
+import difflib
 import functools
 import hashlib
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from mmjax import files
 from mmjax.checkpoint.integrity import EXPERIMENT_FILE as FILE
-from mmjax.checkpoint.integrity import LARGEST_EXPERIMENT
+from mmjax.checkpoint.integrity import LARGEST_EXPERIMENT, stored_fingerprints
 from mmjax.checkpoint.manager import FOLDER
-from mmjax.config import modules, tree
-from mmjax.config.experiment import Experiment
+from mmjax.config import extension, modules, tree
+from mmjax.config.experiment import Experiment, resolve_machine
 from mmjax.errors import UserError
+from mmjax.hardware.machine import this_machine
+from mmjax.sharding.distributed import barrier, gather_lines, is_main_process
 
-FORMAT = 2
+FORMAT = 3
 MODULES = "modules.json"
 """Beside it: the files that the run's own classes came from, where it has some (see `modules.digests`)."""
 
@@ -36,7 +42,7 @@ def fingerprint(experiment: Experiment) -> str:
     Fields whose metadata says "operational" (where files go, the mesh, how often is logged and saved) are left out, and
     the order of mappings does not matter.
     """
-    canonical = json.dumps(_draft(experiment).data(decisive=True), sort_keys=True, allow_nan=False)
+    canonical = json.dumps(_draft(experiment).data(for_fingerprint=True), sort_keys=True, allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
@@ -53,13 +59,15 @@ def difference(a: Experiment, b: Experiment) -> list[str]:
     return list(lines.values())
 
 
-def write(experiment: Experiment, run_dir: str | Path) -> Path:
+def write(experiment: Experiment, run_dir: str | Path, earlier: Sequence[str] = ()) -> Path:
     """Write `experiment.json` into a run directory, whole or not at all, and return its path.
 
-    Beside it goes what is kept of the user's own modules.
+    `earlier` are the fingerprints that the run had before it was extended. Beside it goes what is kept of the user's
+    own modules.
     """
     path = files.local_path(run_dir) / FILE
-    whole = {"format": FORMAT, "fingerprint": fingerprint(experiment), "experiment": _draft(experiment).data()}
+    about = {"format": FORMAT, "fingerprint": fingerprint(experiment), "earlier": list(earlier)}
+    whole = about | {"experiment": _draft(experiment).data()}
     with files.explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         own = modules.digests(experiment)
@@ -77,45 +85,115 @@ def has_begun(run_dir: str | Path) -> bool:
     return (log.exists() and log.stat().st_size > 0) or any((folder / FOLDER).glob("*"))
 
 
-def check_owner(experiment: Experiment, run_dir: str | Path) -> None:
-    """Raise UserError where a run directory belongs to another experiment, which it does from its first step on."""
-    if (files.local_path(run_dir) / FILE).exists():
-        other = read(run_dir)
-        if has_begun(run_dir) and fingerprint(other) != fingerprint(experiment):
-            lines = difference(other, experiment)
-            shown = "; ".join(lines[:4]) + (f"; and {len(lines) - 4} more" if len(lines) > 4 else "")
-            raise UserError(f"{run_dir} belongs to another experiment ({shown}); set another run_dir")
+def _begun(run_dir: str | Path) -> Experiment | None:
+    """The experiment that has taken a step in a directory, or None. Raises UserError as `read` does."""
+    # Before the first step the file may be damaged, or name classes that are not imported.
+    return read(run_dir) if has_begun(run_dir) and (files.local_path(run_dir) / FILE).exists() else None
 
 
-def claim(experiment: Experiment, run_dir: str | Path) -> Path:
-    """Write `experiment.json` into a run directory that is new, of the same experiment, or of one that took no step.
+def check_owner(experiment: Experiment, run_dir: str | Path, critics: bool = False) -> int | None:
+    """The step from which a run directory's run is to be extended; None where it need not be.
 
-    Raises UserError, and touches nothing, where the directory belongs to another experiment.
+    Raises UserError where the directory belongs to another experiment, which it does from its first step on, or to one
+    that cannot be extended (see `mmjax.config.extension`).
     """
-    check_owner(experiment, run_dir)
-    return write(experiment, run_dir)
+    other = _begun(run_dir)
+    if other is None or fingerprint(other) == fingerprint(experiment):
+        return None
+    lines = difference(other, experiment)
+    if all(line.partition(":")[0] in extension.KEYS for line in lines) and experiment.train.steps != other.train.steps:
+        return extension.start_of_extension(other, experiment, run_dir, critics)
+    shown = "; ".join(lines[:4]) + (f"; and {len(lines) - 4} more" if len(lines) > 4 else "")
+    raise UserError(
+        f"{run_dir} belongs to another experiment ({shown}); set another run_dir, or fresh=true for "
+        "launch.train to move it aside"
+    )
+
+
+def claim(experiment: Experiment, run_dir: str | Path, critics: bool = False) -> list[str]:
+    """Write `experiment.json` into a run directory that this experiment may use.
+
+    That is one that is new, of the same experiment, of one that took no step, or of one with fewer steps, which is then
+    extended. Returns the fingerprints that its checkpoints may have, the
+    run's own first. Raises UserError, and touches nothing, as `check_owner` does.
+    """
+    start, earlier = check_owner(experiment, run_dir, critics), []
+    if has_begun(run_dir):
+        own = fingerprint(experiment)
+        earlier = [each for each in stored_fingerprints(run_dir) if each != own]
+    if start is not None:
+        kept = extension.keep_shorter_run(run_dir, start)
+        more = f"; the shorter run, whose later checkpoints it cannot use, is kept in {kept}" if kept else ""
+        _say_once(f"extending {run_dir} to {experiment.train.steps} steps from step {start}{more}")
+    write(experiment, run_dir, earlier)
+    return [fingerprint(experiment), *earlier]
+
+
+def lock(run_dir: str | Path) -> contextlib.AbstractContextManager[None]:
+    """Holds a run directory for this process. Raises UserError where another process trains in it."""
+    taken = f"another process is training in {run_dir}; wait until it ends, or set another run_dir"
+    return files.locked(files.local_path(run_dir) / ".lock", taken)
+
+
+def move_aside(run_dir: str | Path) -> None:
+    """Renames a run directory to RUN_DIR.1, or the next free number. All processes must call it.
+
+    Raises UserError where another process trains in it, or where it is not a run directory.
+    """
+    folder = files.local_path(run_dir)
+    if is_main_process() and folder.is_dir() and any(folder.iterdir()):
+        if not (folder / FILE).exists():
+            raise UserError(f"fresh=true moves run directories, and {run_dir} has no {FILE}; set another run_dir")
+        with lock(run_dir), files.explained(folder):
+            moved = folder.rename(files.free_path(folder))
+        _say_once(f"moved {run_dir} to {moved}")
+    barrier("moved aside")
+
+
+def resolve_runs(experiments: Sequence[Experiment]) -> list[Experiment]:
+    """Experiments that share a program, with what they leave to the machine filled in.
+
+    All processes must call it. Where `model.dtype` is "auto", a run that has begun keeps the dtype that it began with.
+    """
+    machine = this_machine()
+    if experiments[0].model.dtype == "auto":
+        dtype: Any = machine.dtype
+        for run_dir in [experiment.run_dir for experiment in experiments] if is_main_process() else []:
+            begun = _begun(run_dir)
+            if begun is not None and begun.model.dtype not in ("auto", dtype):
+                dtype = begun.model.dtype
+                _say_once(f"{run_dir} goes on in {dtype}, as it began; model.dtype=auto is {machine.dtype} here")
+                break
+        # Hosts may differ; their programs must not.
+        dtype = gather_lines([dtype] if is_main_process() else [])[0]
+        machine = dataclasses.replace(machine, dtype=dtype)
+    return [resolve_machine(experiment, machine) for experiment in experiments]
 
 
 def read(run_dir: str | Path) -> Experiment:
-    """The experiment of a run directory. Raises UserError where there is none, or one that was damaged or changed.
+    """The experiment of a run directory.
 
-    It imports nothing: a class of the user's must be imported before. A line on standard error says where the file of
-    one has changed since the run trained with it.
+    Raises UserError where there is none, or one that was damaged or changed. It imports nothing: a class of the user's
+    must be imported before. A line on standard error says where the file of one has changed since the run trained with
+    it.
     """
     path = files.local_path(run_dir) / FILE
     try:
         source = files.read_regular(path, LARGEST_EXPERIMENT).decode()
-    except FileNotFoundError as error:
-        raise UserError(f"{run_dir} is no run directory: it holds no {FILE}") from error
+    except (FileNotFoundError, NotADirectoryError) as error:
+        near = ", ".join(_near(path.parent)) or "none"
+        raise UserError(
+            f"{run_dir} is not a run directory: it has no {FILE}; run directories nearby: {near}"
+        ) from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is damaged: it holds bytes that are no UTF-8") from error
+        raise UserError(f"{path} is damaged, it is not UTF-8 text: restore or delete it") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror})") from error
     whole = _parse(source, str(path))
-    if not isinstance(whole, dict) or set(whole) != {"format", "fingerprint", "experiment"}:
-        raise UserError(f"{path} does not hold exactly the keys format, fingerprint and experiment")
-    if whole["format"] != FORMAT:
+    if isinstance(whole, dict) and whole.get("format", FORMAT) != FORMAT:
         raise UserError(f"{path} has the format {whole['format']!r:.20}, and this version of mmjax reads {FORMAT}")
+    if not isinstance(whole, dict) or set(whole) != {"format", "fingerprint", "earlier", "experiment"}:
+        raise UserError(f"{path} does not hold exactly the keys format, fingerprint, earlier and experiment")
     experiment = _make(whole["experiment"], str(path))
     if fingerprint(experiment) != whole["fingerprint"]:
         raise UserError(f"{path} was changed after the run wrote it: its content is not what its fingerprint says")
@@ -124,8 +202,17 @@ def read(run_dir: str | Path) -> Experiment:
     return experiment
 
 
+def _near(folder: Path, most: int = 3) -> list[str]:
+    """The run directories in a folder, beside it, and where runs are by default, the most similar names first."""
+    found: set[str] = set()
+    for place in (folder, folder.parent, Path("runs")):
+        with contextlib.suppress(OSError):
+            found |= {str(path.parent) for path in place.glob(f"*/{FILE}")}
+    return sorted(found, key=lambda name: -difflib.SequenceMatcher(None, name, str(folder)).ratio())[:most]
+
+
 def _kept_digests(path: Path) -> modules.Digests:
-    """What `write` noted; nothing where there is no such file or it is damaged, for nothing hangs on it."""
+    """The digests that `write` stored; empty where the file is missing or damaged."""
     try:
         kept = files.read_json(path)
         return {name: {"file": str(entry["file"]), "sha256": str(entry["sha256"])} for name, entry in kept.items()}
@@ -143,8 +230,8 @@ def _draft(experiment: Experiment) -> tree.ConfigNode:
 
 
 def _decisive(experiment: Experiment) -> dict[str, str]:
-    """What decides the result, by key. Mappings and tuples are told by what is in them."""
-    parts = (part for part in _draft(experiment).walk(decisive=True) if part.key)
+    """The values that decide the result, by key; mappings and tuples by their items."""
+    parts = (part for part in _draft(experiment).walk(for_fingerprint=True) if part.key)
     return {part.key: part.shown() for part in parts if not isinstance(part, tree.MappingNode | tree.TupleNode)}
 
 
@@ -156,20 +243,20 @@ def _make(data: Any, file: str) -> Experiment:
 
 
 def _parse(source: str, file: str) -> Any:
-    """JSON with each key once and without NaN, which are no JSON. Raises UserError."""
+    """Parses JSON with each key once and without NaN. Raises UserError."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         seen = dict(pairs)
         if len(seen) < len(pairs):
-            raise ValueError("a key stands twice in one object")
+            raise ValueError("a key is given twice in one object")
         return seen
 
     def refuse(constant: str) -> None:
-        raise ValueError(f"{constant} is no number")
+        raise ValueError(f"{constant} is not a number")
 
     try:
         return json.loads(source, object_pairs_hook=unique, parse_constant=refuse)
     except RecursionError as error:
-        raise UserError(f"{file} is no valid JSON (nested too deeply)") from error
+        raise UserError(f"{file} is not valid JSON (nested too deeply)") from error
     except ValueError as error:
-        raise UserError(f"{file} is no valid JSON, perhaps cut short ({error})") from error
+        raise UserError(f"{file} is not valid JSON, perhaps cut short ({error})") from error

@@ -1,4 +1,4 @@
-"""A user's own modules: imported by name or as files, and what of them a run keeps so that a change is noticed."""
+"""A user's own modules: importing them by name or file, and the digests by which a change is noticed."""
 
 import hashlib
 import importlib
@@ -38,7 +38,10 @@ def import_module(name: str) -> ModuleType:
 
 
 def import_file(path: Path) -> ModuleType:
-    """A file as the module of its name; its folder goes on `sys.path`. Raises UserError with the file's own error."""
+    """Imports a file as the module of its name, with its folder on `sys.path`.
+
+    Raises UserError with the file's own error.
+    """
     path = path.absolute()
     if not path.is_file():
         raise UserError(f"there is no file {path}")
@@ -59,7 +62,7 @@ def is_module_name(name: str) -> bool:
 
 
 def explain(error: BaseException, file: str | None = None) -> str:
-    """An exception in one line: its type, its text, and where it was raised, in `file` if it passed through that."""
+    """An exception in one line: type, text, and where it was raised, in `file` if it passed through that."""
     text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<")]
     frames = [frame for frame in frames if frame.filename == file] or frames
@@ -70,7 +73,7 @@ def explain(error: BaseException, file: str | None = None) -> str:
 
 
 def digests(experiment: Any) -> Digests:
-    """The files that define an experiment's classes, without mmjax's own and those of no file, such as a notebook's.
+    """The digests of the user's files that define an experiment's classes; a notebook has none.
 
     Everything else that an experiment's file says is in the experiment itself.
     """

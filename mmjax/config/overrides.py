@@ -41,22 +41,43 @@ from mmjax.errors import UserError
 T = TypeVar("T")
 
 ORIGIN = "command line"
+# What other programs call the last part of a key, where it is not its initials (lr, bs, wd), for suggestions alone.
+SYNONYMS = {
+    "epochs": "steps",
+    "iterations": "steps",
+    "max_steps": "steps",
+    "batch": "batch_size",
+    "dim": "width",
+    "hidden_size": "width",
+    "num_layers": "depth",
+    "layers": "depth",
+    "num_heads": "heads",
+    "precision": "dtype",
+    "grad_accum": "accumulate",
+    "gradient_accumulation_steps": "accumulate",
+    "max_grad_norm": "clip",
+    "grad_clip": "clip",
+    "warmup_steps": "warmup",
+    "num_workers": "workers",
+    "output_dir": "run_dir",
+    "save_every": "every",
+}
 # No key is longer than this, and no tuple has an index of more digits.
 LONGEST, DIGITS = 200, 9
 
 
 def resolve(node: T, pairs: Sequence[str]) -> T:
-    """The same tree with other values, in whatever order they come. Raises UserError with the key and the choices."""
+    """A configuration with `key=value` words applied. Raises UserError with the key and the choices."""
     return apply(config_tree(node, "given"), pairs).make()
 
 
 def parse_pairs(pairs: Sequence[str], cls: type[T]) -> T:
-    """A node of that class from its defaults and `key=value` words. Raises UserError with the key and the choices."""
+    """A configuration of a class from `key=value` words. Raises UserError with the key and choices."""
     return apply(config_tree(cls, "given"), pairs).make()
 
 
 def config_tree(node: Any, origin: str) -> ClassNode:
-    """The draft of a node, or of a class with its defaults. `origin` is where what differs from defaults comes from."""
+    """The tree of a configuration, or of a class's defaults; `origin` names the source of other values."""
     if isinstance(node, type):
         return tree_of_class(node, "", node, origin)
     made = tree_of_value(node, "", type(node), origin)
@@ -65,22 +86,30 @@ def config_tree(node: Any, origin: str) -> ClassNode:
 
 
 def apply(root: ClassNode, pairs: Sequence[str]) -> ClassNode:
-    """`root` with every `key=value` set, those near the root first. Raises UserError for the first that cannot be."""
+    """`root` with every `key=value` set, keys near the root first. Raises UserError for a bad one."""
     values = split(pairs)
     for key in sorted(values, key=lambda key: (key.count("."), _natural(key))):
         _assign(root, key, values[key])
     return root
 
 
+def find(root: ClassNode, key: str) -> ConfigNode:
+    """The node of that key. Raises UserError where there is none."""
+    node: ConfigNode = root
+    for name in key.split("."):
+        node = _below(root, node, name, key)
+    return node
+
+
 def split(pairs: Sequence[str]) -> dict[str, str]:
-    """The words of a command line as {key: value}. Raises UserError for what is no pair, or a key that comes twice."""
+    """`key=value` words as a dict. Raises UserError for any other word, and for a key given twice."""
     values: dict[str, str] = {}
     for word in pairs:
         key, equals, value = word.partition("=")
         if word.startswith("-"):
-            raise UserError(f"{word} is no key=value; keys are written without dashes, such as seed=1 (or --help)")
+            raise UserError(f"{word} is not key=value; keys are written without dashes, such as seed=1 (or --help)")
         if not equals or not key:
-            raise UserError(f"{word!r} is no key=value; write for example seed=1")
+            raise UserError(f"{word!r} is not key=value; write for example seed=1")
         if not value:
             raise UserError(f"{key}= has no value; write {key}=VALUE")
         if key in values:
@@ -122,7 +151,7 @@ def _below(root: ClassNode, parent: ConfigNode, name: str, key: str) -> ConfigNo
     if name not in children:
         raise _unknown(root, parent, key)
     child = children[name]
-    # What is None becomes its class where there is only one; that the command line said None stays said.
+    # What is None becomes its class where there is only one; None from the command line stays.
     if (
         isinstance(parent, ClassNode)
         and isinstance(child, ValueNode)
@@ -162,7 +191,7 @@ def _assign_item(root: ClassNode, parent: TupleNode, name: str, key: str, value:
 
 
 def _read(old: ConfigNode, value: str) -> ConfigNode:
-    """What `value` means in the place of `old`: a class, or a value of its type. Classes are never imported by name."""
+    """The node that `value` makes in place of `old`: an imported class, or a value of its type."""
     key, annotation = old.key, old.annotation
     options = choices(annotation)
     if value in options:
@@ -213,7 +242,7 @@ def _convert_arm(value: str, arm: Any) -> Any:
 
 
 def _unknown(root: ClassNode, parent: ConfigNode, key: str) -> UserError:
-    """The error for a key that leads nowhere from `parent` on: the nearest one, and what there is below `parent`."""
+    """The error for an unknown key: the nearest key, and the keys below `parent`."""
     keys = [found.key for found in root.walk() if found.key]
     near = f"the nearest is {nearest(key, keys)}; " if keys else ""
     there = ", ".join(parent.children())
@@ -233,11 +262,19 @@ def _unknown(root: ClassNode, parent: ConfigNode, key: str) -> UserError:
 
 
 def nearest(word: str, among: Iterable[str]) -> str:
-    """The most similar of some keys. Last parts count as much as the whole, so that `steps` finds `train.steps`."""
+    """The most similar of some keys.
+
+    Last parts count as much as the whole, so that `steps` finds `train.steps`. Of a last part also its initials (`lr`)
+    and what others call it (`epochs`) count as the same.
+    """
     word = word[-LONGEST:]
+    path, dot, last = word.rpartition(".")
+    meant = SYNONYMS.get(last, last)
 
     def similarity(other: str) -> float:
-        parts = ((word, other), (word.rpartition(".")[2], other.rpartition(".")[2]))
+        name = other.rpartition(".")[2]
+        initials = "".join(part[:1] for part in name.split("_"))
+        parts = ((f"{path}{dot}{meant}", other), (name if "_" in name and last == initials else meant, name))
         return sum(difflib.SequenceMatcher(None, *pair).ratio() for pair in parts)
 
     return max(among, key=similarity)

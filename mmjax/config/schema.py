@@ -1,4 +1,4 @@
-"""What a field of a configuration admits: its alternatives in words, and whether a value is one of them.
+"""The types of configuration fields: what each accepts, in words, and the check of a value.
 
 A configuration holds numbers, truths, texts, None, tuples of these, mappings by name, and nodes: frozen chz classes,
 whose class is any concrete subclass of the field's own class whose module is imported, whoever wrote it.
@@ -70,7 +70,7 @@ def is_builtin(cls: type) -> bool:
 
 
 def class_path(cls: type) -> str:
-    """How a class is stored: mmjax.fusion.concat.Concat, or my_package.fusions:Hadamard where it is a user's."""
+    """How a class is stored: mmjax.fusion.concat.Concat, or my_package.fusions:Hadamard for a user's."""
     return f"{cls.__module__}{'.' if is_builtin(cls) else ':'}{cls.__qualname__}"
 
 
@@ -93,7 +93,7 @@ def _item_annotations(arm: Any, length: int) -> tuple[Any, ...] | None:
 
 
 def item_annotations(annotation: Any, length: int) -> tuple[Any, ...] | None:
-    """The annotations of a tuple's items, if the field admits one of that length whose items have keys of their own.
+    """The annotations of a tuple's items, where they have keys of their own and the length fits.
 
     The items of a tuple of single values have none: it is written in one piece, 1,2,3.
     """
@@ -111,7 +111,7 @@ def _is_flat(arm: Any) -> bool:
 
 
 def describe(annotation: Any) -> str:
-    """What a field admits, in the words of a command line: "int | None", "relu | gelu", "Concat | CrossAttention"."""
+    """What a field accepts, as help shows it: "int | None", "relu | gelu", "Concat | CrossAttention"."""
     words: list[str] = []
     for arm in union_members(annotation):
         if is_node(arm):
@@ -138,7 +138,7 @@ def text(value: Any) -> str:
 
 
 def coerce(value: Any, annotation: Any) -> Any:
-    """`value` as the annotation has it: 1 becomes 1.0 where a float is meant. Raises ValueError if it does not fit."""
+    """`value` as the annotation's type: 1 becomes 1.0 for a float. Raises ValueError if it does not fit."""
     for arm in union_members(annotation):
         if typing.get_origin(arm) is Literal:
             if any(type(value) is type(choice) and value == choice for choice in typing.get_args(arm)):
@@ -165,12 +165,12 @@ def field_default(field: Any) -> Any:
 
 
 def keyed_fields(cls: type) -> dict[str, Any]:
-    """The fields of a chz class by key. One whose name Python keeps for itself is `from_` there, and its key `from`."""
+    """The fields of a chz class by key; the key of a field named `from_` is `from`."""
     return {name.removesuffix("_"): field for name, field in chz.chz_fields(cls).items()}
 
 
 def field_docs(cls: type) -> dict[str, str]:
-    """What is said about each field of a chz class: its `doc`, else the string that follows it in the source."""
+    """The documentation of each field of a chz class: its `doc`, else the string after it."""
     fields = keyed_fields(cls)
     written: dict[str, str] = {}
     for base in reversed(cls.__mro__):

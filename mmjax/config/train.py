@@ -1,9 +1,12 @@
 """Settings of training: how many steps, batch size, how often something is logged or evaluated."""
 
+from collections.abc import Mapping
+
 import chz
 
 from mmjax.checkpoint.initialize import Initialize
 from mmjax.fields import OPERATIONAL
+from mmjax.writers import MetricWriter, TensorBoard
 
 # Each of its rows is a place in an order that every host makes up.
 LARGEST_BATCH = 2**20
@@ -11,14 +14,22 @@ LARGEST_BATCH = 2**20
 
 @chz.chz
 class Train:
-    """How long, in what portions, and how often something is looked at."""
+    """How many steps are trained, on what batches, and how often figures are logged and evaluated."""
 
-    steps: int = chz.field(default=1000, doc="steps in all")
+    steps: int = chz.field(default=1000, doc="steps in all; more of them extend a run that has begun")
+    replan: bool = chz.field(
+        default=False, doc="extend a run whose rates so far a longer schedule would not have had, from its last step"
+    )
     batch_size: int = chz.field(default=64, doc="examples in a global batch")
     ablation_steps: int | None = chz.field(
         default=None, doc="steps in each cell of an ablation; None: as many as steps", metadata=OPERATIONAL
     )
     log_every: int = chz.field(default=20, doc="steps between logged figures", metadata=OPERATIONAL)
+    writers: Mapping[str, MetricWriter] = chz.field(
+        default_factory=lambda: {"tensorboard": TensorBoard()},
+        doc="where metrics are written beside metrics.jsonl",
+        metadata=OPERATIONAL,
+    )
     evaluate_every: int = chz.field(default=500, doc="steps between evaluations", metadata=OPERATIONAL)
     evaluate_examples: int | None = chz.field(
         default=None, doc="examples of a split to evaluate on, evenly spread; None: all", metadata=OPERATIONAL

@@ -1,4 +1,4 @@
-"""Trees of chz classes that are not made yet, so that what is wrong with them can be said by its dotted key.
+"""Configuration trees before their chz objects are made, so that errors can name the dotted key.
 
 An experiment, its JSON and the command line all become a `ConfigNode` first, and only a whole and valid one is made.
 chz's own Blueprint does not read such input here: it imports whatever "module:Class" names, evaluates lambdas, and its
@@ -41,33 +41,33 @@ LARGEST_INT, LARGEST_FLOAT = 2**31 - 1, 3.4e38
 
 @dataclasses.dataclass
 class ConfigNode(abc.ABC):
-    """One place in a tree that is not made yet: its dotted key, what it admits, and where its content is from."""
+    """A node of a configuration tree: its dotted key, the types it admits, and where its content is from."""
 
     key: str
     annotation: Any
     origin: str
 
-    def children(self, decisive: bool = False) -> dict[str, "ConfigNode"]:
-        """What lies below, by the last part of its key; if `decisive`, without operational fields (see `ClassNode`)."""
+    def children(self, for_fingerprint: bool = False) -> dict[str, "ConfigNode"]:
+        """The children by the last part of their keys; if `for_fingerprint`, without operational fields."""
         return {}
 
-    def walk(self, decisive: bool = False) -> Iterator["ConfigNode"]:
-        """This draft and all below it, top down."""
+    def walk(self, for_fingerprint: bool = False) -> Iterator["ConfigNode"]:
+        """This node and all below it, top down."""
         yield self
-        for child in self.children(decisive).values():
-            yield from child.walk(decisive)
+        for child in self.children(for_fingerprint).values():
+            yield from child.walk(for_fingerprint)
 
     @abc.abstractmethod
     def make(self) -> Any:
         """The value this describes. Raises UserError where one is missing or a class refuses its values."""
 
     @abc.abstractmethod
-    def data(self, decisive: bool = False) -> Any:
-        """What JSON keeps of it; if `decisive`, without operational fields."""
+    def data(self, for_fingerprint: bool = False) -> Any:
+        """What JSON keeps of it; if `for_fingerprint`, without operational fields."""
 
     @abc.abstractmethod
     def shown(self) -> str:
-        """Its value in one line: the class of a node, the names of entries."""
+        """The node for display: a value, a class's name, or the names of a mapping's entries."""
 
 
 @dataclasses.dataclass
@@ -84,7 +84,7 @@ class ValueNode(ConfigNode):
                 raise UserError(f"{self.key}={_short(self.shown())}: {reason}")
         return self.value
 
-    def data(self, decisive: bool = False) -> Any:
+    def data(self, for_fingerprint: bool = False) -> Any:
         return list(self.value) if isinstance(self.value, tuple) else self.value
 
     def shown(self) -> str:
@@ -98,9 +98,11 @@ class ClassNode(ConfigNode):
     cls: type
     fields: dict[str, ConfigNode]
 
-    def children(self, decisive: bool = False) -> dict[str, ConfigNode]:
+    def children(self, for_fingerprint: bool = False) -> dict[str, ConfigNode]:
         kinds = keyed_fields(self.cls)
-        return {name: field for name, field in self.fields.items() if not (decisive and _operational(kinds[name]))}
+        return {
+            name: field for name, field in self.fields.items() if not (for_fingerprint and _operational(kinds[name]))
+        }
 
     def make(self) -> Any:
         kinds = keyed_fields(self.cls)
@@ -115,7 +117,7 @@ class ClassNode(ConfigNode):
             ) from error
 
     def _refusal(self, reason: str) -> str:
-        """A validator's reason with the key it is about: the field it begins with or that chz names, else the node."""
+        """A validator's reason with the key it is about: the field that the reason names, else the node."""
         words = [word.strip(".,:;'\"") for word in reason.replace("=", " ").split()] or [""]
         subjects = [words[0].removeprefix(f"{self.key}."), *(word for word in words if word.startswith("X_"))]
         named = [name for word in subjects if (name := word.removeprefix("X_")) in self.fields]
@@ -126,9 +128,9 @@ class ClassNode(ConfigNode):
             return f"{join(self.key, named[0])}={self.fields[named[0]].shown()}: {reason}"
         return f"{self.key}: {reason}" if self.key else reason
 
-    def data(self, decisive: bool = False) -> Any:
+    def data(self, for_fingerprint: bool = False) -> Any:
         return {"class": class_path(self.cls)} | {
-            name: field.data(decisive) for name, field in self.children(decisive).items()
+            name: field.data(for_fingerprint) for name, field in self.children(for_fingerprint).items()
         }
 
     def shown(self) -> str:
@@ -141,14 +143,14 @@ class MappingNode(ConfigNode):
 
     entries: dict[str, ConfigNode]
 
-    def children(self, decisive: bool = False) -> dict[str, ConfigNode]:
+    def children(self, for_fingerprint: bool = False) -> dict[str, ConfigNode]:
         return self.entries
 
     def make(self) -> Any:
         return {name: entry.make() for name, entry in self.entries.items()}
 
-    def data(self, decisive: bool = False) -> Any:
-        return {name: entry.data(decisive) for name, entry in self.entries.items()}
+    def data(self, for_fingerprint: bool = False) -> Any:
+        return {name: entry.data(for_fingerprint) for name, entry in self.entries.items()}
 
     def shown(self) -> str:
         return ",".join(self.entries) or "()"
@@ -160,14 +162,14 @@ class TupleNode(ConfigNode):
 
     items: list[ConfigNode]
 
-    def children(self, decisive: bool = False) -> dict[str, ConfigNode]:
+    def children(self, for_fingerprint: bool = False) -> dict[str, ConfigNode]:
         return {str(index): item for index, item in enumerate(self.items)}
 
     def make(self) -> Any:
         return tuple(item.make() for item in self.items)
 
-    def data(self, decisive: bool = False) -> Any:
-        return [item.data(decisive) for item in self.items]
+    def data(self, for_fingerprint: bool = False) -> Any:
+        return [item.data(for_fingerprint) for item in self.items]
 
     def shown(self) -> str:
         return f"{len(self.items)} items" if self.items else "()"
@@ -197,7 +199,9 @@ def tree_of_class(cls: type, key: str, annotation: Any, origin: str) -> ClassNod
 def tree_of_value(
     value: Any, key: str, annotation: Any, origin: str, default: Any = MISSING, final: bool = False
 ) -> ConfigNode:
-    """The draft of an existing value. Raises UserError, naming the key, where it is not what the annotation admits.
+    """The tree of an existing value.
+
+    Raises UserError, naming the key, where it is not what the annotation admits.
 
     What equals `default` has the origin "default". Fields are taken as they were given, or with `final` as they read
     afterwards: the two differ where a chz munger derives one value from others.
@@ -231,7 +235,7 @@ def tree_of_value(
 
 
 def tree_of_json(data: Any, key: str, annotation: Any, origin: str) -> ConfigNode:
-    """The tree of what `ConfigNode.data` returned. Raises UserError, naming the key, for anything that is not valid."""
+    """The tree of what `ConfigNode.data` returned. Raises UserError, naming the key, where it is invalid."""
     entry = entry_annotation(annotation)
     if isinstance(data, dict) and any(is_node(arm) for arm in union_members(annotation)):
         return _node_data(data, key, annotation, origin)
@@ -252,7 +256,7 @@ def _node_data(data: dict[str, Any], key: str, annotation: Any, origin: str) -> 
     given = {name: value for name, value in data.items() if name != "class"}
     for name in given:
         if name not in known:
-            raise UserError(f"{join(key, name)} is no key of {cls.__name__}, which has {', '.join(known) or 'none'}")
+            raise UserError(f"{join(key, name)} is not a key of {cls.__name__}, which has {', '.join(known) or 'none'}")
     fields: dict[str, ConfigNode] = {}
     for name, field in known.items():
         default = field_default(field)
@@ -294,7 +298,7 @@ def _short(shown: str) -> str:
 
 
 def _known_class(path: Any, key: str, annotation: Any) -> type:
-    """The class stored under that name among those the annotation admits. Nothing is imported and nothing evaluated."""
+    """The class of that stored name among those the annotation admits; nothing is imported or evaluated."""
     known = known_classes(annotation)
     if isinstance(path, str) and path in known:
         _check_unique(known[path].__name__, key, annotation)
@@ -305,7 +309,8 @@ def _known_class(path: Any, key: str, annotation: Any) -> type:
     module, colon, _ = path.partition(":")
     if colon and module not in sys.modules and all(part.isidentifier() for part in module.split(".")):
         raise UserError(
-            f"{where} is of class {path[:80]!r}, whose module is not imported; name it by modules={module[:80]}"
+            f"{where} is of class {path[:80]!r}, whose module is not imported; import it first, by "
+            f"modules={module[:80]} in a command"
         )
     raise UserError(f"{where} names {path[:80]!r}, which is none of its classes: {there}")
 
@@ -318,7 +323,7 @@ def _check_unique(name: str, key: str, annotation: Any) -> None:
 
 
 def check_name(name: Any, key: str) -> str:
-    """`name`, if a mapping's entry may be called so: as one part of a dotted key. Raises UserError otherwise."""
+    """`name`, if it can name a mapping's entry and so be part of a dotted key. Raises UserError otherwise."""
     if isinstance(name, str) and name.replace("-", "_").isidentifier():
         return name
     raise UserError(f"{key} has an entry called {name!r}; a name is made of letters, digits, _ and -")

@@ -1,6 +1,10 @@
-"""Bytes to batches: sources of raw examples, inputs that make arrays of their fields, loader, placement on a mesh."""
+"""Data: sources of raw examples, inputs that turn fields into arrays, loading, and device placement."""
 
-from mmjax.data.inputs import ImageInput, Input, LabelInput, SpectrogramInput, TextInput, VectorInput, WaveformInput
+from mmjax.data.audio_inputs import SpectrogramInput, WaveformInput
+from mmjax.data.formats import FORMATS
+from mmjax.data.inputs import ImageInput, Input, LabelInput, TextInput, VectorInput
+
+__all__ = ["FORMATS", "TABLE"]
 
 TABLE: dict[str, type[Input]] = {
     cls.__name__: cls for cls in (ImageInput, TextInput, SpectrogramInput, WaveformInput, LabelInput, VectorInput)

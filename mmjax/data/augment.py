@@ -1,4 +1,4 @@
-"""Random changes of pictures and recordings that keep their meaning. All are off (0) unless set."""
+"""Random augmentation of images and recordings. All of it is off (0) by default."""
 
 import chz
 import numpy as np
@@ -8,7 +8,7 @@ from mmjax.data.clean import opencv
 
 
 def _check(node: object, **limits: int) -> None:
-    """ValueError unless 0 <= field <= limit for each."""
+    """Raises ValueError unless 0 <= field <= limit for each."""
     for name, limit in limits.items():
         value = getattr(node, name)
         if not 0 <= value <= limit:
@@ -17,20 +17,20 @@ def _check(node: object, **limits: int) -> None:
 
 @chz.chz
 class ImageAugment:
-    """Flip, crop, rotation and scale of a picture as one affine map, so that it is interpolated once.
+    """Flip, crop, rotation and scale of an image as one affine map, so that it is interpolated once.
 
-    Places that come from outside the picture repeat its border.
+    The border is repeated outside the image.
     """
 
     flip: float = chz.field(default=0.0, doc="probability of mirroring left and right")
     crop: float = chz.field(
         default=0.0,
-        doc="largest shift each way as a share of the side: a random crop of the padded picture (He et al. 2016)",
+        doc="largest shift each way, as a share of the side: random crop of the padded image (He et al. 2016)",
     )
-    rotate: float = chz.field(default=0.0, doc="largest angle either way, degrees")
+    rotate: float = chz.field(default=0.0, doc="largest angle in either direction, degrees")
     scale: float = chz.field(
         default=0.0,
-        doc="largest relative change of size: a factor from 1 / (1 + scale) to 1 + scale, evenly in its logarithm",
+        doc="largest relative change of size: log-uniform from 1 / (1 + scale) to 1 + scale",
     )
 
     @chz.validate
@@ -45,7 +45,7 @@ class ImageAugment:
         if not self.active:
             return picture
         cv2 = opencv()
-        # All are drawn whatever is on, so that setting one does not change the others.
+        # All are always drawn, so that enabling one does not change the others.
         mirror, across, down, turn, size = rng.uniform(-1, 1, 5)
         height, width, channels = picture.shape
         angle, factor = np.radians(self.rotate * turn), (1 + self.scale) ** size
@@ -63,17 +63,20 @@ class ImageAugment:
 
 @chz.chz
 class SpectrogramAugment:
-    """Gain, shift and noise of the samples; masks on the spectrogram (SpecAugment, Park et al. 2019, unwarped)."""
+    """Gain, shift and noise of the samples; masks on the spectrogram (SpecAugment without warping).
 
-    gain: float = chz.field(default=0.0, doc="largest change of loudness either way, dB")
+    Park et al. 2019.
+    """
+
+    gain: float = chz.field(default=0.0, doc="largest change of loudness in either direction, dB")
     shift: float = chz.field(
-        default=0.0, doc="largest shift either way, seconds: silence goes before the recording, or its beginning goes"
+        default=0.0, doc="largest shift in either direction, seconds: silence before the recording, or a cut beginning"
     )
     noise: float = chz.field(default=0.0, doc="largest level of white noise, relative to the recording's RMS")
-    time_masks: int = chz.field(default=0, doc="how many stretches of time are hidden")
-    time_share: float = chz.field(default=0.1, doc="longest such stretch, as a share of the recording")
-    band_masks: int = chz.field(default=0, doc="how many stretches of bands are hidden")
-    band_share: float = chz.field(default=0.2, doc="widest such stretch, as a share of the bands")
+    time_masks: int = chz.field(default=0, doc="number of time masks")
+    time_share: float = chz.field(default=0.1, doc="longest time mask, as a share of the recording")
+    band_masks: int = chz.field(default=0, doc="number of band masks")
+    band_share: float = chz.field(default=0.2, doc="widest band mask, as a share of the bands")
 
     @chz.validate
     def _limits(self) -> None:
@@ -84,7 +87,7 @@ class SpectrogramAugment:
         return any((self.gain, self.shift, self.noise, self.time_masks, self.band_masks))
 
     def samples(self, samples: Float[np.ndarray, "S"], rate: int, rng: np.random.Generator) -> Float[np.ndarray, "R"]:
-        """The recording louder or softer, earlier or later, noisier."""
+        """The recording with random gain, shift and noise."""
         decibels, seconds, level = rng.uniform(-1, 1, 3)
         if self.shift:
             count = round(self.shift * seconds * rate)
@@ -96,7 +99,7 @@ class SpectrogramAugment:
         return samples * np.float32(10 ** (self.gain * decibels / 20))
 
     def spectrum(self, frames: Float[np.ndarray, "T M"], rng: np.random.Generator) -> Float[np.ndarray, "T M"]:
-        """The spectrogram with stretches set to 0, its mean after normalisation."""
+        """The spectrogram with random stretches set to 0, its mean after normalisation."""
         masks = [(self.time_masks, self.time_share, 0), (self.band_masks, self.band_share, 1)]
         hidden = frames.copy()
         for count, share, axis in masks:

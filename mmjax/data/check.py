@@ -1,9 +1,9 @@
-"""A look at a few examples of a split before anything is compiled: whether the inputs can read them at all."""
+"""A check of a few examples before compilation: whether the inputs can read them at all."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from mmjax.data.clean import BadInput, WrongKind, read_example
+from mmjax.data.clean import BadInput, WrongType, read_example
 from mmjax.data.inputs import Input
 from mmjax.data.sources.base import Records
 from mmjax.errors import UserError
@@ -13,9 +13,9 @@ VALUES = 8  # of each field are read
 
 
 def check_inputs(inputs: Mapping[str, Input], records: Records, split: str) -> None:
-    """Raise UserError for an input whose field no example has, or that can read none of the values looked at.
+    """Raises UserError for an input whose field is missing or unreadable in all sampled examples.
 
-    A value that is of another kind than the input reads, such as a float where labels are wanted, is enough.
+    A single value of the wrong type, such as a float where labels are expected, is enough.
     """
     examples: dict[str, dict[str, Any]] = {}
     damage = "they are damaged"
@@ -25,30 +25,33 @@ def check_inputs(inputs: Mapping[str, Input], records: Records, split: str) -> N
         except BadInput as error:
             damage = str(error)
     if not any(examples.values()):
-        raise UserError(f"the examples of the split {split} cannot be read: {damage}; prepare the data again")
+        raise UserError(
+            f"the examples of the split {split} cannot be read: {damage}; correct the source, or prepare the data again"
+        )
     for name, input in inputs.items():
         _check_input(name, input, examples, split)
 
 
 def _check_input(name: str, input: Input, examples: Mapping[str, dict[str, Any]], split: str) -> None:
-    field = input.field or name
-    if not any(field in example for example in examples.values()):
+    fields = input.reads(name)
+    missing = [field for field in fields if not any(field in example for example in examples.values())]
+    if missing:
         there = sorted({field for example in examples.values() for field in example})
         raise UserError(
-            f"data.inputs.{name} reads the field {field}, which no example of the split {split} has (they have "
+            f"data.inputs.{name} reads the field {missing[0]}, which no example of the split {split} has (they have "
             f"{', '.join(there)}); set data.inputs.{name}=None or data.inputs.{name}.field"
         )
-    values = [(id, example[field]) for id, example in examples.items() if example.get(field) is not None][:VALUES]
     failures: list[tuple[str, BadInput]] = []
-    for id, raw in values:
+    whole = [(id, each) for id, each in examples.items() if all(each.get(field) is not None for field in fields)]
+    for id, example in whole[:VALUES]:
         try:
-            input.read(raw, None)
+            input.read(input.take(example, name), None)
         except BadInput as error:
             failures.append((id, error))
-    wrong = [failure for failure in failures if isinstance(failure[1], WrongKind)]
-    if wrong or (failures and len(failures) == len(values)):
+    wrong = [failure for failure in failures if isinstance(failure[1], WrongType)]
+    if wrong or (failures and len(failures) == len(whole[:VALUES])):
         id, reason = (wrong or failures)[0]
         raise UserError(
-            f"data.inputs.{name} cannot read the field {field} of {id} in the split {split}: {reason}; correct the "
-            f"data, or set data.inputs.{name}.field or another class of data.inputs.{name}"
+            f"data.inputs.{name} cannot read the field {', '.join(fields)} of {id} in the split {split}: {reason}; "
+            f"correct the data, or set data.inputs.{name}.field or another class of data.inputs.{name}"
         )

@@ -1,28 +1,29 @@
-"""One raw field to one checked value of known kind, or `BadInput` with the reason."""
+"""Decoding and validation of raw fields; `BadInput` says why a value cannot be used."""
 
 import contextlib
 import difflib
 import functools
 import io
 import math
-from collections.abc import Iterator, Sequence
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from mmjax.data.headers import picture_size
-from mmjax.data.sources.base import Recording, Records
+from mmjax.data.headers import image_size
+from mmjax.data.sources.base import Recording, Records, Unreadable
 from mmjax.errors import UserError
 
 
 class BadInput(Exception):
-    """This field of this example cannot be used; str() says why."""
+    """A field of an example cannot be used; str() says why."""
 
 
-class WrongKind(BadInput):
-    """The field holds something that its input never reads, such as a float where labels are wanted."""
+class WrongType(BadInput):
+    """The field has a type that its input never reads, such as a float where labels are expected."""
 
 
 MAX_PIXELS = 2**26  # 8,192 x 8,192: 200 MB as RGB
@@ -40,7 +41,7 @@ _UNKNOWN_SIZES = (0, 0xFFFFFFFF)  # what a WAV that was streamed says of its siz
 
 @functools.cache
 def opencv() -> ModuleType:
-    """OpenCV, kept to the calling thread: its own threads spin while idle and slow the training step."""
+    """OpenCV, limited to the calling thread: its idle threads spin and slow the training step."""
     import cv2
 
     cv2.setNumThreads(0)
@@ -49,8 +50,8 @@ def opencv() -> ModuleType:
 
 
 @contextlib.contextmanager
-def refusing(reason: str) -> Iterator[None]:
-    """Turns every error of a decoder, out of memory included, into BadInput with a reason."""
+def bad_input_on_error(reason: str) -> Iterator[None]:
+    """Turns every error of a decoder, out of memory included, into BadInput with this reason."""
     try:
         yield
     except BadInput:
@@ -65,28 +66,39 @@ def read_example(records: Records, index: int) -> dict[str, Any]:
         return records[index]
     except UserError:
         raise
-    except Exception as error:  # of whatever reads it, from bytes that may be anything
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise BadInput(f"the example cannot be read ({reason[:200]})") from error
+    except Exception as error:  # any decoder, on arbitrary bytes
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        frames = traceback.extract_tb(error.__traceback__)
+        place = f", {frames[-1].filename}:{frames[-1].lineno}" if len(frames) > 1 else ""
+        raise BadInput(f"the example cannot be read ({reason}{place})") from error
 
 
-def clean_picture(
+def take(example: Mapping[str, Any], field: str) -> Any:
+    """A raw field of an example. Raises BadInput where it is missing or could not be read."""
+    if field not in example:
+        raise BadInput(f"the field {field!r} is missing")
+    if isinstance(example[field], Unreadable):
+        raise BadInput(example[field].reason)
+    return example[field]
+
+
+def decode_image(
     raw: Any, channels: int, side: int | None = None, max_pixels: int = MAX_PIXELS
 ) -> UInt8[np.ndarray, "H W C"]:
-    """Decodes PNG, JPEG, BMP, PNM, GIF, WebP or TIFF, or takes uint8[H W] or [H W C]; gives 1 or 3 (RGB) channels.
+    """Decodes an image, or takes uint8[H W] or [H W C]; returns 1 or 3 (RGB) channels.
 
-    Transparent pictures are laid on white; 16-bit ones lose their lower byte. Where no side need be longer than `side`,
-    a JPEG comes at a half, a quarter or an eighth of its size, as long as its sides are not shorter. A picture whose
-    header announces more than `max_pixels` is not decoded.
+    Reads PNG, JPEG, BMP, PNM, GIF, WebP and TIFF. Transparency is blended with white; 16-bit images lose their lower
+    byte. Where no side needs to be longer than `side`, a JPEG is decoded at a half, a quarter or an eighth of its size,
+    as long as its sides are not shorter. An image whose header announces more than `max_pixels` is not decoded.
     """
     cv2 = opencv()
     pixels = _decode_picture(raw, side, max_pixels) if isinstance(raw, bytes) else raw
     if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8:
-        raise WrongKind(f"a picture is bytes or uint8 pixels, not {_kind(pixels)}")
+        raise WrongType(f"an image must be bytes or uint8 pixels, not {_kind(pixels)}")
     if pixels.ndim == 2:
         pixels = pixels[:, :, None]
     if pixels.ndim != 3 or 0 in pixels.shape or pixels.shape[2] not in (1, 3, 4):
-        raise BadInput(f"pixels of shape {pixels.shape} are no picture")
+        raise BadInput(f"pixels of shape {pixels.shape} are not an image")
     if pixels.shape[2] == 4:
         opacity = pixels[:, :, 3:].astype(np.float32) / 255
         pixels = (pixels[:, :, :3] * opacity + 255 * (1 - opacity)).round().astype(np.uint8)
@@ -98,18 +110,18 @@ def clean_picture(
 
 
 def _decode_picture(content: bytes, side: int | None, max_pixels: int) -> np.ndarray:
-    """uint8[H W], RGB or RGBA, as stored; a JPEG no larger than it need be for sides of `side` pixels."""
+    """uint8[H W], RGB or RGBA, as stored; a JPEG no larger than needed for sides of `side` pixels."""
     cv2 = opencv()
     if not content:
-        raise BadInput("the picture has no bytes")
+        raise BadInput("the image is empty")
     for start, (name, end) in _PICTURES.items():
         if content.startswith(start) and end not in content[-_TAIL:]:
             raise BadInput(f"the {name} ends early")
-    unreadable = f"{len(content)} bytes are no picture that OpenCV can decode"
-    with refusing(unreadable):
-        width, height = picture_size(content)
+    unreadable = f"{len(content)} bytes are not an image that OpenCV can decode"
+    with bad_input_on_error(unreadable):
+        width, height = image_size(content)
         if width * height > max_pixels:
-            raise BadInput(f"the picture has {width} x {height} pixels, and max_pixels is {max_pixels}")
+            raise BadInput(f"the image has {width} x {height} pixels, more than max_pixels={max_pixels}")
         # Only the colour mode turns a photograph as its camera was held, only the unchanged mode keeps transparency.
         jpeg = content.startswith(b"\xff\xd8")
         mode = _jpeg_mode(min(width, height), side) if jpeg else cv2.IMREAD_UNCHANGED
@@ -124,33 +136,33 @@ def _decode_picture(content: bytes, side: int | None, max_pixels: int) -> np.nda
 
 
 def _jpeg_mode(shortest: int, side: int | None) -> int:
-    """How OpenCV is to decode a JPEG: by its coarse frequencies alone where these suffice, in half the time."""
+    """OpenCV's mode for a JPEG: decoding at reduced size, where that suffices, takes half the time."""
     cv2 = opencv()
     reduced = ((8, cv2.IMREAD_REDUCED_COLOR_8), (4, cv2.IMREAD_REDUCED_COLOR_4), (2, cv2.IMREAD_REDUCED_COLOR_2))
     return next((mode for parts, mode in reduced if side and shortest // parts >= side), cv2.IMREAD_COLOR)
 
 
-def clean_recording(
+def decode_audio(
     raw: Any, seconds: float | None = None, max_samples: int = MAX_SAMPLES
 ) -> tuple[Float[np.ndarray, "T"], int]:
-    """A `Recording`, or the bytes of a WAV, FLAC or Ogg file, as mono float32 samples in [-1, 1] and their rate.
+    """Mono float32 samples in [-1, 1] and their rate, of a `Recording` or a WAV, FLAC or Ogg file.
 
-    What comes after `seconds` is not even decoded. A file that holds more than `max_samples` before, all channels
-    together, is refused.
+    Only the first `seconds` are decoded. Raises BadInput for a file with more than `max_samples` before that, over all
+    channels.
     """
     if isinstance(raw, bytes):
         samples, rate = _decode_recording(raw, seconds, max_samples)
     elif isinstance(raw, Recording) and isinstance(raw.samples, np.ndarray) and isinstance(raw.rate, int | np.integer):
         samples, rate = raw.samples, int(raw.rate)
     else:
-        raise WrongKind(f"a recording is a Recording or bytes, not {_kind(raw)}")
+        raise WrongType(f"a recording must be a Recording or bytes, not {_kind(raw)}")
     if not 0 < rate <= MAX_RATE:
-        raise BadInput(f"a recording of {rate} samples a second")
+        raise BadInput(f"a recording with {rate} samples per second")
     samples = samples[: _count(seconds, rate)] if samples.ndim else samples
     if samples.dtype == np.int16:
         samples = samples.astype(np.float32) / 32768
     elif samples.dtype.kind != "f":
-        raise WrongKind(f"samples are int16 or float, not {samples.dtype}")
+        raise WrongType(f"samples must be int16 or float, not {samples.dtype}")
     if samples.ndim == 2:  # [T, channels]
         samples = samples.mean(axis=1)
     if samples.ndim != 1 or not samples.size:
@@ -162,7 +174,7 @@ def clean_recording(
 
 
 def _count(seconds: float | None, rate: int) -> int | None:
-    """How many samples last so long; None for all."""
+    """The number of samples in this many seconds; None for all."""
     return None if seconds is None else math.ceil(seconds * rate)
 
 
@@ -170,13 +182,13 @@ def _decode_recording(content: bytes, seconds: float | None, max_samples: int) -
     """float32[T, channels] and the rate."""
     import soundfile
 
-    # libsndfile takes what is there of a truncated WAV; its header tells.
+    # libsndfile accepts a truncated WAV; its header shows the truncation.
     if content[:4] == b"RIFF" and len(content) >= 8:
         declared = int.from_bytes(content[4:8], "little")
         if declared not in _UNKNOWN_SIZES and declared + 8 > len(content):
             raise BadInput(f"the WAV is truncated: {len(content)} bytes of {declared + 8}")
-    unreadable = f"{len(content)} bytes are no recording that libsndfile can decode"
-    with refusing(unreadable), soundfile.SoundFile(io.BytesIO(content)) as file:
+    unreadable = f"{len(content)} bytes are not a recording that libsndfile can decode"
+    with bad_input_on_error(unreadable), soundfile.SoundFile(io.BytesIO(content)) as file:
         count = min(file.frames, _count(seconds, file.samplerate) or file.frames)
         if count * file.channels > max_samples:
             raise BadInput(
@@ -186,12 +198,12 @@ def _decode_recording(content: bytes, seconds: float | None, max_samples: int) -
         return file.read(count, dtype="float32", always_2d=True), file.samplerate
 
 
-def clean_text(raw: Any) -> str:
-    """A text (str, or bytes in UTF-8) that says something, without the space around it."""
+def decode_text(raw: Any) -> str:
+    """A non-empty text (str, or UTF-8 bytes) without surrounding white space."""
     try:
         text = raw.decode() if isinstance(raw, bytes) else raw
         if not isinstance(text, str):
-            raise WrongKind(f"a text is str, not {_kind(raw)}")
+            raise WrongType(f"a text must be str, not {_kind(raw)}")
         text.encode()
     except UnicodeError as error:
         raise BadInput("the text is not valid Unicode") from error
@@ -201,16 +213,16 @@ def clean_text(raw: Any) -> str:
     return text
 
 
-def clean_labels(raw: Any, names: Sequence[str], slots: int) -> Int[np.ndarray, "S"]:
-    """One answer or up to `slots` of them, each a place in `names` or one of the names itself (str or UTF-8)."""
+def decode_labels(raw: Any, names: Sequence[str], slots: int) -> Int[np.ndarray, "S"]:
+    """One label or up to `slots` of them, each an index into `names` or one of the names (str or UTF-8)."""
     try:
         labels = np.atleast_1d(np.asarray(raw))
     except ValueError as error:  # lists of unequal lengths
-        raise WrongKind(f"labels are integers or names, not {_kind(raw)}") from error
+        raise WrongType(f"labels must be integers or names, not {_kind(raw)}") from error
     if labels.dtype.kind not in "iuUS" or labels.ndim != 1:
-        raise WrongKind(f"labels are integers or names, not {_kind(raw)}")
+        raise WrongType(f"labels must be integers or names, not {_kind(raw)}")
     if not 0 < labels.size <= slots:
-        raise BadInput(f"{labels.size} labels where 1 to {slots} are wanted")
+        raise BadInput(f"{labels.size} labels, but 1 to {slots} are expected")
     if labels.dtype.kind in "US":
         return np.array([_place(label, names) for label in labels.tolist()], np.int32)
     wrong = labels[(labels < 0) | (labels >= len(names))]
@@ -219,8 +231,16 @@ def clean_labels(raw: Any, names: Sequence[str], slots: int) -> Int[np.ndarray, 
     return labels.astype(np.int32)
 
 
+def label_values(raw: Any) -> list[str | int]:
+    """The labels of a raw field, without those that are none: texts and integers."""
+    values = raw.tolist() if isinstance(raw, np.ndarray) else raw
+    each = values if isinstance(values, list | tuple) else [values]
+    texts = [value.decode(errors="replace") if isinstance(value, bytes) else value for value in each]
+    return [value for value in texts if isinstance(value, str | int) and value != ""]
+
+
 def _place(label: str | bytes, names: Sequence[str]) -> int:
-    """Where a label stands in `names`; BadInput, with the names that look like it, where it does not."""
+    """The index of a label in `names`; otherwise BadInput with the most similar names."""
     text = label.decode(errors="replace") if isinstance(label, bytes) else label
     try:
         return names.index(text)
@@ -231,14 +251,14 @@ def _place(label: str | bytes, names: Sequence[str]) -> int:
         ) from None
 
 
-def clean_quantities(raw: Any, size: int, slots: int) -> Float[np.ndarray, "S Q"]:
-    """One vector of `size` finite numbers or up to `slots` of them."""
+def decode_vectors(raw: Any, size: int, slots: int) -> Float[np.ndarray, "S Q"]:
+    """One vector of `size` finite numbers, or up to `slots` of them."""
     try:
         vectors = np.atleast_2d(np.asarray(raw, np.float32))
     except (TypeError, ValueError, OverflowError) as error:
-        raise WrongKind(f"quantities are numbers, not {_kind(raw)}") from error
+        raise WrongType(f"vectors must be numbers, not {_kind(raw)}") from error
     if vectors.ndim != 2 or vectors.shape[1] != size or not 0 < len(vectors) <= slots:
-        raise BadInput(f"quantities of shape {vectors.shape} where 1 to {slots} vectors of {size} are wanted")
+        raise BadInput(f"the shape is {vectors.shape}, but 1 to {slots} vectors of {size} numbers are expected")
     if not np.isfinite(vectors).all():
         raise BadInput(f"{np.sum(~np.isfinite(vectors))} of {vectors.size} quantities are not finite")
     return vectors

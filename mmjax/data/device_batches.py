@@ -1,4 +1,4 @@
-"""From rows on a host to global arrays on a mesh, one batch ahead of the step that reads it."""
+"""Host batches to global arrays on a mesh, one batch ahead of the step that reads it."""
 
 import dataclasses
 import time
@@ -15,9 +15,9 @@ from mmjax.types import Batch, Feature
 
 
 def rows_of(sharding: jax.sharding.Sharding, batch_size: int) -> Int[np.ndarray, "R"]:
-    """The rows of a global batch that this process's devices hold, ascending.
+    """The rows of a global batch on this process's devices, ascending.
 
-    Processes may share rows: where mesh axes other than the batch's lie across processes, each has a replica.
+    Processes can share rows: along mesh axes other than the batch's each has a replica.
     """
     try:
         slices = sharding.addressable_devices_indices_map((batch_size,)).values()
@@ -28,7 +28,7 @@ def rows_of(sharding: jax.sharding.Sharding, batch_size: int) -> Int[np.ndarray,
 
 
 def check_splits(batch_size: int, parts: int) -> None:
-    """Raise UserError where the mesh splits a batch into parts that are not alike."""
+    """Raises UserError where the mesh does not divide the batch evenly."""
     if batch_size % parts:
         raise UserError(
             f"a batch of {batch_size} cannot be split evenly over {parts} parts of the mesh: use a multiple of {parts}"
@@ -36,13 +36,16 @@ def check_splits(batch_size: int, parts: int) -> None:
 
 
 def _replicas(sharding: jax.sharding.Sharding) -> int:
-    """How many devices hold the same rows."""
+    """The number of devices that hold the same rows."""
     parts = sharding.devices_indices_map((sharding.num_devices,)).values()
     return sharding.num_devices // len(set(map(str, parts)))
 
 
 def to_global_arrays(host: HostBatch, sharding: jax.sharding.Sharding) -> Batch:
-    """The global batch, its first dimension split as `sharding` says; asynchronous, and no process talks to another."""
+    """The global batch, sharded along its first dimension.
+
+    Asynchronous, and without communication between processes.
+    """
 
     def array(local: np.ndarray) -> jax.Array:
         def rows(index: Any) -> np.ndarray:
@@ -56,7 +59,7 @@ def to_global_arrays(host: HostBatch, sharding: jax.sharding.Sharding) -> Batch:
 
 
 def shapes(features: Mapping[str, Feature], size: int, sharding: jax.sharding.Sharding) -> Batch:
-    """A batch of `size` examples with these features as shapes, to compile for before there are arrays."""
+    """The shapes and shardings of a batch of `size` examples, for compilation."""
 
     def shape(array: np.ndarray) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((size, *array.shape[1:]), array.dtype, sharding=sharding)
@@ -66,7 +69,7 @@ def shapes(features: Mapping[str, Feature], size: int, sharding: jax.sharding.Sh
 
 @dataclasses.dataclass(frozen=True)
 class DeviceBatch:
-    """A batch on the devices, and what the host knows of it."""
+    """A batch on the devices, and its host batch."""
 
     host: HostBatch
     batch: Batch
@@ -75,8 +78,8 @@ class DeviceBatch:
 class DevicePrefetcher:
     """Batches `start` to `stop` of a loader on the devices, the next one placed while a step runs.
 
-    A context manager and an iterator. `waited` is how many seconds its reader has waited for batches altogether,
-    `last_wait` for the last one.
+    A context manager and an iterator. `waited` is the total number of seconds its reader has waited for batches,
+    `last_wait` those for the last one.
     """
 
     def __init__(self, loader: Loader, sharding: jax.sharding.Sharding, start: int, stop: int):

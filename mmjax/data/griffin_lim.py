@@ -1,20 +1,19 @@
-"""From log-mel spectrograms back to waveforms: what the mel bands have lost is guessed, and phases by Griffin-Lim."""
+"""Log-mel spectrograms to waveforms in NumPy: powers from mel bands, phases by Griffin-Lim."""
 
 import math
 
 import numpy as np
 from jaxtyping import Complex, Float
 
-from mmjax.data import spectrogram
-from mmjax.data.spectrogram import FLOOR
-from mmjax.layers.mel import mel_filters
+from mmjax.layers import spectrogram
+from mmjax.layers.spectrogram import FLOOR, mel_filters
 
-OVERLAP = 4  # frames that each sample lies in, at least: with fewer the magnitudes hardly tie the phases down
+OVERLAP = 4  # least number of frames per sample: with fewer the magnitudes hardly determine the phases
 FILL_STEPS = 50
 TINY = 1e-12
 
 
-def waveform(
+def mel_to_waveform(
     log_mel: Float[np.ndarray, "T M"],
     *,
     rate: int,
@@ -25,9 +24,9 @@ def waveform(
     high: float,
     iterations: int = 60,
 ) -> Float[np.ndarray, "S"]:
-    """Samples whose `spectrogram.log_mel`, by the same settings, is about the one given; S = T hop.
+    """Samples whose `spectrogram.log_mel`, with the same settings, is about the given one; S = T hop.
 
-    Where frames overlap little, others are put between them by linear interpolation before phases are looked for.
+    Where frames overlap little, interpolated frames are inserted before the phases are estimated.
     """
     filters = mel_filters(rate, spectrogram.fft_size(window), bands, low, high)
     step = min(hop, max(1, window // OVERLAP))
@@ -36,15 +35,15 @@ def waveform(
     before = place.astype(int)
     after, share = np.minimum(before + 1, len(log_mel) - 1), (place - before)[:, None]
     frames = (1 - share) * log_mel[before] + share * log_mel[after]
-    magnitudes = np.sqrt(fill(np.maximum(np.exp(frames) - FLOOR, 0), filters))
+    magnitudes = np.sqrt(mel_to_powers(np.maximum(np.exp(frames) - FLOOR, 0), filters))
     return griffin_lim(magnitudes, window=window, hop=step, iterations=iterations)[:length].astype(np.float32)
 
 
-def fill(mel: Float[np.ndarray, "T M"], filters: Float[np.ndarray, "F M"]) -> Float[np.ndarray, "T F"]:
-    """Powers at all frequencies, not negative, whose mel bands are those given: p with p @ filters near `mel`.
+def mel_to_powers(mel: Float[np.ndarray, "T M"], filters: Float[np.ndarray, "F M"]) -> Float[np.ndarray, "T F"]:
+    """Non-negative powers p at all frequencies whose mel bands p @ filters are near `mel`.
 
-    The multiplicative updates of Lee & Seung (2001) that lower the Kullback-Leibler divergence from `mel`, begun with
-    even powers. Least squares would fit the loud bands alone, and powers span eight decades.
+    The multiplicative updates of Lee & Seung (2001) that lower the Kullback-Leibler divergence from `mel`, starting
+    from equal powers. Least squares would only fit the loud bands, because powers span eight decades.
     """
     weights = filters.sum(1)
     power = np.where(weights > 0, mel.mean(1, keepdims=True) + TINY, 0)
@@ -56,23 +55,23 @@ def fill(mel: Float[np.ndarray, "T M"], filters: Float[np.ndarray, "F M"]) -> Fl
 def griffin_lim(
     magnitudes: Float[np.ndarray, "T F"], *, window: int, hop: int, iterations: int = 60, momentum: float = 0.99
 ) -> Float[np.ndarray, "S"]:
-    """Samples whose short-time Fourier transform (see `transform`) has about these magnitudes; S = T hop.
+    """Samples whose short-time Fourier transform (see `stft`) has about these magnitudes.
 
-    Griffin & Lim (1984), begun with random phases (the same ones every time) and accelerated as by Perraudin et al.
-    (2013), whose alpha `momentum` is: 0 is the original.
+    S = T hop. Griffin & Lim (1984), starting from fixed random phases and accelerated as by Perraudin et al. (2013),
+    with their alpha as `momentum`: 0 is the original algorithm.
     """
     size = spectrogram.fft_size(window)
     phases = np.exp(2j * np.pi * np.random.default_rng(0).random(magnitudes.shape))
     guess, before = magnitudes * phases, np.zeros(1)
     for _ in range(iterations):
-        projected = transform(inverse(_with_phases(magnitudes, guess), window, hop), window=window, hop=hop, size=size)
+        projected = stft(istft(_with_phases(magnitudes, guess), window, hop), window=window, hop=hop, size=size)
         guess = projected + momentum * (projected - before)
         before = projected
-    return inverse(_with_phases(magnitudes, guess), window, hop)
+    return istft(_with_phases(magnitudes, guess), window, hop)
 
 
-def transform(samples: Float[np.ndarray, "S"], *, window: int, hop: int, size: int) -> Complex[np.ndarray, "T F"]:
-    """The DFT of frames as `spectrogram.log_mel` cuts them: T = ceil(S / hop), with zeros behind the end."""
+def stft(samples: Float[np.ndarray, "S"], *, window: int, hop: int, size: int) -> Complex[np.ndarray, "T F"]:
+    """The DFT of frames as in `spectrogram.log_mel`: T = ceil(S / hop), zeros after the end."""
     import scipy.fft
 
     frames = math.ceil(samples.size / hop)
@@ -85,7 +84,7 @@ def _with_phases(magnitudes: Float[np.ndarray, "T F"], guess: Complex[np.ndarray
     return magnitudes * guess / np.maximum(np.abs(guess), TINY)
 
 
-def inverse(spectra: Complex[np.ndarray, "T F"], window: int, hop: int) -> Float[np.ndarray, "S"]:
+def istft(spectra: Complex[np.ndarray, "T F"], window: int, hop: int) -> Float[np.ndarray, "S"]:
     """The T hop samples whose transform is nearest in squares (Griffin & Lim 1984, equation 6)."""
     import scipy.fft
 
@@ -93,12 +92,12 @@ def inverse(spectra: Complex[np.ndarray, "T F"], window: int, hop: int) -> Float
     size = spectrogram.fft_size(window)
     frames = scipy.fft.irfft(spectra, size)[:, :window] * taper
     weights = _overlap(np.broadcast_to(taper**2, frames.shape), hop)
-    # At the very beginning, where windows rise from zero, nothing tells what a sample is.
+    # At the very beginning, where windows rise from zero, samples are undetermined.
     return _overlap(frames, hop) / np.maximum(weights, 0.01 * weights.max())
 
 
 def _overlap(frames: Float[np.ndarray, "T W"], hop: int) -> Float[np.ndarray, "S"]:
-    """The sum of frames each begun `hop` samples after the one before, cut at T hop samples."""
+    """Overlap-add of frames `hop` samples apart, cut at T hop samples."""
     count, window = frames.shape
     parts = math.ceil(window / hop)
     cut = np.pad(frames, ((0, 0), (0, parts * hop - window))).reshape(count, parts, hop)

@@ -1,4 +1,4 @@
-"""How large an encoded picture is, read from its header without decoding it."""
+"""The size of an encoded image from its header, without decoding."""
 
 import re
 import struct
@@ -8,7 +8,7 @@ _PNM = re.compile(rb"P[1-6]" + _GAP + rb"(\d{1,9})" + _GAP + rb"(\d{1,9})")
 _TIFF_WIDTH, _TIFF_HEIGHT, _SHORT = 256, 257, 3
 
 
-def picture_size(content: bytes) -> tuple[int, int]:
+def image_size(content: bytes) -> tuple[int, int]:
     """Width and height of a PNG, JPEG, BMP, PNM, GIF, WebP or TIFF.
 
     Raises:
@@ -17,7 +17,7 @@ def picture_size(content: bytes) -> tuple[int, int]:
     try:
         return _size(content)
     except (struct.error, KeyError) as error:
-        raise ValueError("the header of the picture is damaged") from error
+        raise ValueError("the header of the image is damaged") from error
 
 
 def _size(content: bytes) -> tuple[int, int]:
@@ -37,11 +37,14 @@ def _size(content: bytes) -> tuple[int, int]:
         return _tiff_size(content, "<" if content.startswith(b"I") else ">")
     if match := _PNM.match(content):
         return int(match[1]), int(match[2])
-    raise ValueError("it is no PNG, JPEG, BMP, PNM, GIF, WebP or TIFF")
+    raise ValueError("it is not a PNG, JPEG, BMP, PNM, GIF, WebP or TIFF")
 
 
 def _png_size(content: bytes) -> tuple[int, int]:
-    """From the first chunk (ISO/IEC 15948). OpenCV makes room for what a chunk says it holds, so all are looked at."""
+    """From the first chunk (ISO/IEC 15948).
+
+    OpenCV allocates the announced size of every chunk, so all of them are checked.
+    """
     place = 8
     while place < len(content) and content[place + 4 : place + 8] != b"IEND":
         (length,) = struct.unpack_from(">I", content, place)

@@ -1,91 +1,96 @@
-"""How one raw field becomes arrays of fixed shape: pictures, sentences, speech, waves, labels and quantities."""
+"""Inputs: raw fields to arrays of fixed shape."""
 
 import abc
-import math
-from collections.abc import Sequence
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import chz
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import UInt8
 
-from mmjax.data import clean, griffin_lim, spectrogram
-from mmjax.data.augment import ImageAugment, SpectrogramAugment
-from mmjax.data.clean import BadInput
-from mmjax.data.sources.base import Recording
-from mmjax.data.tokenize import END, Bytes, Corpus, Tokenizer
+from mmjax.data import clean
+from mmjax.data.augment import ImageAugment
+from mmjax.data.tokenize import END, Bytes, Corpus, Tokenizer, write_tokenizer
+from mmjax.errors import UserError
 from mmjax.fields import OPERATIONAL
-from mmjax.layers.mel import mel_filters
-from mmjax.types import Feature, Image, Label, Spectrogram, Text, Vector, Waveform
+from mmjax.types import Feature, Image, Label, Text, Vector
 
-# What the samples of a waveform come to: 20 dB below full scale leaves room for the peaks of speech.
-LEVEL = 0.1
-# Of recordings: samples a second, as the highest rate in use; seconds, a day; and of spectra.
-HIGHEST_RATE, LONGEST, LARGEST_WINDOW, MOST_BANDS = 768_000, 86_400, 2**16, 1024
-
-__all__ = [
-    "BadInput",
-    "ImageInput",
-    "Input",
-    "LabelInput",
-    "SpectrogramInput",
-    "TextInput",
-    "VectorInput",
-    "WaveformInput",
-]
-
-# Seconds of a recording that are read beyond those that are used. Augmentation and resampling look there; what an hour
-# of sound holds after that need not even be decoded.
-BEYOND = 60.0
-
-# Of the log-mel frames of FSDD's recordings, each recording by itself: medians. No signal within full scale is LOUDEST.
-USUAL_MEAN, USUAL_DEVIATION, LOUDEST = -10.2, 3.45, 8.0
+MOST_CLASSES = 100_000  # of labels that are learned
 
 
 @chz.chz
 class Input(abc.ABC):
-    """How one raw field becomes a feature."""
+    """Configuration that turns one raw field into a feature."""
 
     field: str | None = chz.field(default=None, doc="the raw field's name if it differs from the feature's")
 
     @property
     @abc.abstractmethod
     def feature(self) -> Feature:
-        """What the arrays look like, for building models."""
+        """The static shape of the arrays, to build models with."""
 
     @property
-    def random(self) -> bool:
-        """Whether `read` uses its random numbers at all."""
+    def is_random(self) -> bool:
+        """Whether `read` uses random numbers."""
         return False
+
+    def reads(self, name: str) -> tuple[str, ...]:
+        """The raw fields that this input, called `name`, reads."""
+        return (self.field or name,)
+
+    def take(self, example: Mapping[str, Any], name: str) -> Any:
+        """The raw value of an example for this input, called `name`; None where the value is absent.
+
+        Raises BadInput where a field is missing or could not be read.
+        """
+        values = [clean.take(example, field) for field in self.reads(name)]
+        if any(value is None or value == [] for value in values if isinstance(value, list | None)):
+            return None
+        return values[0] if len(values) == 1 else values
+
+    @property
+    def scale(self) -> dict[str, Any]:
+        """What its frames are, whatever their number: spectrograms of equal scales can replace each other."""
+        return {}
 
     @abc.abstractmethod
     def read(self, raw: Any, rng: np.random.Generator | None) -> tuple[np.ndarray, np.ndarray | None]:
-        """The values and the mask of one example (no batch dimension); BadInput where the raw value cannot be used.
+        """The values and the mask of one example (no batch dimension).
 
-        `rng` augments, None does not. An image has no mask.
+        `rng` is for augmentation, None turns it off. An image has no mask. Raises BadInput where the raw value cannot
+        be used.
         """
 
+    def to_raw(self, row: Mapping[str, np.ndarray]) -> Any:
+        """The raw value of an example's predictions, or of its part of a batch; None if there is none.
+
+        Predictions are `values` and `mask` of an image or audio, also `samples` of a spectrogram, and `ids` of a text.
+        """
+        return None
+
     def fit_tokenizers(self, corpus: Corpus, stored: Path | None) -> "Input":
-        """This input with whatever it must learn from the training data; see `Data.fit_tokenizers`."""
+        """This input with its tokenizer fitted to the training data; see `Data.fit_tokenizers`."""
         return self
 
     @property
-    def learned(self) -> Path | None:
-        """The file of what `fit_tokenizers` learned; None where there is nothing to learn."""
+    def tokenizer_file(self) -> Path | None:
+        """The file written by `fit_tokenizers`; None where there is nothing to fit."""
         return None
 
 
 @chz.chz
 class ImageInput(Input):
-    """A picture as Float[size width channels] in [0, 1], resized (not cropped)."""
+    """An image as Float[size width channels] in [0, 1], resized (not cropped)."""
 
     size: int = chz.field(doc="height, pixels")
     width: int | None = chz.field(default=None, doc="width, pixels; None: the height")
     channels: int = chz.field(default=3, doc="1 is grey, 3 is RGB")
     augment: ImageAugment = chz.field(default=ImageAugment(), doc="random changes in training")
     max_pixels: int = chz.field(
-        default=clean.MAX_PIXELS, doc="a file of a larger picture is not decoded but bad input", metadata=OPERATIONAL
+        default=clean.MAX_PIXELS, doc="a larger image is bad input and not decoded", metadata=OPERATIONAL
     )
 
     @chz.validate
@@ -106,14 +111,14 @@ class ImageInput(Input):
         return self.size, self.size if self.width is None else self.width
 
     @property
-    def random(self) -> bool:
+    def is_random(self) -> bool:
         return self.augment.active
 
     def read(self, raw: Any, rng: np.random.Generator | None) -> tuple[np.ndarray, None]:
         cv2 = clean.opencv()
         height, width = self._shape
-        with clean.refusing("the picture cannot be resized"):
-            pixels = clean.clean_picture(raw, self.channels, max(self._shape), self.max_pixels)
+        with clean.bad_input_on_error("the picture cannot be resized"):
+            pixels = clean.decode_image(raw, self.channels, max(self._shape), self.max_pixels)
             if pixels.shape[:2] != (height, width):
                 # Averaging over areas when shrinking is what keeps fine structure from turning into noise.
                 how = cv2.INTER_AREA if pixels.shape[0] > height and pixels.shape[1] > width else cv2.INTER_LINEAR
@@ -122,30 +127,41 @@ class ImageInput(Input):
         picture = np.multiply(pixels, np.float32(1 / 255), dtype=np.float32)
         return (picture if rng is None else self.augment(picture, rng)), None
 
+    def to_raw(self, row: Mapping[str, np.ndarray]) -> UInt8[np.ndarray, "H W C"]:
+        return (row["values"] * 255).round().astype(np.uint8)
+
 
 @chz.chz
 class TextInput(Input):
-    """A text as Int[length] token ids; a longer one is cut and still ends with the end token."""
+    """A text as Int[length] token ids; a longer one is cut and still ends with the end token.
 
-    length: int = chz.field(doc="most tokens, the end included")
+    Of a list of texts, such as the captions of a picture, training draws one each time, and evaluation reads the first.
+    """
+
+    length: int = chz.field(doc="largest number of tokens, the end included")
     tokenizer: Tokenizer = chz.field(default=Bytes(), doc="how text becomes token ids")
 
     @chz.validate
     def _valid(self) -> None:
         if self.length < 2:
-            raise ValueError("length must be 2 or more, for a token and the end")
+            raise ValueError("length must be at least 2: a token and the end")
 
     @property
     def feature(self) -> Text:
         return Text(self.length, self.tokenizer.size)
 
     def read(self, raw: Any, rng: np.random.Generator | None) -> tuple[np.ndarray, np.ndarray]:
-        ids = self.tokenizer.encode(clean.clean_text(raw))
+        if isinstance(raw, list | tuple) and raw:
+            raw = raw[0 if rng is None else int(rng.integers(len(raw)))]
+        ids = self.tokenizer.encode(clean.decode_text(raw))
         if len(ids) > self.length:
             ids = [*ids[: self.length - 1], END]
         values = np.zeros(self.length, np.int32)
         values[: len(ids)] = ids
         return values, np.arange(self.length) < len(ids)
+
+    def to_raw(self, row: Mapping[str, np.ndarray]) -> str:
+        return self.decode(row["ids"] if "ids" in row else row["values"])
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text of token ids."""
@@ -155,203 +171,68 @@ class TextInput(Input):
         return chz.replace(self, tokenizer=self.tokenizer.fit_tokenizers(corpus, stored))
 
     @property
-    def learned(self) -> Path | None:
-        return self.tokenizer.learned
-
-
-@chz.chz
-class SpectrogramInput(Input):
-    """A recording as log-mel frames Float[T M], T = ceil(seconds / hop), cut or padded at the end.
-
-    The real frames of a recording have mean 0 and variance 1 taken over all of them and all bands, so loudness is gone
-    and the shape of the spectrum stays; the others are 0 and masked. (On noisy digits this does as well as one fixed
-    map, and normalising every band of a recording by itself does much worse.)
-    """
-
-    rate: int = chz.field(
-        default=8000,
-        doc="samples a second; recordings of another rate are resampled, which costs more than all else here",
-    )
-    seconds: float = chz.field(default=1.0, doc="longest recording; the rest is cut")
-    window: float = chz.field(default=0.025, doc="length of a frame, seconds")
-    hop: float = chz.field(default=0.010, doc="from the start of a frame to that of the next, seconds")
-    bands: int = chz.field(default=40, doc="mel bands")
-    low: float = chz.field(default=50.0, doc="where the lowest band begins, Hz")
-    high: float | None = chz.field(default=None, doc="where the highest band ends, Hz; half the rate if not given")
-    augment: SpectrogramAugment = chz.field(default=SpectrogramAugment(), doc="random changes in training")
-    max_samples: int = chz.field(
-        default=clean.MAX_SAMPLES,
-        doc="a file with more samples, in all channels, before it is cut is not decoded but bad input",
-        metadata=OPERATIONAL,
-    )
-
-    @chz.validate
-    def _valid(self) -> None:
-        if not 1 <= self.rate <= HIGHEST_RATE:
-            raise ValueError(f"rate must lie between 1 and {HIGHEST_RATE}")
-        if self.seconds > LONGEST:
-            raise ValueError(f"seconds must be at most {LONGEST}")
-        if not 2 <= self._window <= LARGEST_WINDOW:
-            raise ValueError(f"window must hold 2 to {LARGEST_WINDOW} samples")
-        if self.max_samples < 1:
-            raise ValueError("max_samples must be 1 or more")
-        if self._hop < 1:
-            raise ValueError("hop must be a sample or more")
-        if self._samples < self._hop:
-            raise ValueError("seconds must hold a hop or more")
-        if not 0 <= self.low < self._high <= self.rate / 2:
-            raise ValueError(f"high must lie above low and not above half the rate, {self.rate / 2} Hz")
-        if not 1 <= self.bands <= MOST_BANDS or not self._filters.any(axis=0).all():
-            raise ValueError(
-                f"bands must be 1 to {MOST_BANDS}, and so few that each holds a frequency of {self.window} s"
-            )
-
-    @property
-    def _high(self) -> float:
-        return self.rate / 2 if self.high is None else float(self.high)
-
-    @property
-    def _samples(self) -> int:
-        return round(self.seconds * self.rate)
-
-    @property
-    def _hop(self) -> int:
-        return round(self.hop * self.rate)
-
-    @property
-    def _window(self) -> int:
-        return round(self.window * self.rate)
-
-    @property
-    def _filters(self) -> np.ndarray:
-        size = spectrogram.fft_size(self._window)
-        return mel_filters(self.rate, size, self.bands, float(self.low), self._high)
-
-    @property
-    def feature(self) -> Spectrogram:
-        return Spectrogram(math.ceil(self._samples / self._hop), self.bands, self._hop / self.rate)
-
-    @property
-    def scale(self) -> dict[str, int | float]:
-        """What its frames are, whatever their number: spectra of equal ones can be put in each other's place."""
-        lengths = {"rate": self.rate, "window": self._window, "hop": self._hop}
-        return {**lengths, "bands": self.bands, "low": self.low, "high": self._high}
-
-    @property
-    def random(self) -> bool:
-        return self.augment.active
-
-    def read(self, raw: Any, rng: np.random.Generator | None) -> tuple[np.ndarray, np.ndarray]:
-        samples = _read_samples(raw, self.rate, self.seconds + self.augment.shift, self.max_samples)
-        if rng is not None:
-            samples = self.augment.samples(samples, self.rate, rng)
-        frames = self._log_mel(samples[: self._samples])
-        if not np.isfinite(frames).all():
-            raise BadInput(f"samples of up to {np.abs(samples).max():.1g} times full scale")
-        frames = (frames - frames.mean()) / (frames.std() + 1e-3)
-        if rng is not None:
-            frames = self.augment.spectrum(frames, rng)
-        shape = self.feature
-        values = np.zeros((shape.frames, shape.bands), np.float32)
-        values[: len(frames)] = frames
-        return values, np.arange(shape.frames) < len(frames)
-
-    def sound(self, frames: Float[np.ndarray, "T M"]) -> Recording:
-        """What frames, as `read` gives them or a model makes them, sound like, by Griffin-Lim; at most full scale.
-
-        Their loudness and contrast are those that spoken digits usually have: a recording's own are gone.
-        """
-        log_mel = np.minimum(USUAL_MEAN + USUAL_DEVIATION * frames.astype(np.float64), LOUDEST)
-        samples = griffin_lim.waveform(log_mel, **self._settings)
-        return Recording(samples / max(1.0, float(np.abs(samples).max(initial=0))), self.rate)
-
-    def _log_mel(self, samples: np.ndarray) -> np.ndarray:
-        with np.errstate(over="ignore", invalid="ignore"):
-            return spectrogram.log_mel(samples, **self._settings)
-
-    @property
-    def _settings(self) -> dict[str, Any]:
-        """What `spectrogram.log_mel` and its inverse are told."""
-        return {
-            "rate": self.rate,
-            "window": self._window,
-            "hop": self._hop,
-            "bands": self.bands,
-            "low": float(self.low),
-            "high": self._high,
-        }
-
-
-@chz.chz
-class WaveformInput(Input):
-    """A recording as samples Float[T], T = seconds * rate, cut or padded at the end.
-
-    They are scaled to a root mean square of `LEVEL`, so loudness is gone as it is in `SpectrogramInput`.
-    """
-
-    rate: int = chz.field(default=8000, doc="samples a second; recordings of another rate are resampled")
-    seconds: float = chz.field(default=1.0, doc="longest recording; the rest is cut")
-    max_samples: int = chz.field(
-        default=clean.MAX_SAMPLES,
-        doc="a file with more samples, in all channels, before it is cut is not decoded but bad input",
-        metadata=OPERATIONAL,
-    )
-
-    @chz.validate
-    def _valid(self) -> None:
-        if not 1 <= self.rate <= HIGHEST_RATE:
-            raise ValueError(f"rate must lie between 1 and {HIGHEST_RATE}")
-        if self.seconds > LONGEST:
-            raise ValueError(f"seconds must be at most {LONGEST}")
-        if self.max_samples < 1:
-            raise ValueError("max_samples must be 1 or more")
-        if self.feature.samples < 1:
-            raise ValueError("seconds must hold a sample or more")
-
-    @property
-    def feature(self) -> Waveform:
-        return Waveform(round(self.seconds * self.rate), self.rate)
-
-    def read(self, raw: Any, rng: np.random.Generator | None) -> tuple[np.ndarray, np.ndarray]:
-        length = self.feature.samples
-        samples = _read_samples(raw, self.rate, self.seconds, self.max_samples)[:length]
-        loudness = np.sqrt(np.mean(np.square(samples, dtype=np.float64)))
-        values = np.zeros(length, np.float32)
-        values[: len(samples)] = samples * (LEVEL / (loudness + 1e-4))
-        if not np.isfinite(values).all():
-            raise BadInput(f"samples of up to {np.abs(samples).max():.1g} times full scale")
-        return values, np.arange(length) < len(samples)
-
-
-def _read_samples(raw: Any, rate: int, seconds: float, max_samples: int) -> Float[np.ndarray, "T"]:
-    """A recording's samples at a rate: the first `seconds` at least, and no more than `BEYOND` after them."""
-    with clean.refusing("the recording cannot be resampled"):
-        return spectrogram.resample(*clean.clean_recording(raw, seconds + BEYOND, max_samples), rate)
+    def tokenizer_file(self) -> Path | None:
+        return self.tokenizer.tokenizer_file
 
 
 @chz.chz
 class LabelInput(Input):
-    """Answers from `names` as Int[slots]: one, or as many as the example has, the other slots masked.
+    """Labels from `names` as Int[slots]: one, or several per example with the other slots masked.
 
-    The raw field holds places in `names`, or the names themselves.
+    The raw field holds names, or indices into `names` where these are given. Names that are not given are learned: all
+    values that the training split has, in order.
     """
 
-    names: tuple[str, ...] = chz.field(doc="the classes")
-    slots: int = chz.field(default=1, doc="most answers of one example")
+    names: tuple[str, ...] | None = chz.field(
+        default=None,
+        doc="the classes; a number in the raw field is an index into them, from 0; None: learned from the train split",
+    )
+    slots: int = chz.field(default=1, doc="largest number of labels per example")
+    file: str | None = chz.field(default=None, doc="a JSON file with the learned names", metadata=OPERATIONAL)
 
     @chz.validate
     def _valid(self) -> None:
-        if not self.names:
-            raise ValueError("names must hold one or more")
+        if self.names is not None and not self.names:
+            raise ValueError("names must not be empty")
+        names = self.names or ()
+        if twice := [name for place, name in enumerate(names) if name in names[:place]]:
+            raise ValueError(f"names must differ, and {twice[0]!r} is there twice")
         if self.slots < 1:
             raise ValueError("slots must be 1 or more")
 
     @property
     def feature(self) -> Label:
+        if self.names is None:
+            raise ValueError("these labels are not learned yet: use what Data.fit_tokenizers returns")
         return Label(self.names, self.slots)
 
+    def fit_tokenizers(self, corpus: Corpus, stored: Path | None) -> "LabelInput":
+        if self.names is not None:
+            return self
+        file = stored if stored is not None and stored.is_file() else self._learn(corpus)
+        return chz.replace(self, names=tuple(json.loads(file.read_text())), file=str(file))
+
+    @property
+    def tokenizer_file(self) -> Path | None:
+        return None if self.file is None else Path(self.file)
+
+    def _learn(self, corpus: Corpus) -> Path:
+        """The file of all values that the training split has, which is made unless it is there."""
+        key = f"{corpus.records.fingerprint}/{corpus.field}"
+        file = corpus.folder / f"labels-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+        if not file.is_file():
+            found = {value for raw in corpus.values() for value in clean.label_values(raw)}
+            if not 0 < len(found) <= MOST_CLASSES:
+                reason = f"more than {MOST_CLASSES} different values" if found else "no value"
+                raise UserError(f"the field {corpus.field} has {reason} in the training split: it cannot be a label")
+            names = sorted(found, key=lambda value: (isinstance(value, str), value))
+            write_tokenizer(file, json.dumps([str(name) for name in names]))
+        return file
+
     def read(self, raw: Any, rng: np.random.Generator | None) -> tuple[np.ndarray, np.ndarray]:
-        labels = clean.clean_labels(raw, self.names, self.slots)
+        if self.file is not None:
+            raw = [str(value) for value in clean.label_values(raw)]
+        labels = clean.decode_labels(raw, self.feature.names, self.slots)
         values = np.zeros(self.slots, np.int32)
         values[: len(labels)] = labels
         return values, np.arange(self.slots) < len(labels)
@@ -359,13 +240,25 @@ class LabelInput(Input):
 
 @chz.chz
 class VectorInput(Input):
-    """Vectors of `size` numbers as Float[slots size]: one, or as many as the example has, the other slots masked."""
+    """Vectors of `size` numbers as Float[slots size]; slots that an example does not fill are masked."""
 
-    size: int = chz.field(doc="numbers in a vector")
-    slots: int = chz.field(default=1, doc="most vectors of one example")
+    size: int = chz.field(doc="size of a vector")
+    slots: int = chz.field(default=1, doc="largest number of vectors per example")
+    fields: tuple[str, ...] | None = chz.field(
+        default=None, doc="raw fields of one number each that make the vector, such as columns of a table"
+    )
+    mean: tuple[float, ...] | None = chz.field(default=None, doc="subtracted from each number; None: nothing")
+    deviation: tuple[float, ...] | None = chz.field(default=None, doc="what each is divided by then; None: 1")
 
     @chz.validate
     def _valid(self) -> None:
+        if self.fields is not None and (len(self.fields) != self.size or self.field is not None):
+            raise ValueError("fields must name as many raw fields as size says, and field must be left out")
+        for name, values in (("mean", self.mean), ("deviation", self.deviation)):
+            if values is not None and len(values) != self.size:
+                raise ValueError(f"{name} must hold as many numbers as size says")
+        if min(self.deviation or (1.0,)) <= 0:
+            raise ValueError("deviation must be above 0")
         if self.size < 1:
             raise ValueError("size must be 1 or more")
         if self.slots < 1:
@@ -375,8 +268,15 @@ class VectorInput(Input):
     def feature(self) -> Vector:
         return Vector(self.size, self.slots)
 
+    def reads(self, name: str) -> tuple[str, ...]:
+        return super().reads(name) if self.fields is None else self.fields
+
     def read(self, raw: Any, rng: np.random.Generator | None) -> tuple[np.ndarray, np.ndarray]:
-        vectors = clean.clean_quantities(raw, self.size, self.slots)
+        vectors = clean.decode_vectors(raw, self.size, self.slots)
+        if self.mean is not None:
+            vectors = vectors - np.array(self.mean, np.float32)
+        if self.deviation is not None:
+            vectors = vectors / np.array(self.deviation, np.float32)
         values = np.zeros((self.slots, self.size), np.float32)
         values[: len(vectors)] = vectors
         return values, np.arange(self.slots) < len(vectors)

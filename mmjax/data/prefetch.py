@@ -1,4 +1,4 @@
-"""Waiting for batches that are made ahead, and ending the threads and processes that make them."""
+"""Prefetching of batches in a thread, and shutdown of the loader's threads and processes."""
 
 import contextlib
 import multiprocessing
@@ -20,11 +20,11 @@ LOOK = 1.0  # seconds between looks at the worker processes while a batch is wai
 GRACE = 10.0  # seconds that a batch in the making may take to end
 
 
-class Batches:
-    """An iterator over what one of Grain's gives, one element ahead, in a thread of its own.
+class BatchIterator:
+    """Prefetches one element of a Grain iterator in a thread.
 
-    A wait of more than `PATIENCE` is told on standard error, and again whenever it has doubled. Grain itself waits for
-    ever where a worker process is stopped, or was killed while it wrote: the latter raises Preempted here.
+    A wait of more than `PATIENCE` is reported on standard error, and again whenever it has doubled. Grain waits for
+    ever where a worker process is stopped, or was killed while it wrote; the latter raises Preempted here.
     """
 
     def __init__(self, iterator: "grain.DatasetIterator"):
@@ -64,7 +64,7 @@ class Batches:
                 return self._ready.get(timeout=LOOK)
             if any((worker.exitcode or 0) < 0 for worker in self._workers):  # ended by a signal
                 with contextlib.suppress(queue.Empty):
-                    return self._ready.get(timeout=3 * LOOK)  # Grain may find out by itself, or have an error to tell
+                    return self._ready.get(timeout=3 * LOOK)  # Grain may recover or raise an error by itself
                 raise _killed()
             self._find_workers()
             waited = time.perf_counter() - start
@@ -83,7 +83,7 @@ class Batches:
         ]
 
     def close(self) -> None:
-        """Ends the threads and processes. Those that hang are killed, or left to the end of this process."""
+        """Ends the threads and processes; those that hang are killed, or end with this process."""
         self._closed = True
         for _ in range(2):
             with contextlib.suppress(queue.Empty):

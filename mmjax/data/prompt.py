@@ -1,9 +1,10 @@
-"""What somebody gives a trained model to go on: a text or files, as a batch of one example."""
+"""Prompts for a trained model: a text or files as a batch of one example."""
 
 import os
 from collections.abc import Mapping
+from typing import Any
 
-from mmjax.data.clean import BadInput, clean_text
+from mmjax.data.clean import BadInput, decode_text
 from mmjax.data.inputs import Input, TextInput
 from mmjax.data.loader import empty_batch, set_example
 from mmjax.errors import UserError
@@ -14,32 +15,30 @@ from mmjax.types import Batch
 LARGEST = 2**28
 
 
-def make_prompt(inputs: Mapping[str, Input], given: Mapping[str, str]) -> Batch:
-    """A batch of one example that has the features in `given`, read as in an evaluation, and no others.
+def make_prompt(inputs: Mapping[str, Input], prompt: Mapping[str, str]) -> Batch:
+    """A batch of one example with the features in `prompt` only, read as in an evaluation.
 
-    What is given for a `TextInput` is the text itself, for any other input the path of a file. Pictures of any size and
-    mode and recordings of any rate and number of channels become what the input wants; recordings are cut as in
-    training, texts are not.
+    The value for a `TextInput` is the text itself, for any other input the path of a file. Images of any size and mode
+    and recordings of any rate and number of channels are converted; recordings are cut as in training, texts are not.
 
     Raises:
-        UserError: a file cannot be read, or what is given cannot be used.
+        UserError: a file cannot be read, or a value cannot be used.
     """
     batch = empty_batch({name: input.feature for name, input in inputs.items()}, 1)
-    for name, said in given.items():
+    for name, value in prompt.items():
         input = inputs[name]
         try:
-            if isinstance(input, TextInput):
-                _check_text(input, clean_text(said))
-            values, mask = input.read(said if isinstance(input, TextInput) else read_file(said), None)
+            check_text(input, value)
+            values, mask = input.read(value if isinstance(input, TextInput) else read_file(value), None)
         except BadInput as error:
-            where = name if isinstance(input, TextInput) else f"{name}:{said}"
+            where = name if isinstance(input, TextInput) else f"{name}:{value}"
             raise UserError(f"{where} cannot be used: {error}") from error
         set_example(batch, 0, name, values, mask)
     return batch
 
 
 def read_file(path: str | os.PathLike[str]) -> bytes:
-    """The content of a file that somebody gives. Raises BadInput where it cannot be read."""
+    """The content of a prompt file; raises BadInput where it cannot be read."""
     if not str(path):
         raise BadInput("no file is named")
     try:
@@ -48,8 +47,11 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
         raise BadInput(getattr(error, "strerror", None) or str(error)) from error
 
 
-def _check_text(input: TextInput, text: str) -> None:
-    """Raises BadInput for a text that the model would see less of than was given."""
+def check_text(input: Input, raw: Any) -> None:
+    """Raises BadInput for a text that the model would not see completely."""
+    if not isinstance(input, TextInput):
+        return
+    text = decode_text(raw)
     count = len(input.tokenizer.encode(text))
     if count > input.length:
         raise BadInput(f"the text has {count} tokens, its end included, and this model reads {input.length}")

@@ -1,15 +1,17 @@
-"""Text to token ids and back: bytes, or byte pairs learned from the training texts."""
+"""Tokenizers: bytes, or byte pairs learned from the training texts."""
 
 import abc
+import contextlib
 import functools
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import chz
 
-from mmjax.data.clean import BadInput, clean_text, read_example
+from mmjax.data.clean import BadInput, decode_text, read_example
 from mmjax.data.sources.base import Records
 from mmjax.errors import UserError
 from mmjax.files import explained, local_path, write_atomic
@@ -20,7 +22,7 @@ CORPUS_EXAMPLES = 20_000  # a tokenizer learns from this many examples, evenly s
 
 
 class Corpus:
-    """The training texts of one field, and a folder that keeps what was learned from them."""
+    """The training texts of one field, and a cache folder for the tokenizer learned from them."""
 
     def __init__(self, open_records: Callable[[], Records], field: str, folder: Path):
         self._open, self.field, self.folder = open_records, field, folder
@@ -37,19 +39,29 @@ class Corpus:
         """Every usable text of `CORPUS_EXAMPLES` examples, in order."""
         for index in range(0, len(self.records), max(1, -(-len(self.records) // CORPUS_EXAMPLES))):
             try:
-                yield clean_text(read_example(self.records, index).get(self.field))
+                yield decode_text(read_example(self.records, index).get(self.field))
             except BadInput:
                 continue  # counted and named when the loader reads it
+
+    def values(self) -> Iterator[Any]:
+        """The field's raw value of every example, in order; examples that cannot be read are left out."""
+        column = getattr(self.records, "column", None)
+        if column is not None:  # a source that reads a column without the rest
+            yield from column(self.field)
+            return
+        for index in range(len(self.records)):
+            with contextlib.suppress(BadInput):
+                yield read_example(self.records, index).get(self.field)
 
 
 @chz.chz
 class Tokenizer(abc.ABC):
-    """Text to ids below `size` and back. Id 0 is padding and 1 ends every text; neither stands for any text."""
+    """Text to ids below `size` and back. Id 0 is padding and id 1 ends every text."""
 
     @property
     @abc.abstractmethod
     def size(self) -> int:
-        """How many ids there are, padding and end included."""
+        """The number of ids, padding and end included."""
 
     @abc.abstractmethod
     def encode(self, text: str) -> list[int]:
@@ -57,15 +69,15 @@ class Tokenizer(abc.ABC):
 
     @abc.abstractmethod
     def decode(self, ids: Sequence[int]) -> str:
-        """The text up to the first end; padding is skipped, and so is a part of a character at the end."""
+        """The text up to the first end; padding and an incomplete last character are skipped."""
 
     def fit_tokenizers(self, corpus: Corpus, stored: Path | None) -> "Tokenizer":
-        """This tokenizer ready for use: as `stored` by a run, where such a file is, else learned from the corpus."""
+        """This tokenizer ready for use: loaded from the file `stored` if it exists, else trained."""
         return self
 
     @property
-    def learned(self) -> Path | None:
-        """The file of what `fit_tokenizers` learned; None where there is nothing to learn."""
+    def tokenizer_file(self) -> Path | None:
+        """The file written by `fit_tokenizers`; None where there is nothing to fit."""
         return None
 
 
@@ -86,14 +98,12 @@ class Bytes(Tokenizer):
 
 @chz.chz
 class Bpe(Tokenizer):
-    """Byte-level byte-pair encoding (Sennrich et al. 2016; over bytes, Radford et al. 2019), so no text is unknown."""
+    """Byte-level byte-pair encoding (Sennrich et al. 2016; Radford et al. 2019): no unknown text."""
 
-    vocabulary: int = chz.field(
-        default=1024, doc="how many ids there are at most; a small corpus may give fewer, and the rest is not used"
-    )
+    vocabulary: int = chz.field(default=1024, doc="largest number of ids; a small corpus may give fewer")
     file: str | None = chz.field(
         default=None,
-        doc="a trained one in the JSON of the library `tokenizers`; None trains one on the training texts",
+        doc="JSON file of a trained tokenizer (library `tokenizers`); None: train one on the training texts",
     )
 
     @chz.validate
@@ -114,7 +124,7 @@ class Bpe(Tokenizer):
     @property
     def _model(self):
         if self.file is None:
-            raise ValueError("this Bpe is not trained: use what Data.bind returns")
+            raise ValueError("this Bpe is not trained: use the result of Data.fit_tokenizers")
         return _load(self.file, os.stat(self.file).st_mtime_ns, self.vocabulary)
 
     def fit_tokenizers(self, corpus: Corpus, stored: Path | None) -> Tokenizer:
@@ -125,28 +135,31 @@ class Bpe(Tokenizer):
         else:
             file = self._trained(corpus)
         if not file.is_file():
-            raise UserError(f"there is no tokenizer {file}")
+            raise UserError(f"there is not a tokenizer {file}")
         bound = chz.replace(self, file=str(file))
         bound.encode("")  # a file that cannot be used is reported now
         return bound
 
     @property
-    def learned(self) -> Path | None:
+    def tokenizer_file(self) -> Path | None:
         return None if self.file is None else Path(self.file)
 
     def _trained(self, corpus: Corpus) -> Path:
-        """The file of the tokenizer learned from this corpus, which is made unless it is there."""
+        """The file of the tokenizer trained on this corpus, trained now unless it exists."""
         import tokenizers
 
         key = f"{corpus.fingerprint}/{self.vocabulary}/{tokenizers.__version__}"
         file = corpus.folder / f"bpe-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
         if not file.is_file():
-            store(file, train_bpe(corpus, self.vocabulary))
+            write_tokenizer(file, train_bpe(corpus, self.vocabulary))
         return file
 
 
 def train_bpe(texts: Iterable[str], vocabulary: int) -> str:
-    """The JSON of a tokenizer with at most `vocabulary` ids; the same texts in the same order give the same."""
+    """The JSON of a tokenizer with at most `vocabulary` ids, trained on the texts.
+
+    The same texts in the same order give the same tokenizer.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -164,13 +177,13 @@ def train_bpe(texts: Iterable[str], vocabulary: int) -> str:
 
 @functools.lru_cache
 def _load(file: str, modified: int, vocabulary: int):
-    """The tokenizer of a file, read once as long as it does not change."""
+    """The tokenizer of a file, cached until the file changes."""
     from tokenizers import Tokenizer
 
     try:
         tokenizer = Tokenizer.from_file(file)
     except Exception as error:  # the library raises nothing more exact
-        raise UserError(f"{file} is no tokenizer: {error}") from error
+        raise UserError(f"{file} is not a tokenizer: {error}") from error
     if [tokenizer.token_to_id(token) for token in SPECIAL] != [PADDING, END]:
         raise UserError(f"the tokenizer {file} must have {SPECIAL[0]} as id {PADDING} and {SPECIAL[1]} as id {END}")
     if tokenizer.get_vocab_size() > vocabulary:
@@ -180,14 +193,14 @@ def _load(file: str, modified: int, vocabulary: int):
 
 
 def _body(ids: Sequence[int]) -> list[int]:
-    """The ids that stand for text."""
+    """The ids without padding and end."""
     ids = [int(id) for id in ids]
     end = ids.index(END) if END in ids else len(ids)
     return [id for id in ids[:end] if id != PADDING]
 
 
-def store(path: Path, text: str) -> None:
-    """Writes a tokenizer's file whole or not at all, and its folder where there is none."""
+def write_tokenizer(path: Path, text: str) -> None:
+    """Writes a tokenizer's file atomically, and its folder where it does not exist."""
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, text)

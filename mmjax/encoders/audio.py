@@ -6,22 +6,21 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from mmjax.encoders.base import Encoder, Intermediates, expect
+from mmjax.encoders.base import Encoder, Intermediates, require_feature
 from mmjax.layers.attention import Block, check_heads
 from mmjax.layers.linear import Linear
 from mmjax.layers.norm import RMSNorm
-from mmjax.layers.patches import cut_sequence, fill_up, windows
+from mmjax.layers.patches import group_sequence, pad_to_multiple, sliding_windows
 from mmjax.layers.position import make_position
 from mmjax.layers.settings import Settings
-from mmjax.layers.stack import Stack
 from mmjax.types import Feature, Spectrogram, Tokens
 
-SPAN = 5  # frames that a convolution of the stem sees
+STEM_KERNEL = 5  # frames that a convolution of the stem sees
 
 
 @chz.chz
 class AudioTransformer(Encoder):
-    """Transformer over log-mel frames that strided convolutions have mixed and thinned out.
+    """Transformer over log-mel frames that strided convolutions have downsampled.
 
     The convolutions are over time, with the bands as channels (after Radford et al. 2023).
     """
@@ -36,7 +35,7 @@ class AudioTransformer(Encoder):
             raise ValueError("convolutions must be 1 or more")
 
     def build(self, feature: Feature, settings: Settings, rngs: nnx.Rngs) -> "AudioEncoder":
-        spectrum = expect(self, feature, Spectrogram)
+        spectrum = require_feature(self, feature, Spectrogram)
         check_heads("AudioTransformer", self.heads, settings.width)
         return AudioEncoder(self, spectrum, settings, rngs)
 
@@ -44,7 +43,7 @@ class AudioTransformer(Encoder):
 class AudioEncoder(nnx.Module):
     """Strided convolutions with GELU -> learned position -> transformer -> norm.
 
-    A token is real where any of the 2^convolutions frames it stands for is; masked frames count as zeros.
+    A token is real where any of its 2^convolutions frames is; masked frames count as zeros.
     """
 
     def __init__(self, config: AudioTransformer, feature: Spectrogram, settings: Settings, rngs: nnx.Rngs):
@@ -53,15 +52,11 @@ class AudioEncoder(nnx.Module):
         self.count = -(-feature.frames // self.stride)
         self.convolutions: nnx.List[Linear] = nnx.List()
         for channels in (feature.bands, *[width] * (config.convolutions - 1)):
-            shape, axes = (SPAN, channels, width), (None, None, "embed")
+            shape, axes = (STEM_KERNEL, channels, width), (None, None, "embed")
             self.convolutions.append(Linear(shape, axes, inputs=2, bias=True, scale=2.0, rules=rules, rngs=rngs))
         self.position = make_position((self.count, width), rules=rules, rngs=rngs)
-        self.stack = Stack(
-            lambda rngs: Block(width, config.heads, rate=settings.dropout, rules=rules, rngs=rngs),
-            config.depth,
-            remat=settings.remat,
-            unroll=settings.unroll,
-            rngs=rngs,
+        self.stack = settings.stack(
+            lambda rngs: Block(width, config.heads, rate=settings.dropout, rules=rules, rngs=rngs), config.depth, rngs
         )
         self.norm = RMSNorm(width, rules=rules, rngs=rngs)
         self.seconds, self.dtype, self.rules = feature.seconds, settings.dtype, rules
@@ -69,10 +64,10 @@ class AudioEncoder(nnx.Module):
     def __call__(
         self, values: Float[Array, "B T M"], mask: Bool[Array, "B T"], key: jax.Array | None
     ) -> tuple[Tokens, Intermediates]:
-        x, mask = fill_up(values.astype(self.dtype), mask, self.stride)
+        x, mask = pad_to_multiple(values.astype(self.dtype), mask, self.stride)
         for convolution in self.convolutions:
-            x = jax.nn.gelu(convolution(windows(jnp.where(mask[..., None], x, 0), SPAN, 2)))
-            mask = cut_sequence(mask, 2, rules=self.rules).any(2)
+            x = jax.nn.gelu(convolution(sliding_windows(jnp.where(mask[..., None], x, 0), STEM_KERNEL, 2)))
+            mask = group_sequence(mask, 2, rules=self.rules).any(2)
         x = x + self.position[...].astype(self.dtype)
         x, layers = self.stack(x, mask, key=key)
         time = (jnp.arange(self.count) + 0.5) * self.stride * self.seconds + jnp.zeros_like(x[..., 0], jnp.float32)

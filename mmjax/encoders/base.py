@@ -1,4 +1,4 @@
-"""What every encoder is: a configuration that builds a module from one modality's arrays to tokens."""
+"""The base class of encoders: a configuration that builds a module from arrays to tokens."""
 
 import abc
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -22,7 +22,10 @@ class EncoderModule(Protocol):
     """A built encoder."""
 
     def __call__(self, values: Array, mask: Any, key: jax.Array | None) -> tuple[Tokens, Intermediates]:
-        """Tokens of width D from the values and mask (None for images) a `Batch` holds; a key turns dropout on."""
+        """Tokens of width D from a modality's values and mask (None for images) in a `Batch`.
+
+        A key turns dropout on.
+        """
         ...
 
 
@@ -32,11 +35,13 @@ class Encoder(abc.ABC):
 
     @abc.abstractmethod
     def build(self, feature: Feature, settings: Settings, rngs: nnx.Rngs) -> EncoderModule:
-        """The module for a modality of that static shape. Raises UserError where it cannot read such a feature."""
+        """Builds the module for a modality; raises UserError for a feature it cannot read."""
 
 
-def expect(encoder: Encoder, feature: Feature, kind: type[Kind], other: type[Other] | None = None) -> Kind | Other:
-    """The feature itself. Raises UserError unless it is of a kind (or the other) that the encoder reads."""
+def require_feature(
+    encoder: Encoder, feature: Feature, kind: type[Kind], other: type[Other] | None = None
+) -> Kind | Other:
+    """The feature itself; raises UserError unless it is of a kind that the encoder reads."""
     if isinstance(feature, kind) or (other is not None and isinstance(feature, other)):
         return feature
     able = kind.__name__ if other is None else f"{kind.__name__} or {other.__name__}"

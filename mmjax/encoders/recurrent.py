@@ -8,11 +8,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from mmjax.encoders.base import Encoder, Intermediates, expect
+from mmjax.encoders.base import Encoder, Intermediates, require_feature
 from mmjax.errors import UserError
 from mmjax.layers.linear import Embedding, Linear
 from mmjax.layers.norm import RMSNorm, dropout
-from mmjax.layers.patches import cut_sequence, fill_up, reshape
+from mmjax.layers.patches import group_sequence, pad_to_multiple, reshape
 from mmjax.layers.settings import Settings
 from mmjax.sharding.rules import Rules
 from mmjax.types import Feature, Spectrogram, Text, Tokens
@@ -20,11 +20,14 @@ from mmjax.types import Feature, Spectrogram, Text, Tokens
 
 @chz.chz
 class Recurrent(Encoder):
-    """Bidirectional GRU (Cho et al. 2014) or LSTM (Hochreiter & Schmidhuber 1997) over text or log-mel frames."""
+    """Bidirectional GRU or LSTM over text or log-mel frames.
+
+    Cho et al. 2014; Hochreiter & Schmidhuber 1997.
+    """
 
     cell: Literal["gru", "lstm"] = chz.field(default="gru", doc="kind of cell")
     depth: int = chz.field(default=1, doc="layers")
-    patch: int = chz.field(default=2, doc="consecutive frames read as one step (of a spectrum)")
+    patch: int = chz.field(default=2, doc="consecutive spectrogram frames per step")
 
     @chz.validate
     def _valid(self) -> None:
@@ -34,7 +37,7 @@ class Recurrent(Encoder):
             raise ValueError(f"patch={self.patch} must be at least 1")
 
     def build(self, feature: Feature, settings: Settings, rngs: nnx.Rngs) -> "RecurrentEncoder":
-        read = expect(self, feature, Text, Spectrogram)
+        read = require_feature(self, feature, Text, Spectrogram)
         if settings.width % 2:
             raise UserError(f"Recurrent needs an even model.width for its two directions, not {settings.width}")
         return RecurrentEncoder(self, read, settings, rngs)
@@ -63,7 +66,10 @@ class GRUCell(nnx.Module):
 
 
 class LSTMCell(nnx.Module):
-    """c' = f c + i g and h' = o tanh(c'), gates i, f, o sigmoids, g a tanh of x and h; the forget gate starts open."""
+    """c' = f c + i g and h' = o tanh(c'), with sigmoid gates i, f, o and g = tanh of x and h.
+
+    The forget gate's bias starts at 1.
+    """
 
     GATES = 4
 
@@ -92,7 +98,7 @@ CELLS: dict[str, type[GRUCell] | type[LSTMCell]] = {"gru": GRUCell, "lstm": LSTM
 
 
 class RecurrentLayer(nnx.Module):
-    """One direction over time: the state stands still where the mask is false."""
+    """One direction over time; the state does not change where the mask is false."""
 
     def __init__(self, inputs: int, width: int, cell: str, reverse: bool, *, rules: Rules, rngs: nnx.Rngs):
         kind = CELLS[cell]
@@ -115,9 +121,9 @@ class RecurrentLayer(nnx.Module):
 
 
 class RecurrentEncoder(nnx.Module):
-    """Embedding or frame patches -> bidirectional layers -> norm and projection; one token a step.
+    """Embedding or frame patches -> bidirectional layers -> norm and projection; one token per step.
 
-    Masked frames count as zeros, and so do those that the last patch lacks.
+    Masked frames and the padding of the last patch count as zeros.
     """
 
     def __init__(self, config: Recurrent, feature: Text | Spectrogram, settings: Settings, rngs: nnx.Rngs):
@@ -146,8 +152,8 @@ class RecurrentEncoder(nnx.Module):
         if isinstance(self.embed, Embedding):
             x = self.embed(values, self.dtype)
         else:
-            values, mask = fill_up(values, mask, self.patch)
-            mask = cut_sequence(mask, self.patch, rules=self.rules).any(2)
+            values, mask = pad_to_multiple(values, mask, self.patch)
+            mask = group_sequence(mask, self.patch, rules=self.rules).any(2)
             patches = reshape(values, mask.shape[1], self.patch * values.shape[2], rules=self.rules)
             x = self.embed(patches.astype(self.dtype))
             time = (jnp.arange(x.shape[1]) + 0.5) * self.patch * self.seconds + jnp.zeros_like(x[..., 0], jnp.float32)

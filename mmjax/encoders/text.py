@@ -5,13 +5,12 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from mmjax.encoders.base import Encoder, Intermediates, expect
+from mmjax.encoders.base import Encoder, Intermediates, require_feature
 from mmjax.layers.attention import Block, check_heads
 from mmjax.layers.linear import Embedding
 from mmjax.layers.norm import RMSNorm
 from mmjax.layers.position import make_position
 from mmjax.layers.settings import Settings
-from mmjax.layers.stack import Stack
 from mmjax.types import Feature, Text, Tokens
 
 
@@ -23,7 +22,7 @@ class TextTransformer(Encoder):
     heads: int = chz.field(default=4, doc="attention heads")
 
     def build(self, feature: Feature, settings: Settings, rngs: nnx.Rngs) -> "TextEncoder":
-        text = expect(self, feature, Text)
+        text = require_feature(self, feature, Text)
         check_heads("TextTransformer", self.heads, settings.width)
         return TextEncoder(self, text, settings, rngs)
 
@@ -35,12 +34,8 @@ class TextEncoder(nnx.Module):
         rules, width = settings.rules, settings.width
         self.embed = Embedding(feature.vocabulary, width, rules=rules, rngs=rngs)
         self.position = make_position((feature.length, width), rules=rules, rngs=rngs)
-        self.stack = Stack(
-            lambda rngs: Block(width, config.heads, rate=settings.dropout, rules=rules, rngs=rngs),
-            config.depth,
-            remat=settings.remat,
-            unroll=settings.unroll,
-            rngs=rngs,
+        self.stack = settings.stack(
+            lambda rngs: Block(width, config.heads, rate=settings.dropout, rules=rules, rngs=rngs), config.depth, rngs
         )
         self.norm = RMSNorm(width, rules=rules, rngs=rngs)
         self.dtype = settings.dtype

@@ -7,15 +7,14 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from mmjax.encoders.base import Encoder, Intermediates, expect
+from mmjax.encoders.base import Encoder, Intermediates, require_feature
 from mmjax.errors import UserError
 from mmjax.layers.attention import Block, check_heads
 from mmjax.layers.linear import Linear
 from mmjax.layers.norm import RMSNorm
-from mmjax.layers.patches import cut_picture
+from mmjax.layers.patches import patchify
 from mmjax.layers.position import make_position
 from mmjax.layers.settings import Settings
-from mmjax.layers.stack import Stack
 from mmjax.types import Feature, Image, Tokens
 
 
@@ -28,7 +27,7 @@ class ViT(Encoder):
     heads: int = chz.field(default=4, doc="attention heads")
 
     def build(self, feature: Feature, settings: Settings, rngs: nnx.Rngs) -> "ViTEncoder":
-        image = expect(self, feature, Image)
+        image = require_feature(self, feature, Image)
         check_heads("ViT", self.heads, settings.width)
         if image.height % self.patch or image.width % self.patch:
             raise UserError(
@@ -38,7 +37,7 @@ class ViT(Encoder):
 
 
 class ViTEncoder(nnx.Module):
-    """Patches -> linear map and learned grid position -> transformer -> norm."""
+    """Patches -> linear projection plus learned 2-D position embeddings -> transformer -> norm."""
 
     def __init__(self, config: ViT, feature: Image, settings: Settings, rngs: nnx.Rngs):
         rules, width = settings.rules, settings.width
@@ -47,12 +46,8 @@ class ViTEncoder(nnx.Module):
             (config.patch**2 * feature.channels, width), (None, "embed"), bias=True, rules=rules, rngs=rngs
         )
         self.position = make_position((*grid, width), rules=rules, rngs=rngs)
-        self.stack = Stack(
-            lambda rngs: Block(width, config.heads, rate=settings.dropout, rules=rules, rngs=rngs),
-            config.depth,
-            remat=settings.remat,
-            unroll=settings.unroll,
-            rngs=rngs,
+        self.stack = settings.stack(
+            lambda rngs: Block(width, config.heads, rate=settings.dropout, rules=rules, rngs=rngs), config.depth, rngs
         )
         self.norm = RMSNorm(width, rules=rules, rngs=rngs)
         self.patch, self.dtype, self.rules = config.patch, settings.dtype, rules
@@ -60,7 +55,7 @@ class ViTEncoder(nnx.Module):
     def __call__(
         self, values: Float[Array, "B H W C"], mask: Bool[Array, "B N"] | None, key: jax.Array | None
     ) -> tuple[Tokens, Intermediates]:
-        patches = cut_picture(values, self.patch, rules=self.rules)
+        patches = patchify(values, self.patch, rules=self.rules)
         x = self.embed((patches - 0.5).astype(self.dtype))
         x = x + rearrange(self.position[...], "h w d -> (h w) d").astype(self.dtype)
         x, layers = self.stack(x, None, key=key)

@@ -1,8 +1,8 @@
-"""Why a model answered so: what each value, window and modality of an example does for the probability of its answer.
+"""Attribution: how much every value, window and modality adds to the probability of an answer.
 
-Whatever explains is a pure function of a score, that of every example of a batch. Here it is `log_probability`, of what
-an output itself says, in nats; attributions that are positive speak for the answer. A model that computes in bfloat16
-is better explained in float32, in which its parameters are: differences of scores are small.
+Every attribution is a pure function of a score, that of every example of a batch. Here it is `log_probability`, of what
+an output itself predicts, in nats; attributions that are positive speak for the answer. A model that computes in
+bfloat16 is better explained in float32, in which its parameters are: differences of scores are small.
 """
 
 import dataclasses
@@ -16,11 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from mmjax.generators.text import TextWriter
-from mmjax.heads.classify import ClassifyHead
 from mmjax.metrics.contributions import shapley
 from mmjax.model import Multimodal
-from mmjax.types import PADDING, Batch, Feature, Image, Spectrogram, Text, Waveform
+from mmjax.types import Batch, Feature
 
 # The score Float[B] of every example of a batch.
 Score = Callable[[Batch], Float[Array, "B"]]
@@ -30,39 +28,26 @@ Values = dict[str, Array]
 # Of the quadrature of integrated gradients: cells in which the score's changes are looked for, and nodes in a panel.
 CELLS, NODES = 64, 4
 
-# Outputs whose answers can be explained.
-EXPLAINED = ClassifyHead | TextWriter
-
 
 def answer(model: Multimodal, output: str, batch: Batch) -> Int[Array, "B P"]:
-    """What an output says at each of P places: the class of every slot of a label, the tokens of a text."""
-    said = model.with_outputs({output}).predict(batch)[output]
-    if isinstance(model.outputs[output], TextWriter):
-        return said["ids"]
-    return said["probabilities"].argmax(-1).astype(jnp.int32)
+    """What an output predicts at each of P places: the classes of a label's slots, the tokens of a text."""
+    return model.outputs[output].answer(model.with_outputs({output}).predict(batch)[output])
 
 
 def log_probability(
-    model: Multimodal, output: str, said: Int[Array, "B P"], asked: Bool[Array, "B P"], batch: Batch
+    model: Multimodal, output: str, answer: Int[Array, "B P"], explained: Bool[Array, "B P"], batch: Batch
 ) -> Float[Array, "B"]:
-    """log p(what is said at the places asked for | batch) in nats; of a text given the tokens before each."""
-    head = model.outputs[output]
-    assert isinstance(head, EXPLAINED)
+    """log p(answer at the places explained | batch) in nats; of a text given the tokens before each."""
     streams, _ = model.encode(batch, None)
     fused, _ = model.fuse(streams, model.hidden_modalities[output], None)
-    logits = head(said, fused, None) if isinstance(head, TextWriter) else head.logits(fused.pooled)
+    logits = model.outputs[output].answer_logits(answer, fused)
     likely = jax.nn.log_softmax(logits.astype(jnp.float32))
-    hot = jax.sharding.reshard(jax.nn.one_hot(said, likely.shape[-1]), jax.typeof(likely).sharding.spec)
-    return jnp.where(asked, (likely * hot).sum(-1), 0).sum(-1)
+    hot = jax.sharding.reshard(jax.nn.one_hot(answer, likely.shape[-1]), jax.typeof(likely).sharding.spec)
+    return jnp.where(explained, (likely * hot).sum(-1), 0).sum(-1)
 
 
 def ends(batch: Batch, features: Mapping[str, Feature]) -> tuple[Values, Values]:
-    """The modalities' values and their baseline, which stands for nothing having been seen, read or heard.
-
-    picture    the median of its own colours
-    spectrum   of every band the lowest of its own real frames
-    text       padding; texts are shares Float[B N V] of every id
-    otherwise  zeros
+    """The modalities' relaxed values, and their baseline without content: see `Feature.baseline`.
 
     What is not real is the same in both.
     """
@@ -70,31 +55,21 @@ def ends(batch: Batch, features: Mapping[str, Feature]) -> tuple[Values, Values]
     for name, feature in features.items():
         x, real = batch.values[name], batch.present[name]
         real = batch.mask[name] & real[:, None] if name in batch.mask else real
-        if isinstance(feature, Text):
-            x = jax.nn.one_hot(x, feature.vocabulary)
+        x = feature.relax(x)
         real = jnp.expand_dims(real, tuple(range(real.ndim, x.ndim)))
         # What is absent may be NaN.
         x = given[name] = jnp.where(real, x, 0)
-        nothing[name] = jnp.where(real, _baseline(x, real, feature), x)
+        nothing[name] = jnp.where(real, feature.baseline(x, real), x)
     return given, nothing
-
-
-def _baseline(x: Array, real: Array, feature: Feature) -> Array:
-    match feature:
-        case Image():
-            colours = jnp.sort(jax.lax.collapse(x, 1, 3), 1)
-            return colours[:, colours.shape[1] // 2, None, None]
-        case Spectrogram():
-            return jnp.where(real, x, jnp.inf).min(1, keepdims=True)
-        case Text():
-            return jax.nn.one_hot(PADDING, feature.vocabulary)
-    return jnp.zeros_like(x)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Attribution:
-    """What every value does: `maps` of the values' own shapes (of texts Float[B N]), and the scores of both ends."""
+class AttributionMaps:
+    """Attributions of a batch, `maps` of the values' shapes (of texts Float[B N]), with the scores explained.
+
+    `score` is that of the batch, `baseline` that of its baseline.
+    """
 
     # Arrays on the devices or on the host.
     maps: dict[str, Any]
@@ -108,8 +83,10 @@ class Attribution:
         return abs(total - (self.score - self.baseline))
 
 
-def integrated_gradients(score: Score, batch: Batch, features: Mapping[str, Feature], panels: int = 24) -> Attribution:
-    """(x - x') times the mean gradient of the score on the straight line from x' to x (Sundararajan et al. 2017).
+def integrated_gradients(
+    score: Score, batch: Batch, features: Mapping[str, Feature], panels: int = 24
+) -> AttributionMaps:
+    """(x - x') times the mean gradient of the score on the line from x' to x (Sundararajan et al. 2017).
 
     x are all modalities of `features` together, x' their baseline (see `ends`). The mean is by Gauss-Legendre
     quadrature in so many panels of the line; see `_line`.
@@ -130,13 +107,12 @@ def integrated_gradients(score: Score, batch: Batch, features: Mapping[str, Feat
     scores = jax.lax.map(lambda place: score(_with(batch, between(place[None]))), jnp.linspace(0, 1, CELLS + 1))
     means, _ = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, given), _line(scores, panels))
     maps = jax.tree.map(lambda mean, end, start: mean * (end - start), means, given, nothing)
-    # Of a text the change is from one id to another, both of which have a part in it.
-    maps = {name: x.sum(-1) if isinstance(features[name], Text) else x for name, x in maps.items()}
-    return Attribution(maps, scores[-1], scores[0])
+    maps = {name: features[name].unrelax(x) for name, x in maps.items()}
+    return AttributionMaps(maps, scores[-1], scores[0])
 
 
 def _line(scores: Float[Array, "K B"], panels: int) -> tuple[Array, Array]:
-    """Places on the line from 0 to 1 and their weights, Float[S B] each, for the mean of a slope of these scores there.
+    """Places on the line from 0 to 1 and their weights, Float[S B] each, for the mean of a slope there.
 
     A trained model often makes up its mind on a small part of the line, where gradients are steep. So half of the
     panels are spread evenly and half by how much the score changes.
@@ -165,21 +141,8 @@ class Windows:
 
 
 def windows(feature: Feature) -> Windows:
-    """The usual ones: 8 x 8 of a picture Int[1 H W], 16 times x 4 bands of a spectrum Int[1 T M], 64 of a waveform
-    Int[1 T], each token of a text Int[1 N], each vector of quantities or answer of a label Int[1 S]."""
-    shape: tuple[int, ...]
-    parts: tuple[int, ...]
-    match feature:
-        case Image(height, width, _):
-            shape, parts = (height, width), (8, 8)
-        case Spectrogram(frames, bands, _):
-            shape, parts = (frames, bands), (16, 4)
-        case Waveform(samples, _):
-            shape, parts = (samples,), (64,)
-        case Text(length, _):
-            shape, parts = (length,), (length,)
-        case _:
-            shape, parts = (feature.slots,), (feature.slots,)
+    """The windows of a feature: 8 x 8 of an image Int[1 H W], 16 x 4 of a spectrogram Int[1 T M], ..."""
+    shape, parts = feature.windows
     sides = [math.ceil(size / part) for size, part in zip(shape, parts, strict=True)]
     counts = [math.ceil(size / side) for size, side in zip(shape, sides, strict=True)]
     within = [place // side for place, side in zip(np.indices(shape), sides, strict=True)]
@@ -187,7 +150,7 @@ def windows(feature: Feature) -> Windows:
 
 
 def occlusion(score: Score, batch: Batch, features: Mapping[str, Feature], windows: Mapping[str, Windows]) -> Values:
-    """By how much the score falls where a window is replaced by the baseline (Zeiler & Fergus 2014, section 4.2).
+    """How much the score falls where a window is replaced by the baseline (Zeiler & Fergus 2014, 4.2).
 
     Maps of the windows' shape, for all B examples.
     """
@@ -210,7 +173,7 @@ def occlusion(score: Score, batch: Batch, features: Mapping[str, Feature], windo
 
 
 def contributions(score: Score, batch: Batch, modalities: tuple[str, ...]) -> dict[str, Float[Array, "B"]]:
-    """Every modality's Shapley value for every example's score: they add up to what all together add to none."""
+    """Every modality's Shapley value for every example's score; they add up to what all together add."""
     subsets = [set(some) for size in range(len(modalities) + 1) for some in itertools.combinations(modalities, size)]
     kept = np.array([[name in subset for name in modalities] for subset in subsets])
 
@@ -223,17 +186,17 @@ def contributions(score: Score, batch: Batch, modalities: tuple[str, ...]) -> di
 
 
 def rank_correlation(first: np.ndarray, second: np.ndarray) -> Float[np.ndarray, "E"]:
-    """Spearman's, of two maps of every example, over the places where either says something; NaN where there are none.
+    """Spearman's rank correlation of two maps of every example where either is not 0; NaN if nowhere.
 
     Of maps of a model and of one with other parameters it should be small (Adebayo et al. 2018): what they then have in
     common is not what the model has learned. Where the example is its own baseline both are zero whatever the model.
     """
     from scipy.stats import rankdata
 
-    found = np.full(len(first), np.nan)
+    result = np.full(len(first), np.nan)
     for row, (one, other) in enumerate(zip(first.reshape(len(first), -1), second.reshape(len(first), -1), strict=True)):
-        said = (one != 0) | (other != 0)
-        ranks = rankdata(one[said]), rankdata(other[said])
-        if all(np.ptp(each) > 0 for each in ranks if each.size) and said.any():
-            found[row] = np.corrcoef(*ranks)[0, 1]
-    return found
+        known = (one != 0) | (other != 0)
+        ranks = rankdata(one[known]), rankdata(other[known])
+        if all(np.ptp(each) > 0 for each in ranks if each.size) and known.any():
+            result[row] = np.corrcoef(*ranks)[0, 1]
+    return result

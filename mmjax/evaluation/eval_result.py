@@ -1,4 +1,4 @@
-"""What a model did on a split, example by example, and its usual figures."""
+"""What a model predicted on a split, example by example, and its usual figures."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -8,30 +8,27 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Int
 
-from mmjax.data.inputs import Input, TextInput
-from mmjax.generators.text import TextWriter
-from mmjax.heads.classify import ClassifyHead
-from mmjax.heads.contrast import ContrastHead
-from mmjax.heads.regress import RegressHead
+from mmjax.data.inputs import Input
 from mmjax.metrics.retrieval import rank_metrics, ranks
 from mmjax.metrics.text import text_metrics
 from mmjax.model import Multimodal
 from mmjax.types import Average, Counts, Metrics
 
-# Outputs whose predictions are compared with what is true.
-JUDGED = ClassifyHead | RegressHead | ContrastHead | TextWriter
+
+def truth_features(model: Multimodal) -> dict[str, str]:
+    """The features that predictions are compared with, by output."""
+    return {name: output.truth_feature for name, output in model.outputs.items() if output.truth_feature is not None}
 
 
-def targets_of(model: Multimodal) -> dict[str, str]:
-    """What judged outputs say, by output; alignments say nothing."""
-    saying = ClassifyHead | RegressHead | TextWriter
-    return {name: output.target for name, output in model.outputs.items() if isinstance(output, saying)}
+def evaluated_outputs(model: Multimodal) -> set[str]:
+    """The outputs whose predictions figures are computed from."""
+    return {name for name, output in model.outputs.items() if output.truth_feature or output.aligned_modalities}
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Evaluated:
-    """What a model makes of a batch: averages, predictions by output, and of the batch what these are compared with.
+class BatchResult:
+    """A batch's averages, predictions by output, and what of the batch these are compared with.
 
     `truth` are values and, of what has places, which are real, by output; `present` says who has each feature.
     `tokens` are the ids of texts that outputs align.
@@ -46,12 +43,12 @@ class Evaluated:
 
 @dataclasses.dataclass(frozen=True)
 class EvalResult:
-    """What a model did on E examples, named by `ids`, in their order.
+    """What a model predicted of E examples, named by `ids`, in their order.
 
-    `metrics` keep what each example adds, where examples can be told apart. `predictions`, `truth` and `present` are as
-    those of `Evaluated`, of judged outputs but those that write: `texts` are what these said and what is true, of the
-    examples that have a text. `targets` are what outputs say, `pairs` what they align, `weights` what their losses
-    count, by output. `same` tells equal texts among those aligned by equal numbers.
+    `metrics` keep what each example adds, where it is one of examples. `predictions`, `truth` and `present` are as
+    those of `BatchResult`, of evaluated outputs but those that write: `texts` are the predicted and the true ones, of
+    the examples that have a text. `targets` are the features that outputs predict, `pairs` the modalities they align,
+    `weights` those of their losses, by output. `text_groups` has equal numbers for equal texts among those aligned.
     """
 
     ids: tuple[str, ...]
@@ -61,21 +58,22 @@ class EvalResult:
     present: dict[str, Bool[np.ndarray, "E"]]
     texts: dict[str, tuple[list[str], list[str]]]
     targets: dict[str, str]
-    pairs: dict[str, tuple[str, str]]
+    pairs: dict[str, tuple[str, ...]]
     weights: dict[str, float]
-    same: dict[str, Int[np.ndarray, "E"]]
+    text_groups: dict[str, Int[np.ndarray, "E"]]
 
-    def ways(self, output: str) -> Iterator[tuple[str, tuple[Any, ...]]]:
-        """Both ways of retrieval between what an output aligns, each by its name and what `ranks` is given.
+    def retrievals(self, output: str) -> Iterator[tuple[str, tuple[Any, ...]]]:
+        """Retrieval in both directions between what an output aligns: its name, and the arguments of `ranks`.
 
-        Where texts are looked for, all that read like the right one are right; where others are looked for by a text,
+        Where texts are retrieved, all that read like the right one are right; where others are retrieved by a text,
         all whose text reads like it.
         """
         for query, gallery in (self.pairs[output], self.pairs[output][::-1]):
             embeddings, present = (
                 [each[side] for side in (query, gallery)] for each in (self.predictions[output], self.present)
             )
-            yield f"{query}_to_{gallery}", (*embeddings, *present, self.same.get(gallery, self.same.get(query)))
+            groups = self.text_groups.get(gallery, self.text_groups.get(query))
+            yield f"{query}_to_{gallery}", (*embeddings, *present, groups)
 
     def figures(self) -> dict[str, float]:
         """The usual ones, as "output/metric"."""
@@ -83,30 +81,31 @@ class EvalResult:
         for name, metric in self.metrics.items():
             result |= metric.figures(name)
         for name in self.pairs:
-            for way, given in self.ways(name):
-                result |= rank_metrics(ranks(*given), f"{name}/{way}")
+            for direction, arguments in self.retrievals(name):
+                result |= rank_metrics(ranks(*arguments), f"{name}/{direction}")
             # In-batch figures say nothing where the whole gallery was searched.
             result.pop(f"{name}/batch_accuracy")
-        for name, (said, truth) in self.texts.items():
+        for name, (predicted, truth) in self.texts.items():
             if truth:
-                result |= {f"{name}/{metric}": value for metric, value in text_metrics(said, truth).items()}
+                result |= {f"{name}/{metric}": value for metric, value in text_metrics(predicted, truth).items()}
         result["loss"] = sum(weight * result[f"{name}/loss"] for name, weight in self.weights.items())
         return result
 
 
 class ResultCollector:
-    """Puts together what one model did, batch by batch."""
+    """Collects the results of one model's batches."""
 
     def __init__(self, model: Multimodal, inputs: Mapping[str, Input]):
         self._outputs, self._inputs, self._weights = dict(model.outputs.items()), inputs, model.weights
-        self._targets = targets_of(model)
-        self._writers = {name: part for name, part in self._outputs.items() if isinstance(part, TextWriter)}
+        self._targets = truth_features(model)
+        self._writers = [name for name, output in self._outputs.items() if output.writes_text]
+        self._evaluated = evaluated_outputs(model) - set(self._writers)
         self._texts: dict[str, tuple[list[str], list[str]]] = {name: ([], []) for name in self._writers}
         self._ids: list[str] = []
         self._parts: list[tuple[Metrics, Any, Any, Any, Any]] = []
 
-    def add(self, ids: tuple[str, ...], answers: Evaluated) -> None:
-        """A batch's answers, on the host; the places of padding have no name."""
+    def add(self, ids: tuple[str, ...], batch: BatchResult) -> None:
+        """A batch's result, on the host; the places of padding have no name."""
         rows = np.flatnonzero([bool(name) for name in ids])
         size = len(ids)
         self._ids.extend(ids[row] for row in rows)
@@ -116,35 +115,29 @@ class ResultCollector:
 
         metrics = {
             name: Average(real(metric.totals), real(metric.weights)) if isinstance(metric, Average) else metric
-            for name, metric in answers.metrics.items()
+            for name, metric in batch.metrics.items()
         }
-        present, truth, tokens = jax.tree.map(
-            lambda array: array[rows], (answers.present, answers.truth, answers.tokens)
-        )
-        for name, writer in self._writers.items():
-            input = self._inputs[writer.target]
-            assert isinstance(input, TextInput)
-            both = answers.predictions[name]["ids"][rows], truth.pop(name)[0]
-            for texts, written in zip(self._texts[name], both, strict=True):
-                texts.extend(input.decode(written[row]) for row in np.flatnonzero(present[writer.target]))
-        judged = {
-            name: said
-            for name, said in answers.predictions.items()
-            if isinstance(self._outputs[name], JUDGED) and name not in self._writers
-        }
-        self._parts.append((metrics, jax.tree.map(lambda array: array[rows], judged), truth, present, tokens))
+        present, truth, tokens = jax.tree.map(lambda array: array[rows], (batch.present, batch.truth, batch.tokens))
+        for name in self._writers:
+            target = self._targets[name]
+            both = batch.predictions[name]["ids"][rows], truth.pop(name)[0]
+            for texts, ids_of_texts in zip(self._texts[name], both, strict=True):
+                examples = np.flatnonzero(present[target])
+                texts.extend(self._inputs[target].to_raw({"ids": ids_of_texts[row]}) for row in examples)
+        predictions = {name: made for name, made in batch.predictions.items() if name in self._evaluated}
+        self._parts.append((metrics, jax.tree.map(lambda array: array[rows], predictions), truth, present, tokens))
 
     def result(self) -> EvalResult:
-        """All of it."""
+        """That of all batches."""
         parts, *rest = zip(*self._parts, strict=True)
         predictions, truth, present, tokens = (
             jax.tree.map(lambda *arrays: np.concatenate(arrays), *part) for part in rest
         )
-        same = {name: _number(texts, present[name]) for name, texts in tokens.items()}
-        pairs = {name: part.names for name, part in self._outputs.items() if isinstance(part, ContrastHead)}
+        groups = {name: _number(texts, present[name]) for name, texts in tokens.items()}
+        pairs = {name: output.aligned_modalities for name, output in self._outputs.items() if output.aligned_modalities}
         metrics = {name: _whole([part[name] for part in parts]) for name in parts[0]}
         about = (self._texts, self._targets, pairs, self._weights)
-        return EvalResult(tuple(self._ids), metrics, predictions, truth, present, *about, same)
+        return EvalResult(tuple(self._ids), metrics, predictions, truth, present, *about, groups)
 
 
 def _number(texts: Int[np.ndarray, "E N"], present: Bool[np.ndarray, "E"]) -> Int[np.ndarray, "E"]:

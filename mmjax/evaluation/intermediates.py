@@ -49,7 +49,7 @@ def names(model: Multimodal, batch: Batch, *, rules: Rules) -> list[str]:
 
 
 def _vectors(prefix: str, between: dict[str, Any], mask: Bool[Array, "B N"]) -> dict[str, Array]:
-    """One vector per example of everything that a part of the model says beside its tokens, whose mask is given."""
+    """One vector per example of every intermediate of a part of the model, whose tokens' mask is given."""
     found: dict[str, Array] = {}
     for part, value in between.items():
         name = f"{prefix}/{part}"

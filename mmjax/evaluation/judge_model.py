@@ -1,4 +1,4 @@
-"""Our own trained classifier or recogniser as a judge: what it sees and what it reads in one modality."""
+"""A trained run as a judge: its features, classes and texts of one modality of generated examples."""
 
 import functools
 import math
@@ -14,32 +14,30 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from mmjax.checkpoint.restore import restore_model
 from mmjax.config import experiment_file
-from mmjax.data.inputs import Input, TextInput
+from mmjax.data.inputs import Input
 from mmjax.data.loader import empty_batch
 from mmjax.errors import UserError
-from mmjax.generators import TextDecoder
-from mmjax.heads import Classify
 from mmjax.model import Multimodal
 from mmjax.sharding.rules import Rules
 from mmjax.types import Batch
 
 
-class Reading(NamedTuple):
-    """What a reader makes of E examples: S slots and K classes are those of an output's label.
+class Judgement(NamedTuple):
+    """What a judge model predicts of E examples: S slots and K classes are those of an output's label.
 
-    `reader` is its name, `features` the fused summary of D numbers; `probabilities` and the `texts` that it writes are
+    `judge` is its name, `features` the fused summary of D numbers; `probabilities` and the `texts` that it writes are
     by output.
     """
 
-    reader: str
+    judge: str
     features: Float[np.ndarray, "E D"]
     probabilities: dict[str, Float[np.ndarray, "E S K"]]
     texts: dict[str, list[str]]
 
     @property
-    def answers(self) -> dict[str, Int[np.ndarray, "E S"]]:
+    def classes(self) -> dict[str, Int[np.ndarray, "E S"]]:
         """The most probable classes, by output."""
-        return {name: said.argmax(-1) for name, said in self.probabilities.items()}
+        return {name: each.argmax(-1) for name, each in self.probabilities.items()}
 
 
 class JudgeModel:
@@ -51,25 +49,28 @@ class JudgeModel:
     Attributes:
         name: of the experiment, with its fingerprint; belongs to every number that comes from here.
         input: how it reads the modality from the raw field of `field`.
-        asked: how the labels and texts that it reads are themselves read from raw fields, by output.
+        truth: how the labels and texts that it predicts are read from raw fields, by output.
     """
 
     def __init__(self, run_dir: str | Path, modality: str, *, rules: Rules):
-        """Raises UserError where there is no finished run, or its model does not read `modality` or says nothing."""
+        """Raises UserError where there is no finished run, or its model cannot judge `modality`."""
         experiment = experiment_file.read(run_dir)
         data = experiment.data.fit_tokenizers(experiment.data_dir, run_dir)
         encoders = {name: data.features[name] for name, part in experiment.model.encoders.items() if part is not None}
-        outputs = experiment.model.outputs.items()
-        targets = {name: output.target for name, output in outputs if isinstance(output, Classify | TextDecoder)}
+        targets = {
+            name: output.target_feature
+            for name, output in experiment.model.outputs.items()
+            if output is not None and output.can_judge and output.target_feature is not None
+        }
         self.name = f"{experiment.name} {experiment_file.fingerprint(experiment)}"
         if modality not in encoders:
             raise UserError(f"the run {run_dir} cannot judge {modality}: it reads {', '.join(encoders)}")
         if not targets:
             raise UserError(
-                f"the run {run_dir} cannot judge {modality}: it has no output of the kind Classify or TextDecoder"
+                f"the run {run_dir} cannot judge {modality}: it has no output that predicts classes or text"
             )
         self.input = _with_field(modality, data.inputs[modality])
-        self.asked = {name: _with_field(target, data.inputs[target]) for name, target in targets.items()}
+        self.truth = {name: _with_field(target, data.inputs[target]) for name, target in targets.items()}
         self._modality, self._features = modality, encoders
         mesh = jax.sharding.get_mesh()
         self._sharding = NamedSharding(mesh, rules.spec("batch"))
@@ -85,8 +86,8 @@ class JudgeModel:
         )
         self._step = jax.jit(functools.partial(_read, outputs=tuple(targets), rules=rules))
 
-    def read(self, values: Shaped[np.ndarray, "E ..."], mask: Bool[np.ndarray, "E N"] | None = None) -> Reading:
-        """Reads E examples of the modality, as `mmjax.types.Batch` holds it; all places are real without a mask.
+    def read(self, values: Shaped[np.ndarray, "E ..."], mask: Bool[np.ndarray, "E N"] | None = None) -> Judgement:
+        """Judges E examples of the modality as a `Batch` holds it; all places are real without a mask.
 
         All processes must call it with the same examples.
         """
@@ -95,15 +96,13 @@ class JudgeModel:
         # Of no examples at all the shapes are still wanted.
         begins = range(0, max(1, len(values)), self._size)
         parts = [self._part(values[begin : begin + self._size], mask[begin : begin + self._size]) for begin in begins]
-        features, said = jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
-        probabilities = {name: out["probabilities"] for name, out in said.items() if "probabilities" in out}
-        texts = {name: self._decode(name, out["ids"]) for name, out in said.items() if "ids" in out}
-        return Reading(self.name, features, probabilities, texts)
+        features, found = jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
+        probabilities = {name: out["probabilities"] for name, out in found.items() if "probabilities" in out}
+        texts = {name: self._decode(name, out["ids"]) for name, out in found.items() if "ids" in out}
+        return Judgement(self.name, features, probabilities, texts)
 
     def _decode(self, output: str, ids: Int[np.ndarray, "E N"]) -> list[str]:
-        input = self.asked[output]
-        assert isinstance(input, TextInput)
-        return [input.decode(row) for row in ids]
+        return [self.truth[output].to_raw({"ids": row}) for row in ids]
 
     def _part(
         self, values: Shaped[np.ndarray, "E ..."], mask: Bool[np.ndarray, "E N"]
@@ -131,5 +130,5 @@ def _read(
 ) -> tuple[Float[Array, "B D"], dict[str, dict[str, Array]]]:
     """The fused summary, and predictions by output; whole on every device."""
     fused, _ = model(batch)
-    said = {name: model.outputs[name].predict(fused, None) for name in outputs}
-    return rules.gather((fused.pooled.astype(jnp.float32), said))
+    predictions = {name: model.outputs[name].predict(fused, None) for name in outputs}
+    return rules.gather((fused.pooled.astype(jnp.float32), predictions))

@@ -1,12 +1,9 @@
-"""Maps of what speaks for an answer, drawn over what they are of."""
-
-import math
+"""Attribution maps drawn over images, spectrograms and words."""
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from mmjax.data.inputs import TextInput
-from mmjax.types import Feature, Image, Spectrogram
+from mmjax.data.inputs import Input
 
 # As the page colours words: what speaks for an answer, and what against it.
 FOR, AGAINST = np.array([194, 80, 12]) / 255, np.array([36, 87, 197]) / 255
@@ -15,7 +12,7 @@ STRONGEST = 99  # percentile
 
 
 def draw_map(grey: Float[np.ndarray, "H W"], map: Float[np.ndarray, "H W"]) -> Float[np.ndarray, "H W 3"]:
-    """A picture, or anything like one, in light greys, covered by FOR and AGAINST where the map says something."""
+    """The image in light grey, with FOR's colour where the map is positive and AGAINST's where negative."""
     low, high = grey.min(initial=0), grey.max(initial=0)
     pale = 0.4 + 0.6 * (grey - low) / max(high - low, 1e-6)
     size = abs(map)
@@ -24,35 +21,18 @@ def draw_map(grey: Float[np.ndarray, "H W"], map: Float[np.ndarray, "H W"]) -> F
     return pale[..., None] * (1 - cover) + np.where(map[..., None] > 0, FOR, AGAINST) * cover
 
 
-def spread_tokens(tokens: Float[np.ndarray, "N"], feature: Feature) -> Float[np.ndarray, "..."]:
-    """What is said of an encoder's tokens, of the values that they stand for: Float[H W] of a picture, Float[T M]."""
-    count = len(tokens)
-    match feature:
-        case Image(height, width, _):
-            # The grid whose places are the most square.
-            columns = min(
-                (n for n in range(1, count + 1) if count % n == 0),
-                key=lambda n: abs(math.log(count / n / n * width / height)),
-            )
-            grid = tokens.reshape(-1, columns)
-            return grid[np.arange(height) * len(grid) // height][:, np.arange(width) * columns // width]
-        case Spectrogram(frames, bands, _):
-            stride = math.ceil(frames / count)
-            return np.repeat(np.repeat(tokens, stride)[:frames, None], bands, 1)
-    return tokens
-
-
-def words_of(input: TextInput, ids: Int[np.ndarray, "N"]) -> tuple[list[str], Int[np.ndarray, "N"]]:
-    """The words of a text, and for each of its tokens the place of the one that it ends in; what follows is the last's.
+def words_of(input: Input, ids: Int[np.ndarray, "N"]) -> tuple[list[str], Int[np.ndarray, "N"]]:
+    """The words of a text, and for each of its tokens the place of the word that it ends in.
 
     A token that ends before the first word is the first's.
     """
-    counts = [len(input.decode(ids[: place + 1]).split()) for place in range(len(ids))]
-    return input.decode(ids).split(), np.maximum(np.array(counts, np.int32) - 1, 0)
+    texts = [input.to_raw({"ids": ids[: place + 1]}) for place in range(len(ids))]
+    counts = [len(text.split()) for text in texts]
+    return texts[-1].split(), np.maximum(np.array(counts, np.int32) - 1, 0)
 
 
 def draw_words(
-    input: TextInput, ids: Int[np.ndarray, "N"], map: Float[np.ndarray, "N"], shared: bool
+    input: Input, ids: Int[np.ndarray, "N"], map: Float[np.ndarray, "N"], shared: bool
 ) -> list[tuple[str, float]]:
     """The words of a text, each with its weight, scaled so that the largest is 1 or -1.
 

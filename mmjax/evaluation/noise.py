@@ -1,14 +1,13 @@
-"""Noise in modalities, for asking how much of it a model bears."""
+"""Noise in modalities, to measure how much of it a model tolerates."""
 
-import functools
 import zlib
 from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Float, Int
 
-from mmjax.types import END, Batch, Feature, Text
+from mmjax.types import Batch, Feature
 
 
 def corrupt(
@@ -33,21 +32,5 @@ def corrupt(
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(zlib.crc32(name.encode())), places)
         real = there[:, None] & batch.mask[name] if name in batch.mask else there
         real = jnp.broadcast_to(real.reshape(*real.shape, *[1] * (x.ndim - real.ndim)), x.shape)
-        values[name] = jax.vmap(functools.partial(_corrupt, features[name], amount))(x, real, keys)
+        values[name] = jax.vmap(features[name].add_noise, (0, 0, None, 0))(x, real, amount, keys)
     return Batch(values, batch.mask, batch.present)
-
-
-def _corrupt(
-    feature: Feature,
-    amount: Float[Array, ""] | float,
-    x: Float[Array, "..."] | Int[Array, "N"],
-    real: Bool[Array, "..."],
-    key: Key[Array, ""],
-) -> Array:
-    """One example's values with noise where they are real."""
-    if isinstance(feature, Text):
-        chance, other = jax.random.split(key)
-        drawn = jax.random.randint(other, x.shape, END + 1, feature.vocabulary, x.dtype)
-        return jnp.where(real & (jax.random.uniform(chance, x.shape) < amount / (1 + amount)), drawn, x)
-    deviation = jnp.std(x, where=real)  # not a number where nothing is real, and not used then
-    return jnp.where(real, x + amount * deviation * jax.random.normal(key, x.shape, x.dtype), x)

@@ -1,4 +1,4 @@
-"""What evaluations of a run have found: evaluations/STEP.json, curves for TensorBoard, and one page of all steps."""
+"""Results of a run's evaluations: JSON by step, curves for TensorBoard, and one page of all steps."""
 
 import contextlib
 import dataclasses
@@ -6,32 +6,32 @@ import fcntl
 import json
 import math
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from mmjax.errors import UserError
 from mmjax.evaluation.suite_result import Metric, SuiteResult
 from mmjax.files import explained, local_path, step_of, write_atomic
+from mmjax.formatting import number
 from mmjax.metrics.statistics import Statistic, intervals
-from mmjax.reports.page import Card, Section, Table, render
-from mmjax.reports.plots import curves_svg, panels
+from mmjax.reports.curves import PRIMARY, curve_sections
+from mmjax.reports.page import Section, Table, read_section, write_page
 
 FOLDER, PAGE, SECTIONS = "evaluations", "report.html", "sections.json"
-MOST_PANELS = 24
 # What reading a file raises that is not what was written.
 DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 
 
-def figures_of(findings: SuiteResult) -> dict[str, Metric]:
-    """All figures by name, each that is a formula of examples with its interval; those of no example are left out."""
-    alike: dict[int, dict[str, Statistic]] = {}
-    for name, statistic in findings.statistics.items():
+def metrics_of(result: SuiteResult) -> dict[str, Metric]:
+    """All metrics by name, with intervals where they are formulas of examples, if of any example."""
+    by_size: dict[int, dict[str, Statistic]] = {}
+    for name, statistic in result.statistics.items():
         if statistic.examples:
-            alike.setdefault(len(statistic.units), {})[name] = statistic
-    return dict(findings.figures) | {
+            by_size.setdefault(len(statistic.resampling_units), {})[name] = statistic
+    return dict(result.figures) | {
         name: Metric(interval.value, interval.low, interval.high, group[name].examples)
-        for group in alike.values()
+        for group in by_size.values()
         for name, interval in intervals(group).items()
     }
 
@@ -65,7 +65,7 @@ class Results:
             return _checked(_load(path), step)
         except DAMAGE as error:
             raise UserError(
-                f"{path} is no evaluation in valid JSON, perhaps cut short; move it away, and ask again"
+                f"{path} is not an evaluation in valid JSON, perhaps cut short; move it away, and evaluate again"
             ) from error
 
     def steps(self) -> list[int]:
@@ -73,27 +73,27 @@ class Results:
         return sorted(step for path in self.folder.glob("*.json") if (step := step_of(path.stem)) is not None)
 
     def has(self, step: int, label: str, suites: Collection[str]) -> bool:
-        """Whether a step's suites, as they are asked for, were evaluated under a label."""
+        """Whether a step's suites, with the options they are requested with, were evaluated under a label."""
         return set(suites) <= set(self.read(step).get("done", {}).get(label, ()))
 
     def add(
         self,
         step: int,
         label: str,
-        found: Mapping[str, SuiteResult],
+        suite_results: Mapping[str, SuiteResult],
         *,
         name: str,
         fingerprint: str,
         data: Mapping[str, str],
-        readers: Mapping[str, str],
-        asked: Collection[str],
+        requests: Collection[str],
     ) -> Path:
-        """Puts what suites have found beside what is known of the step; returns the file's path.
+        """Adds the results of suites to those of the step; returns the file's path.
 
-        `name` and `fingerprint` are the experiment's, `data` and `readers` as above, and `asked` are all suites that
-        were tried.
+        `name` and `fingerprint` are the experiment's, `data` as above, and `requests` are all suites that were tried,
+        with their options.
         """
-        figures = {path: figure for findings in found.values() for path, figure in figures_of(findings).items()}
+        metrics = {path: metric for result in suite_results.values() for path, metric in metrics_of(result).items()}
+        readers = {target: name for result in suite_results.values() for target, name in result.readers.items()}
         with explained(self.folder):
             (self.folder / str(step)).mkdir(parents=True, exist_ok=True)
         with self._alone():
@@ -103,17 +103,19 @@ class Results:
                 "step": step,
                 "fingerprint": fingerprint,
                 "data": known.get("data", {}) | dict(data),
-                "readers": known.get("readers", {}) | dict(readers),
-                "done": done | {label: sorted({*done.get(label, ()), *asked})},
+                "readers": known.get("readers", {}) | readers,
+                "done": done | {label: sorted({*done.get(label, ()), *requests})},
                 "metrics": known.get("metrics", {})
-                | {f"{label}/{path}": _plain(figure) for path, figure in figures.items()},
+                | {f"{label}/{path}": _plain(metric) for path, metric in metrics.items()},
             }
             sections = self._sections(step)
-            sections[label] = sections.get(label, {}) | {suite: list(each.sections) for suite, each in found.items()}
+            sections[label] = sections.get(label, {}) | {
+                suite: list(each.sections) for suite, each in suite_results.items()
+            }
             content = json.dumps(sections, default=dataclasses.asdict)
             write_atomic(self.folder / str(step) / SECTIONS, content)
             written = write_atomic(self.path(step), json.dumps(whole, indent=2, allow_nan=False) + "\n")
-            self._curves(step, {f"{label}/{path}": figure.value for path, figure in figures.items()})
+            self._curves(step, {f"{label}/{path}": metric.value for path, metric in metrics.items()})
             self._write_page(name)
         return written
 
@@ -132,13 +134,13 @@ class Results:
             yield
 
     def _sections(self, step: int) -> dict[str, dict[str, list[Section]]]:
-        """What suites show of a step, by label and suite. A damaged file is written again, and a line says so."""
+        """The page's sections of a step, by label and suite; with a warning none where the file is damaged."""
         path = self.folder / str(step) / SECTIONS
         if not path.exists():
             return {}
         try:
             return {
-                label: {suite: [_section(fields) for fields in parts] for suite, parts in suites.items()}
+                label: {suite: [read_section(fields) for fields in parts] for suite, parts in suites.items()}
                 for label, suites in _load(path).items()
             }
         except DAMAGE:
@@ -155,8 +157,6 @@ class Results:
 
     def _write_page(self, name: str) -> None:
         """The page: figures of the newest step, curves over all, and what its suites show."""
-        from markupsafe import Markup
-
         steps = self.steps()
         known = [self.read(step) for step in steps]
         history = [
@@ -166,26 +166,23 @@ class Results:
             for each in known
         ]
         newest = known[-1]
-        drawn = panels(history) if len(known) > 1 else []
         facts = {"step": newest["step"], "steps evaluated": len(steps)}
-        facts |= {f"data of {split}": found for split, found in newest["data"].items()}
+        facts |= {f"data of {split}": fingerprint for split, fingerprint in newest["data"].items()}
         facts |= {f"reader of {target}": reader for target, reader in newest["readers"].items()}
-        page = render(
-            "evaluation.html",
-            title=f"Evaluations of {name}",
-            fingerprint=newest["fingerprint"],
-            facts=facts,
-            groups=_grouped(newest["metrics"]),
-            panels=[(panel, Markup(curves_svg(panel, f"p{i}"))) for i, panel in enumerate(drawn[:MOST_PANELS])],
-            panels_left_out=[panel.title for panel in drawn[MOST_PANELS:]],
-            sections=[
-                (f"{label}: {part.title}", part)
+        facts |= {"fingerprint": newest["fingerprint"]}
+        about = "With 95% intervals, by bootstrap over examples or clusters of them where a metric is one of examples."
+        tables = _tables(newest["metrics"])
+        sections = [
+            *([Section("Metrics", about, tables)] if tables else []),
+            *(curve_sections(history) if len(known) > 1 else []),
+            *(
+                dataclasses.replace(part, title=f"{label}: {part.title}")
                 for label, suites in self._sections(steps[-1]).items()
                 for parts in suites.values()
                 for part in parts
-            ],
-        )
-        write_atomic(self.page, page)
+            ),
+        ]
+        write_page(self.page, f"Evaluations of {name}", facts, sections)
 
 
 def _plain(figure: Metric) -> dict[str, Any]:
@@ -196,13 +193,19 @@ def _plain(figure: Metric) -> dict[str, Any]:
     }
 
 
-def _grouped(metrics: Mapping[str, Any]) -> dict[str, list[tuple[str, Mapping[str, Any]]]]:
-    """Figures by label and output."""
-    groups: dict[str, list[tuple[str, Mapping[str, Any]]]] = {}
+def _tables(metrics: Mapping[str, Any]) -> list[Table]:
+    """A table of the main metrics, and one for each label and output; of these long ones are folded."""
+    main: list[list[str]] = []
+    groups: dict[str, list[list[str]]] = {}
     for name, figure in sorted(metrics.items()):
         *group, rest = name.split("/", 2)
-        groups.setdefault("/".join(group), []).append((rest, figure))
-    return groups
+        values = ["" if figure[key] is None else number(figure[key]) for key in ("value", "low", "high")]
+        values.append(number(figure["examples"]))
+        main += [[name, *values]] if PRIMARY.fullmatch(rest) else []
+        groups.setdefault("/".join(group), []).append([rest, *values])
+    columns = ["metric", "value", "from", "to", "examples"]
+    tables = [Table(columns, rows, group, folded=len(rows) > 15) for group, rows in groups.items()]
+    return [*([Table(columns, main)] if main else []), *tables]
 
 
 def _load(path: Path) -> Any:
@@ -225,29 +228,3 @@ def _checked(known: Any, step: int) -> dict[str, Any]:
     if known["step"] != step or not finite or {str} != set(map(type, texts)) or {int} != set(map(type, counts)):
         raise ValueError("not what was written")
     return known
-
-
-def _section(fields: Mapping[str, Any]) -> Section:
-    """A section as it was before it became JSON. Raises one of DAMAGE where it is something else."""
-    tables = [Table(_texts(table["columns"]), [_texts(row) for row in table["rows"]]) for table in fields["tables"]]
-    cards = [
-        Card(
-            str(card["title"]),
-            [(str(uri), str(caption)) for uri, caption in card["pictures"]],
-            [(str(name), [(str(word), _finite(weight)) for word, weight in words]) for name, words in card["words"]],
-            _texts(card["lines"]),
-        )
-        for card in fields["cards"]
-    ]
-    about, text, wide = str(fields["about"]), str(fields["text"]), bool(fields["wide"])
-    return Section(str(fields["title"]), about, tables, _texts(fields["drawings"]), cards, text, wide)
-
-
-def _texts(values: Sequence[Any]) -> list[str]:
-    return [str(value) for value in values]
-
-
-def _finite(value: float) -> float:
-    if not math.isfinite(value):
-        raise ValueError("not a finite number")
-    return float(value)

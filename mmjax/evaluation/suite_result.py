@@ -1,4 +1,4 @@
-"""What a suite of evaluations finds: figures of examples, figures of the whole, and what a page shows besides."""
+"""The result of a suite: its metrics with their intervals, and the sections of its page."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from mmjax.reports.page import Section
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
-    """A figure with its 95% interval (None where it has none) and the number of examples that it is about."""
+    """A value with its 95% interval (None where it has none) and the number of examples that it is about."""
 
     value: float
     low: float | None
@@ -22,15 +22,19 @@ class Metric:
 
 @dataclasses.dataclass(frozen=True)
 class SuiteResult:
-    """By "output/figure": what is a formula of examples, what has an interval of its own, what is of the whole split
-    with the number of its examples; and parts of the page."""
+    """Metrics by "output/metric", and sections of the page.
+
+    `statistics` are formulas of examples, `figures` all others. `readers` are the judge models that they depend on, by
+    the modality judged.
+    """
 
     statistics: Mapping[str, Statistic] = dataclasses.field(default_factory=dict)
     figures: Mapping[str, Metric] = dataclasses.field(default_factory=dict)
     sections: Sequence[Section] = ()
+    readers: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def clustered(self, clusters: Int[np.ndarray, "N"] | None) -> "SuiteResult":
-        """The same with intervals over clusters of a split's N examples, all or evenly spread ones of which count."""
+        """The same with intervals over clusters of a split's N examples, all or evenly spread ones of it."""
         if clusters is None:
             return self
 

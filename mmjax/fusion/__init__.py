@@ -1,4 +1,4 @@
-"""Tokens of all modalities -> fused tokens and a summary. One file a family; a new one adds its line to the table."""
+"""Fusion: tokens of all modalities -> fused tokens and a summary. One file per family."""
 
 from mmjax.fusion.attention_pool import AttentionPool
 from mmjax.fusion.base import Fusion

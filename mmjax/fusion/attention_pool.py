@@ -1,4 +1,4 @@
-"""Fusion by how important each modality is for the example."""
+"""Fusion by attention over modalities."""
 
 import chz
 import jax
@@ -17,7 +17,7 @@ class AttentionPool(Fusion):
     """h = w1 h1 + ... + wM hM with w = softmax(s) and s_m = v . tanh(W h_m + b_m).
 
     The additive attention of Bahdanau et al. 2015, over modalities instead of words (Hori et al. 2017). A missing
-    modality has no weight.
+    modality has weight 0.
     """
 
     def build(self, modalities: tuple[str, ...], settings: Settings, rngs: nnx.Rngs) -> "AttentionPoolFusion":
@@ -36,8 +36,8 @@ class AttentionPoolFusion(PooledFusion):
         self.modalities = modalities
 
     def combine(
-        self, means: Float[Array, "B M D"], there: Bool[Array, "B M"], key: jax.Array | None
+        self, means: Float[Array, "B M D"], present: Bool[Array, "B M"], key: jax.Array | None
     ) -> tuple[Float[Array, "B D"], Intermediates]:
         hidden = jnp.tanh(self.read(means) + self.kind[...].astype(means.dtype))
-        weights = softmax_over(self.score(hidden)[..., 0], there)
+        weights = softmax_over(self.score(hidden)[..., 0], present)
         return jnp.einsum("bm,bmd->bd", weights.astype(means.dtype), means), {"weights": weights}

@@ -1,4 +1,4 @@
-"""What every fusion is: a configuration of a module from all modalities' tokens to fused tokens and a summary."""
+"""The base classes of fusion: tokens of all modalities -> fused tokens and a summary."""
 
 import abc
 from collections.abc import Callable
@@ -16,7 +16,6 @@ from mmjax.layers.linear import make_parameter
 from mmjax.layers.norm import RMSNorm
 from mmjax.layers.position import time_embedding
 from mmjax.layers.settings import Settings
-from mmjax.layers.stack import Stack
 from mmjax.types import Tokens
 
 Intermediates = dict[str, Any]
@@ -32,10 +31,10 @@ class FusionModule(Protocol):
     def __call__(
         self, streams: dict[str, Tokens], key: jax.Array | None
     ) -> tuple[Tokens, Float[Array, "B D"], Intermediates]:
-        """Fused tokens, their pooled summary, and what happened between; a key turns dropout on.
+        """Fused tokens, their pooled summary, and intermediates; a key turns dropout on.
 
-        Under "losses" it may hold scalars for the training to keep small beside the outputs' losses, by name, each a
-        mean over the examples.
+        Intermediates may hold "losses": scalars by name that are added to the training loss, each a mean over the
+        examples.
 
         A modality that an example lacks has a mask that is false everywhere, and must not change that example's result.
         """
@@ -48,37 +47,53 @@ class Fusion(abc.ABC):
 
     @abc.abstractmethod
     def build(self, modalities: tuple[str, ...], settings: Settings, rngs: nnx.Rngs) -> FusionModule:
-        """The module for these modalities, whose tokens all have width `settings.width`."""
+        """Builds the module for these modalities, whose tokens all have width `settings.width`."""
 
 
 class PooledFusion(nnx.Module):
-    """Makes one vector of one per modality, its mean token h_m; a subclass says how. It is the only fused token.
+    """Combines one vector per modality, its mean token h_m, into the only fused token.
 
-    h_m is zero where modality m is absent.
+    Subclasses implement `combine`. h_m is zero where modality m is absent.
     """
 
     modalities: tuple[str, ...]
 
     @abc.abstractmethod
     def combine(
-        self, means: Float[Array, "B M D"], there: Bool[Array, "B M"], key: jax.Array | None
+        self, means: Float[Array, "B M D"], present: Bool[Array, "B M"], key: jax.Array | None
     ) -> tuple[Float[Array, "B D"], Intermediates]:
-        """The summary of h1 to hM, of which `there` are, and what happened between."""
+        """The summary of h1 to hM, of which `present` are present, and intermediates."""
 
     def __call__(
         self, streams: dict[str, Tokens], key: jax.Array | None
     ) -> tuple[Tokens, Float[Array, "B D"], Intermediates]:
         means = jnp.stack([masked_mean(streams[name].values, streams[name].mask) for name in self.modalities], 1)
-        there = jnp.stack([streams[name].mask.any(1) for name in self.modalities], 1)
-        pooled, between = self.combine(means, there, key)
-        return Tokens(pooled[:, None], there.any(1, keepdims=True)), pooled, {"means": means, **between}
+        present = jnp.stack([streams[name].mask.any(1) for name in self.modalities], 1)
+        pooled, intermediates = self.combine(means, present, key)
+        return Tokens(pooled[:, None], present.any(1, keepdims=True)), pooled, {"means": means, **intermediates}
+
+
+@runtime_checkable
+class StreamBlock(Protocol):
+    """A block of a `StreamFusion`."""
+
+    def __call__(self, streams: Streams, masks: Masks, key: jax.Array | None) -> Streams:
+        """The streams after the block; a key turns dropout on."""
+        ...
+
+    def mixture(self, streams: Streams, masks: Masks) -> Float[Array, "B T T"]:
+        """The share of every token, of all modalities in a row, in each token after the block.
+
+        A token counts as itself and as what attention adds to it in the ratio 1 : 1, see `residual_shares`.
+        """
+        ...
 
 
 class StreamFusion(nnx.Module):
-    """Blocks over the token streams of all modalities, then a norm, and pooling by attention from all tokens.
+    """Blocks over the token streams of all modalities, then a norm and attention pooling.
 
-    A block maps `(streams, masks, key)` to streams. Tokens carry a learned embedding of their modality and, where they
-    have a time, sines of the seconds on the example's clock.
+    A block is a `StreamBlock`. Tokens carry a learned embedding of their modality and, where they
+    have a time, a sinusoidal embedding of the seconds on the example's clock.
     """
 
     def __init__(
@@ -92,7 +107,7 @@ class StreamFusion(nnx.Module):
     ):
         rules, width = settings.rules, settings.width
         self.kind = modality_embedding(modalities, settings, rngs)
-        self.stack = Stack(make, depth, remat=settings.remat, unroll=settings.unroll, rngs=rngs)
+        self.stack = settings.stack(make, depth, rngs)
         self.norm = RMSNorm(width, rules=rules, rngs=rngs)
         self.pool = AttentionPool(width, heads, rules=rules, rngs=rngs)
         self.modalities = modalities
@@ -102,22 +117,22 @@ class StreamFusion(nnx.Module):
     ) -> tuple[Tokens, Float[Array, "B D"], Intermediates]:
         masks = {name: streams[name].mask for name in self.modalities}
         values, layers = self.stack(add_modality_embedding(streams, self.kind, self.modalities), masks, key=key)
-        return *self.finish(values, masks), {"layers": layers}
+        return *self.norm_and_pool(values, masks), {"layers": layers}
 
-    def finish(self, values: Streams, masks: Masks) -> tuple[Tokens, Float[Array, "B D"]]:
-        """Fused tokens and their summary, of the streams that the last block leaves."""
+    def norm_and_pool(self, values: Streams, masks: Masks) -> tuple[Tokens, Float[Array, "B D"]]:
+        """Fused tokens and their summary from the last block's streams."""
         x, mask = self.norm(concat_streams(values, self.modalities)), concat_streams(masks, self.modalities)
         return Tokens(x, mask), self.pool(x, mask)
 
 
 def modality_embedding(modalities: tuple[str, ...], settings: Settings, rngs: nnx.Rngs) -> nnx.Param:
-    """An embedding [M D] of what modality a token is of."""
+    """A learned embedding [M D] of the modality of a token."""
     init, shape = jax.nn.initializers.normal(0.02), (len(modalities), settings.width)
     return make_parameter(init, shape, (None, None), rules=settings.rules, rngs=rngs)
 
 
 def add_modality_embedding(streams: dict[str, Tokens], kind: nnx.Param, modalities: tuple[str, ...]) -> Streams:
-    """Token values that say which modality they are of and, where that is known, when they are."""
+    """Token values plus the embeddings of their modality and, where known, their time."""
     marked = {}
     for index, name in enumerate(modalities):
         tokens = streams[name]
@@ -127,12 +142,12 @@ def add_modality_embedding(streams: dict[str, Tokens], kind: nnx.Param, modaliti
 
 
 def concat_streams(streams: dict[str, Array], modalities: tuple[str, ...]) -> Array:
-    """The tokens, or the masks, of these modalities one after the other."""
+    """The tokens, or the masks, of these modalities concatenated along the sequence."""
     return jnp.concatenate([streams[name] for name in modalities], 1)
 
 
 def split_streams(x: Float[Array, "B N D"], like: Streams, modalities: tuple[str, ...]) -> Streams:
-    """What `concat_streams` made of streams `like` these as streams again."""
+    """Splits a concatenated sequence back into streams shaped `like` these."""
     result, start = {}, 0
     for name in modalities:
         end = start + like[name].shape[1]
@@ -140,7 +155,12 @@ def split_streams(x: Float[Array, "B N D"], like: Streams, modalities: tuple[str
     return result
 
 
+def residual_shares(weights: Float[Array, "B T T"]) -> Float[Array, "B T T"]:
+    """What passes beside attention and what passes through it, as shares."""
+    return (jnp.eye(weights.shape[1]) + weights) / (1 + weights.sum(-1, keepdims=True))
+
+
 def check_target(target: str | None, modalities: tuple[str, ...]) -> None:
-    """Raise UserError where the modality that a fusion is to single out has no encoder."""
+    """Raises UserError where the target modality of a fusion has no encoder."""
     if target is not None and target not in modalities:
         raise UserError(f"model.fusion.target={target} is not among the encoders: {', '.join(modalities)}")

@@ -14,9 +14,9 @@ from mmjax.layers.settings import Settings
 
 @chz.chz
 class Concat(Fusion):
-    """h = V g(W [h1; ...; hM] + b): every modality's mean token, concatenated, through a two-layer perceptron.
+    """h = V g(W [h1; ...; hM] + b): the concatenated mean tokens through a two-layer MLP.
 
-    A missing modality's place is taken by a vector learned for that.
+    A learned vector replaces a missing modality.
     """
 
     hidden: int = chz.field(default=256, doc="hidden units of the perceptron")
@@ -38,8 +38,8 @@ class ConcatFusion(PooledFusion):
         self.modalities, self.rate = modalities, settings.dropout
 
     def combine(
-        self, means: Float[Array, "B M D"], there: Bool[Array, "B M"], key: jax.Array | None
+        self, means: Float[Array, "B M D"], present: Bool[Array, "B M"], key: jax.Array | None
     ) -> tuple[Float[Array, "B D"], Intermediates]:
-        summaries = jnp.where(there[..., None], means, self.missing[...].astype(means.dtype))
+        summaries = jnp.where(present[..., None], means, self.missing[...].astype(means.dtype))
         hidden = dropout(jax.nn.gelu(self.up(summaries)), self.rate, key)
         return self.norm(self.down(hidden)), {}

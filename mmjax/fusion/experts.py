@@ -18,7 +18,7 @@ from mmjax.fusion.base import (
 )
 from mmjax.layers import mlp
 from mmjax.layers.attention import Attention, check_heads
-from mmjax.layers.linear import make_parameter, use
+from mmjax.layers.linear import gather_parameter, make_parameter
 from mmjax.layers.norm import RMSNorm, dropout
 from mmjax.layers.settings import Settings
 from mmjax.types import Tokens
@@ -26,18 +26,21 @@ from mmjax.types import Tokens
 
 @chz.chz
 class Experts(Fusion):
-    """x <- x + attention(norm(x)) over all tokens, then x <- x + sum over e of p_e(x) f_e(norm(x)) over a few experts.
+    """Transformer over all tokens with a sparse mixture of experts in place of the MLP.
 
-    p = softmax(R_m norm(x)) with a router R_m for every modality m, of which a token keeps its `top_k` largest entries
-    (Shazeer et al. 2017; with tokens of several modalities Mustafa et al. 2022, LIMoE). The loss that keeps the load
-    balanced is E sum over e of F_e P_e (Fedus et al. 2022): F_e the share of tokens that want expert e most, P_e the
-    mean of p_e, each modality counting alike however many tokens it has.
+    x <- x + attention(norm(x)), then x <- x + sum over e of p_e(x) f_e(norm(x)) over a few experts. p = softmax(R_m
+    norm(x)) with a router R_m for every modality m, of which a token keeps its `top_k` largest entries (Shazeer et al.
+    2017; with tokens of several modalities Mustafa et al. 2022, LIMoE). The load-balancing loss is E sum over e of F_e
+    P_e (Fedus et al. 2022): F_e the share of tokens whose largest entry is e, P_e the mean of p_e, each modality
+    counting equally however many tokens it has.
     """
 
     experts: int = chz.field(default=4, doc="experts E; a mesh axis `expert` must divide them")
-    top_k: int = chz.field(default=2, doc="experts that a token is read by")
-    capacity: float = chz.field(default=1.5, doc="tokens an expert can read, as a multiple of its even share")
-    balance: float = chz.field(default=0.01, doc="factor of the load-balancing loss")
+    top_k: int = chz.field(default=2, doc="experts per token")
+    capacity_factor: float = chz.field(
+        default=1.5, doc="capacity of an expert as a multiple of its even share of tokens"
+    )
+    balance_weight: float = chz.field(default=0.01, doc="weight of the load-balancing loss")
     depth: int = chz.field(default=2, doc="transformer blocks")
     heads: int = chz.field(default=4, doc="attention heads")
 
@@ -45,8 +48,8 @@ class Experts(Fusion):
     def _valid(self) -> None:
         if not 1 <= self.top_k <= self.experts:
             raise ValueError(f"top_k={self.top_k} must be 1 or more and at most experts={self.experts}")
-        if self.capacity <= 0 or self.balance < 0:
-            raise ValueError("capacity must lie above 0 and balance must not lie below it")
+        if self.capacity_factor <= 0 or self.balance_weight < 0:
+            raise ValueError("capacity_factor must be positive and balance_weight must not be negative")
 
     def build(self, modalities: tuple[str, ...], settings: Settings, rngs: nnx.Rngs) -> "ExpertsFusion":
         check_heads("model.fusion", self.heads, settings.width)
@@ -54,11 +57,11 @@ class Experts(Fusion):
         def make(rngs: nnx.Rngs) -> ExpertBlock:
             return ExpertBlock(self, modalities, settings, rngs)
 
-        return ExpertsFusion(make, self.depth, self.heads, modalities, settings, rngs, balance=self.balance)
+        return ExpertsFusion(make, self.depth, self.heads, modalities, settings, rngs, balance=self.balance_weight)
 
 
 class ExpertBlock(nnx.Module):
-    """Attention of all tokens to all, then experts. Beside the streams it carries the sum of the balancing losses."""
+    """Attention over all tokens, then experts; also carries the sum of the balancing losses."""
 
     def __init__(self, config: Experts, modalities: tuple[str, ...], settings: Settings, rngs: nnx.Rngs):
         rules, width = settings.rules, settings.width
@@ -83,13 +86,13 @@ class ExpertBlock(nnx.Module):
         kept = jax.lax.top_k(jax.lax.stop_gradient(gates), self.config.top_k)[0][..., -1:]
         gates = jnp.where(gates >= kept, gates, 0)
         config = self.config
-        capacity = mlp.expert_capacity(x.shape[1], config.experts, config.top_k, config.capacity)
+        capacity = mlp.expert_capacity(x.shape[1], config.experts, config.top_k, config.capacity_factor)
         x = x + dropout(self.experts(normed, gates, capacity), self.rate, keys[1])
         return split_streams(x, streams, self.modalities), losses + balance_loss(probabilities, masks)
 
     def route(self, streams: Streams, masks: Masks) -> dict[str, Float[Array, "B _ E"]]:
-        """How much each token wants each expert, in float32: a softmax, and 0 where there is no token."""
-        routers = use(self.routers, (None, "embed", None), jnp.dtype("float32"), self.rules)
+        """The router's probabilities for each token, in float32; 0 where the token is masked."""
+        routers = gather_parameter(self.routers, (None, "embed", None), jnp.dtype("float32"), self.rules)
         scores = {
             name: jnp.einsum("bnd,de->bne", streams[name].astype(jnp.float32), routers[index])
             for index, name in enumerate(self.modalities)
@@ -99,18 +102,18 @@ class ExpertBlock(nnx.Module):
 
 def balance_loss(probabilities: dict[str, Float[Array, "B _ E"]], masks: dict[str, Bool[Array, "B _"]]) -> Array:
     """E sum over e of F_e P_e, 1 where the load is even; see `Experts`."""
-    wanted = mean = there = jnp.zeros(())
+    wanted = mean = present = jnp.zeros(())
     for name, probability in probabilities.items():
         mask = masks[name].astype(jnp.float32)
         count = jnp.maximum(mask.sum(), 1)
         first = jax.nn.one_hot(probability.argmax(-1), probability.shape[-1]) * mask[..., None]
         wanted, mean = wanted + first.sum((0, 1)) / count, mean + probability.sum((0, 1)) / count
-        there = there + mask.any()
-    return probability.shape[-1] * jnp.sum(wanted * mean) / jnp.maximum(there, 1) ** 2
+        present = present + mask.any()
+    return probability.shape[-1] * jnp.sum(wanted * mean) / jnp.maximum(present, 1) ** 2
 
 
 class ExpertsFusion(StreamFusion):
-    """See `Experts`."""
+    """Mixture-of-experts fusion, built from `Experts`."""
 
     def __init__(self, *arguments, balance: float):
         super().__init__(*arguments)
@@ -123,4 +126,4 @@ class ExpertsFusion(StreamFusion):
         start = add_modality_embedding(streams, self.kind, self.modalities), jnp.zeros((), jnp.float32)
         (values, losses), layers = self.stack(start, masks, key=key)
         balance = self.balance * losses / self.stack.depth
-        return *self.finish(values, masks), {"layers": layers[0], "losses": {"balance": balance}}
+        return *self.norm_and_pool(values, masks), {"layers": layers[0], "losses": {"balance": balance}}

@@ -1,4 +1,4 @@
-"""Fusion by feature-wise modulation."""
+"""Fusion by feature-wise linear modulation (FiLM)."""
 
 import chz
 import jax
@@ -17,11 +17,11 @@ from mmjax.layers.settings import Settings
 class Film(Fusion):
     """h <- h + f(norm(h) * (1 + gamma) + beta), `depth` times, from the mean token h of one modality.
 
-    gamma and beta are linear in the mean tokens of the others, f is a perceptron (Perez et al. 2018). Where a modality
-    is missing, a vector learned for that takes its place.
+    gamma and beta are linear in the mean tokens of the others, f is an MLP (Perez et al. 2018). A learned vector
+    replaces a missing modality.
     """
 
-    target: str | None = chz.field(default=None, doc="the modality that is modulated; None: the first by name")
+    target: str | None = chz.field(default=None, doc="the modulated modality; None: the first by name")
     depth: int = chz.field(default=2, doc="modulated blocks")
 
     @chz.validate
@@ -67,9 +67,9 @@ class FilmFusion(PooledFusion):
         self.modalities = modalities
 
     def combine(
-        self, means: Float[Array, "B M D"], there: Bool[Array, "B M"], key: jax.Array | None
+        self, means: Float[Array, "B M D"], present: Bool[Array, "B M"], key: jax.Array | None
     ) -> tuple[Float[Array, "B D"], Intermediates]:
-        known = jnp.where(there[..., None], means, self.missing[...].astype(means.dtype))
+        known = jnp.where(present[..., None], means, self.missing[...].astype(means.dtype))
         places = [index for index in range(len(self.modalities)) if index != self.target]
         h = known[:, self.target][:, None]
         others = jnp.stack([known[:, index] for index in places], 1) if places else jnp.zeros_like(h)

@@ -15,7 +15,7 @@ from mmjax.layers.settings import Settings
 class Gated(Fusion):
     """h = z1 * tanh(V1 h1) + ... + zM * tanh(VM hM) with gates z_m = sigmoid(W_m [h1; ...; hM] + b_m).
 
-    The gated multimodal unit (Arevalo et al. 2017). A missing modality adds nothing, and the gates see zeros for it.
+    The gated multimodal unit (Arevalo et al. 2017). A missing modality adds 0, and the gates read zeros for it.
     """
 
     def build(self, modalities: tuple[str, ...], settings: Settings, rngs: nnx.Rngs) -> "GatedFusion":
@@ -33,8 +33,8 @@ class GatedFusion(PooledFusion):
         self.modalities = modalities
 
     def combine(
-        self, means: Float[Array, "B M D"], there: Bool[Array, "B M"], key: jax.Array | None
+        self, means: Float[Array, "B M D"], present: Bool[Array, "B M"], key: jax.Array | None
     ) -> tuple[Float[Array, "B D"], Intermediates]:
-        gates = jnp.where(there[..., None], jax.nn.sigmoid(self.gates(means)), 0)
+        gates = jnp.where(present[..., None], jax.nn.sigmoid(self.gates(means)), 0)
         values = jnp.stack([jnp.tanh(value(means[:, index])) for index, value in enumerate(self.values)], 1)
         return (gates * values).sum(1), {"gates": gates}

@@ -1,4 +1,4 @@
-"""Fusion of decisions."""
+"""Late fusion: a sum of per-modality predictions."""
 
 import chz
 import jax
@@ -13,10 +13,10 @@ from mmjax.layers.settings import Settings
 
 @chz.chz
 class Late(Fusion):
-    """h = w1 (V1 h1 + b1) + ... + wM (VM hM + bM) over the modalities that are there; w is learned.
+    """h = w1 (V1 h1 + b1) + ... + wM (VM hM + bM) over the present modalities; w is learned.
 
-    A head that is linear in h, as `Classify` is, then predicts from every modality by itself and adds the log-odds with
-    the weights w: the product of experts of late fusion (Hinton 2002).
+    A head that is linear in h, as `Classify` is, then predicts from every modality separately and adds the log-odds
+    with the weights w: the product of experts of late fusion (Hinton 2002).
     """
 
     def build(self, modalities: tuple[str, ...], settings: Settings, rngs: nnx.Rngs) -> "LateFusion":
@@ -24,7 +24,7 @@ class Late(Fusion):
 
 
 class LateFusion(PooledFusion):
-    """See `Late`."""
+    """Late fusion, built from `Late`."""
 
     def __init__(self, modalities: tuple[str, ...], settings: Settings, rngs: nnx.Rngs):
         rules, width = settings.rules, settings.width
@@ -35,8 +35,8 @@ class LateFusion(PooledFusion):
         self.modalities = modalities
 
     def combine(
-        self, means: Float[Array, "B M D"], there: Bool[Array, "B M"], key: jax.Array | None
+        self, means: Float[Array, "B M D"], present: Bool[Array, "B M"], key: jax.Array | None
     ) -> tuple[Float[Array, "B D"], Intermediates]:
         votes = jnp.stack([expert(means[:, index]) for index, expert in enumerate(self.experts)], 1)
-        votes = jnp.where(there[..., None], votes * self.weights[...][:, None].astype(votes.dtype), 0)
+        votes = jnp.where(present[..., None], votes * self.weights[...][:, None].astype(votes.dtype), 0)
         return votes.sum(1), {"votes": votes}

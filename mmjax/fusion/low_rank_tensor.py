@@ -1,4 +1,4 @@
-"""Fusion by a tensor of low rank."""
+"""Fusion by a low-rank tensor product."""
 
 import chz
 import jax
@@ -16,11 +16,11 @@ from mmjax.layers.settings import Settings
 class LowRankTensor(Fusion):
     """h = norm(sum over r of (W_r1 [h1; 1]) * ... * (W_rM [hM; 1])).
 
-    That is a linear map of the outer product of all modalities whose tensor has rank `rank` (Liu et al. 2018). Of a
-    missing modality only the 1 is left.
+    This is a linear map of the outer product of all modalities whose tensor has rank `rank` (Liu et al. 2018). A
+    missing modality contributes only the 1.
     """
 
-    rank: int = chz.field(default=8, doc="terms of the sum")
+    rank: int = chz.field(default=8, doc="rank of the tensor: terms of the sum")
 
     @chz.validate
     def _positive(self) -> None:
@@ -32,7 +32,7 @@ class LowRankTensor(Fusion):
 
 
 class LowRankTensorFusion(PooledFusion):
-    """See `LowRankTensor`; what W_rm makes of the 1 is kept as its difference from 1, where learning is to begin."""
+    """See `LowRankTensor`; the weights of the 1 are stored as their difference from 1."""
 
     def __init__(self, config: LowRankTensor, modalities: tuple[str, ...], settings: Settings, rngs: nnx.Rngs):
         rules, width = settings.rules, settings.width
@@ -42,7 +42,7 @@ class LowRankTensorFusion(PooledFusion):
         self.modalities = modalities
 
     def combine(
-        self, means: Float[Array, "B M D"], there: Bool[Array, "B M"], key: jax.Array | None
+        self, means: Float[Array, "B M D"], present: Bool[Array, "B M"], key: jax.Array | None
     ) -> tuple[Float[Array, "B D"], Intermediates]:
         product = jnp.ones((), means.dtype)
         for index, factor in enumerate(self.factors):

@@ -1,10 +1,11 @@
-"""Fusion by shared attention with a perceptron for every modality."""
+"""Fusion by shared attention with a separate MLP per modality."""
 
 import chz
 import jax
 from flax import nnx
+from jaxtyping import Array, Float
 
-from mmjax.fusion.base import Fusion, Masks, StreamFusion, Streams, concat_streams, split_streams
+from mmjax.fusion.base import Fusion, Masks, StreamFusion, Streams, concat_streams, residual_shares, split_streams
 from mmjax.layers.attention import Attention, check_heads
 from mmjax.layers.mlp import MLP
 from mmjax.layers.norm import RMSNorm, dropout
@@ -13,9 +14,9 @@ from mmjax.layers.settings import Settings
 
 @chz.chz
 class Multiway(Fusion):
-    """x <- x + attention(norm(x)) over all tokens, then x_m <- x_m + f_m(norm_m(x_m)), a perceptron per modality.
+    """Shared attention over all tokens, then an MLP per modality: the multiway transformer.
 
-    The multiway transformer of BEiT-3 (Wang et al. 2022) and VLMo (Bao et al. 2022).
+    x <- x + attention(norm(x)), then x_m <- x_m + f_m(norm_m(x_m)). BEiT-3 (Wang et al. 2022), VLMo (Bao et al. 2022).
     """
 
     depth: int = chz.field(default=2, doc="transformer blocks")
@@ -31,7 +32,7 @@ class Multiway(Fusion):
 
 
 class MultiwayBlock(nnx.Module):
-    """Attention of all tokens to all, then every modality's own perceptron."""
+    """Attention over all tokens, then each modality's own MLP."""
 
     def __init__(self, heads: int, modalities: tuple[str, ...], settings: Settings, rngs: nnx.Rngs):
         rules, width = settings.rules, settings.width
@@ -50,3 +51,7 @@ class MultiwayBlock(nnx.Module):
             name: parts[name] + dropout(self.mlps[name](self.norms[name](parts[name])), self.rate, mlp_key)
             for name, mlp_key in zip(self.modalities, rest, strict=True)
         }
+
+    def mixture(self, streams: Streams, masks: Masks) -> Float[Array, "B T T"]:
+        x, mask = concat_streams(streams, self.modalities), concat_streams(masks, self.modalities)
+        return residual_shares(self.attention.weights(self.norm(x), mask=mask))

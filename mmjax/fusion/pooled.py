@@ -1,4 +1,4 @@
-"""Fusion by adding, averaging or comparing one vector per modality."""
+"""Fusion by the sum, mean, maximum or weighted sum of one vector per modality."""
 
 import abc
 from collections.abc import Callable
@@ -14,62 +14,64 @@ from mmjax.layers.linear import make_parameter
 from mmjax.layers.settings import Settings
 
 Means = Float[Array, "B M D"]
-There = Bool[Array, "B M"]
+Present = Bool[Array, "B M"]
 
 
-class Plain(Fusion):
-    """A fusion without parameters; in all of these a missing modality is left out."""
+class ElementwisePooling(Fusion):
+    """A fusion without parameters; missing modalities are left out."""
 
     @staticmethod
     @abc.abstractmethod
-    def pool(means: Means, there: There) -> Float[Array, "B D"]:
-        """One vector of those that are there; the others are zero."""
+    def pool(means: Means, present: Present) -> Float[Array, "B D"]:
+        """Combines the vectors of the present modalities; those of absent ones are zero."""
 
-    def build(self, modalities: tuple[str, ...], settings: Settings, rngs: nnx.Rngs) -> "PlainFusion":
-        return PlainFusion(modalities, self.pool)
+    def build(self, modalities: tuple[str, ...], settings: Settings, rngs: nnx.Rngs) -> "ElementwisePoolingFusion":
+        return ElementwisePoolingFusion(modalities, self.pool)
 
 
 @chz.chz
-class Sum(Plain):
-    """h = h1 + ... + hM, every modality's mean token added."""
+class Sum(ElementwisePooling):
+    """h = h1 + ... + hM, the sum of every modality's mean token."""
 
     @staticmethod
-    def pool(means: Means, there: There) -> Float[Array, "B D"]:
+    def pool(means: Means, present: Present) -> Float[Array, "B D"]:
         return means.sum(1)
 
 
 @chz.chz
-class Mean(Plain):
-    """h = (h1 + ... + hM) / M over the modalities that are there."""
+class Mean(ElementwisePooling):
+    """h = (h1 + ... + hM) / M over the present modalities."""
 
     @staticmethod
-    def pool(means: Means, there: There) -> Float[Array, "B D"]:
-        return means.sum(1) / jnp.maximum(there.sum(1, keepdims=True), 1).astype(means.dtype)
+    def pool(means: Means, present: Present) -> Float[Array, "B D"]:
+        return means.sum(1) / jnp.maximum(present.sum(1, keepdims=True), 1).astype(means.dtype)
 
 
 @chz.chz
-class Max(Plain):
-    """h = max(h1, ..., hM), entry by entry, over the modalities that are there."""
+class Max(ElementwisePooling):
+    """h = max(h1, ..., hM), elementwise, over the present modalities."""
 
     @staticmethod
-    def pool(means: Means, there: There) -> Float[Array, "B D"]:
-        largest = jnp.where(there[..., None], means, -jnp.inf).max(1)
-        return jnp.where(there.any(1, keepdims=True), largest, 0)
+    def pool(means: Means, present: Present) -> Float[Array, "B D"]:
+        largest = jnp.where(present[..., None], means, -jnp.inf).max(1)
+        return jnp.where(present.any(1, keepdims=True), largest, 0)
 
 
-class PlainFusion(PooledFusion):
+class ElementwisePoolingFusion(PooledFusion):
     """See `Sum`, `Mean` and `Max`."""
 
-    def __init__(self, modalities: tuple[str, ...], pool: Callable[[Means, There], Float[Array, "B D"]]):
+    def __init__(self, modalities: tuple[str, ...], pool: Callable[[Means, Present], Float[Array, "B D"]]):
         self.modalities, self.pool = modalities, pool
 
-    def combine(self, means: Means, there: There, key: jax.Array | None) -> tuple[Float[Array, "B D"], Intermediates]:
-        return self.pool(means, there), {}
+    def combine(
+        self, means: Means, present: Present, key: jax.Array | None
+    ) -> tuple[Float[Array, "B D"], Intermediates]:
+        return self.pool(means, present), {}
 
 
 @chz.chz
 class WeightedSum(Fusion):
-    """h = w1 h1 + ... + wM hM with w = softmax(a) over the modalities that are there; a is learned."""
+    """h = w1 h1 + ... + wM hM with w = softmax(a) over the present modalities; a is learned."""
 
     def build(self, modalities: tuple[str, ...], settings: Settings, rngs: nnx.Rngs) -> "WeightedSumFusion":
         return WeightedSumFusion(modalities, settings, rngs)
@@ -83,11 +85,13 @@ class WeightedSumFusion(PooledFusion):
         self.importance = make_parameter(zeros, (len(modalities),), (None,), rules=settings.rules, rngs=rngs)
         self.modalities = modalities
 
-    def combine(self, means: Means, there: There, key: jax.Array | None) -> tuple[Float[Array, "B D"], Intermediates]:
-        weights = softmax_over(jnp.broadcast_to(self.importance[...], there.shape), there)
+    def combine(
+        self, means: Means, present: Present, key: jax.Array | None
+    ) -> tuple[Float[Array, "B D"], Intermediates]:
+        weights = softmax_over(jnp.broadcast_to(self.importance[...], present.shape), present)
         return jnp.einsum("bm,bmd->bd", weights.astype(means.dtype), means), {"weights": weights}
 
 
-def softmax_over(scores: Float[Array, "B M"], there: There) -> Float[Array, "B M"]:
-    """Softmax in float32 over the entries that are there, the others 0; all are 0 where none is."""
-    return jnp.where(there, jax.nn.softmax(jnp.where(there, scores.astype(jnp.float32), -1e9)), 0)
+def softmax_over(scores: Float[Array, "B M"], present: Present) -> Float[Array, "B M"]:
+    """Softmax in float32 over the present entries, 0 for the others; all 0 where none is present."""
+    return jnp.where(present, jax.nn.softmax(jnp.where(present, scores.astype(jnp.float32), -1e9)), 0)

@@ -3,15 +3,16 @@
 import chz
 import jax
 from flax import nnx
+from jaxtyping import Array, Float
 
-from mmjax.fusion.base import Fusion, Masks, StreamFusion, Streams, concat_streams, split_streams
+from mmjax.fusion.base import Fusion, Masks, StreamFusion, Streams, concat_streams, residual_shares, split_streams
 from mmjax.layers.attention import Block, check_heads
 from mmjax.layers.settings import Settings
 
 
 @chz.chz
 class SingleStream(Fusion):
-    """x <- transformer([x1; ...; xM]): every token attends to every other, whatever it is of (Chen et al. 2020)."""
+    """x <- transformer([x1; ...; xM]): every token attends to every other (Chen et al. 2020)."""
 
     depth: int = chz.field(default=2, doc="transformer blocks")
     heads: int = chz.field(default=4, doc="attention heads")
@@ -35,3 +36,7 @@ class JointBlock(nnx.Module):
     def __call__(self, streams: Streams, masks: Masks, key: jax.Array | None) -> Streams:
         x = self.block(concat_streams(streams, self.modalities), concat_streams(masks, self.modalities), key)
         return split_streams(x, streams, self.modalities)
+
+    def mixture(self, streams: Streams, masks: Masks) -> Float[Array, "B T T"]:
+        x, mask = concat_streams(streams, self.modalities), concat_streams(masks, self.modalities)
+        return residual_shares(self.block.self_weights(x, mask))

@@ -1,4 +1,4 @@
-"""Fused tokens -> a modality, made anew. One file a generator; a new one adds its line to the table."""
+"""Generators: fused tokens -> a modality. Each is one file and one entry in the table."""
 
 from mmjax.generators.code_decoder import CodeDecoder
 from mmjax.generators.decoding import Decoding

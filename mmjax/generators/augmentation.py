@@ -1,4 +1,4 @@
-"""Changes to pictures and spectra that a gradient passes: critics see what is true and what is made so, and only so."""
+"""Differentiable augmentation of what critics see, true and generated alike."""
 
 import jax
 import jax.numpy as jnp
@@ -7,8 +7,8 @@ from jaxtyping import Array, Float
 Grid = Float[Array, "B H W C"]
 
 
-def augment(x: Grid, key: jax.Array) -> Grid:
-    """Each example in another light, moved a little and with a piece cut out (Zhao et al. 2020, DiffAugment).
+def diff_augment(x: Grid, key: jax.Array) -> Grid:
+    """DiffAugment: random colour, translation and cutout of each example (Zhao et al. 2020).
 
     Brightness by up to 0.5, saturation by a factor of up to 2, contrast by 0.5 to 1.5, a shift by up to an eighth of
     each side with zeros moved in, and zeros in a box of half of each side.
@@ -18,7 +18,7 @@ def augment(x: Grid, key: jax.Array) -> Grid:
 
 
 def _draw(key: jax.Array, x: Grid, count: int) -> list[Float[Array, "B 1 1 1"]]:
-    """`count` numbers in [0, 1) an example."""
+    """`count` random numbers in [0, 1) per example."""
     shape = (x.shape[0], 1, 1, 1)
     spec = jax.typeof(x).sharding
     return [jax.random.uniform(part, shape, out_sharding=spec) for part in jax.random.split(key, count)]
@@ -34,7 +34,7 @@ def _light(x: Grid, key: jax.Array) -> Grid:
 
 
 def _move(x: Grid, key: jax.Array) -> Grid:
-    """Rows and columns are picked by matrices of zeros and ones, which a batch split over a mesh allows."""
+    """Shifts by products with matrices of zeros and ones, which a sharded batch allows."""
     rows, columns = (_picks(size, draw[:, 0, 0]) for size, draw in zip(x.shape[1:3], _draw(key, x, 2), strict=True))
     return jnp.einsum("bij,bkl,bjlc->bikc", rows, columns, x)
 
@@ -51,6 +51,6 @@ def _cut(x: Grid, key: jax.Array) -> Grid:
     for axis, draw in zip((1, 2), _draw(key, x, 2), strict=True):
         size = x.shape[axis]
         place = jnp.arange(size, dtype=jnp.float32).reshape([-1 if axis == other else 1 for other in range(4)])
-        # The middle of the box may lie anywhere, so that borders are cut as often as what is between them.
+        # The centre of the box may be anywhere, so that borders are cut as often as the middle.
         kept = kept | (jnp.abs(place + 0.5 - draw * size) > size / 4)
     return jnp.where(kept, x, 0)

@@ -1,4 +1,4 @@
-"""Pictures and spectra written as a text of codes."""
+"""Images and spectrograms generated as sequences of codes."""
 
 import chz
 import jax
@@ -8,11 +8,12 @@ from jaxtyping import Array, Float, Int
 
 from mmjax.generators.canvas import Canvas, make_canvas
 from mmjax.generators.decoding import Decoding
-from mmjax.generators.text import TextDecoder, TextWriter
+from mmjax.generators.text import TextDecoder, TextDecoderModule
 from mmjax.generators.vq import VqModule, VqVae
 from mmjax.layers.attention import check_heads
 from mmjax.layers.patches import reshape
 from mmjax.layers.settings import Settings
+from mmjax.sharding.rules import reshard
 from mmjax.types import END, Average, Batch, Feature, Fused, Metrics, Text
 
 # The ids of padding and end come before those of codes.
@@ -21,28 +22,33 @@ BEFORE = END + 1
 
 @chz.chz
 class CodeDecoder(VqVae):
-    """Writes the codes of a picture or a spectrum, row by row, by a transformer that attends to the fused tokens.
+    """Autoregressive transformer over an image's or a spectrogram's codes, row by row.
 
-    The tokenizer, a `VqVae`, is learned beside: its loss, and -log p(code | codes before, fused) per code (van den Oord
-    et al. 2017, section 3.3; with a transformer, Esser et al. 2021). No gradient of the writing reaches the tokenizer.
+    It attends to the fused tokens. The tokenizer, a `VqVae`, is trained at the same time: the loss is its own plus -log
+    p(code | previous codes, fused) per code (van den Oord et al. 2017, section 3.3; with a transformer, Esser et al.
+    2021). No gradient of the transformer reaches the tokenizer.
     """
 
     depth: int = chz.field(default=4, doc="decoder blocks")
     heads: int = chz.field(default=4, doc="attention heads")
     decoding: Decoding = chz.field(
-        default=Decoding(temperature=1.0), doc="how predictions are written; without chance in evaluations"
+        default=Decoding(temperature=1.0), doc="how predictions are decoded; greedy in evaluations"
     )
 
     @property
     def target_feature(self) -> str:
         return self.target
 
-    def build(self, features: dict[str, Feature], settings: Settings, rngs: nnx.Rngs) -> "CodeWriter":
+    @property
+    def is_autoregressive(self) -> bool:
+        return True
+
+    def build(self, features: dict[str, Feature], settings: Settings, rngs: nnx.Rngs) -> "CodeDecoderModule":
         check_heads("CodeDecoder", self.heads, settings.width)
-        return CodeWriter(self, make_canvas("CodeDecoder", self.target, self.widths, features), settings, rngs)
+        return CodeDecoderModule(self, make_canvas("CodeDecoder", self.target, self.widths, features), settings, rngs)
 
 
-class CodeWriter(VqModule):
+class CodeDecoderModule(VqModule):
     """See `CodeDecoder`."""
 
     def __init__(self, config: CodeDecoder, canvas: Canvas, settings: Settings, rngs: nnx.Rngs):
@@ -50,7 +56,7 @@ class CodeWriter(VqModule):
         rows, columns = (side // canvas.unit for side in canvas.shape)
         text = Text(rows * columns, self.quantizer.size + BEFORE)
         decoder = TextDecoder(target=config.target, depth=config.depth, heads=config.heads)
-        self.writer = TextWriter(decoder, text, settings, rngs)
+        self.writer = TextDecoderModule(decoder, text, settings, rngs)
         self.grid, self.decoding, self.rules = (rows, columns), config.decoding, settings.rules
 
     def loss(
@@ -62,7 +68,7 @@ class CodeWriter(VqModule):
         ids = reshape(self.encode(batch), rows * columns, rules=self.rules) + BEFORE
         logits = self.writer(jax.lax.stop_gradient(ids), fused, write_key)
         size = self.canvas.size(batch)
-        hot = jax.sharding.reshard(jax.nn.one_hot(ids, logits.shape[-1]), jax.typeof(logits).sharding.spec)
+        hot = reshard(jax.nn.one_hot(ids, logits.shape[-1]), jax.typeof(logits).sharding.spec)
         losses = (jax.nn.logsumexp(logits, -1) - jnp.sum(logits * hot, -1)).mean(1)
         right = (logits.argmax(-1) == ids).astype(jnp.float32).mean(1)
         writing = Average.of(losses, size)
@@ -70,10 +76,10 @@ class CodeWriter(VqModule):
         return loss, {**metrics, "codes": writing, "accuracy": Average.of(right, size)}
 
     def predict(self, fused: Fused, key: jax.Array | None) -> dict[str, Array]:
-        return {"values": self.write(fused, key, self.decoding)}
+        return {"values": self.sample(fused, key, self.decoding)}
 
-    def write(self, fused: Fused, key: jax.Array | None, how: Decoding) -> Float[Array, "B ..."]:
-        """One picture or spectrum an example, in the feature's own terms."""
+    def sample(self, fused: Fused, key: jax.Array | None, decoding: Decoding) -> Float[Array, "B ..."]:
+        """One image or spectrogram per example, as values of the feature."""
         # An end, which no training has shown, counts as the first code.
-        codes = jnp.maximum(self.writer.write(fused, key, how) - BEFORE, 0)
+        codes = jnp.maximum(self.writer.sample(fused, key, decoding) - BEFORE, 0)
         return self.decode(reshape(codes, *self.grid, rules=self.rules))

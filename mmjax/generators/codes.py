@@ -1,4 +1,4 @@
-"""Vectors to one of finitely many codes, with gradients that pass straight through."""
+"""Vector quantizers with straight-through gradients."""
 
 import abc
 import math
@@ -12,20 +12,20 @@ from jaxtyping import Array, Float, Int
 
 from mmjax.layers.linear import look_up, make_parameter
 from mmjax.layers.norm import unit_norm
-from mmjax.sharding.rules import Rules
+from mmjax.sharding.rules import Rules, reshard
 
 Grid = Float[Array, "B h w Z"]
 
 
 @runtime_checkable
 class QuantizerModule(Protocol):
-    """A built quantizer of vectors of `width` numbers into one of `size` codes."""
+    """A built quantizer of vectors of `width` numbers to one of `size` codes."""
 
     width: int
     size: int
 
     def __call__(self, z: Grid, key: jax.Array | None) -> tuple[Grid, Int[Array, "B h w"], Float[Array, "B"]]:
-        """The codes' vectors, through which the gradient of z passes; the codes; what to keep small, by example."""
+        """The codes' vectors with straight-through gradients; the codes; each example's loss."""
         ...
 
     def look_up(self, codes: Int[Array, "B h w"]) -> Grid:
@@ -39,27 +39,26 @@ class Quantizer(abc.ABC):
 
     @abc.abstractmethod
     def build(self, rules: Rules, rngs: nnx.Rngs) -> QuantizerModule:
-        """The module."""
+        """Builds the quantizer."""
 
 
 @chz.chz
 class Codebook(Quantizer):
-    """The nearest of learned unit vectors e (van den Oord et al. 2017; unit vectors: Yu et al. 2022, ViT-VQGAN).
+    """The nearest of learned unit vectors e (van den Oord et al. 2017; ViT-VQGAN, Yu et al. 2022).
 
-    Keeps |e - sg(z)|^2 + commitment |z - sg(e)|^2 small, per number. No averages are kept: in training, codes that
-    no vector of the batch is nearest to are drawn, by revival |e - sg(z')|^2, to vectors z' taken at random from it,
-    until one is.
+    Its loss is |e - sg(z)|^2 + commitment |z - sg(e)|^2, per number. There are no moving averages: in training, codes
+    that are nearest to no vector of the batch are moved, by revival |e - sg(z')|^2, towards random vectors z' of it.
     """
 
     size: int = chz.field(default=512, doc="codes")
     width: int = chz.field(default=16, doc="numbers of a code's vector")
-    commitment: float = chz.field(default=0.25, doc="weight of the vectors' distance from their codes")
-    revival: float = chz.field(default=1.0, doc="weight of unused codes' distance from vectors of the batch")
+    commitment: float = chz.field(default=0.25, doc="weight of the commitment loss")
+    revival: float = chz.field(default=1.0, doc="weight of the loss that moves unused codes to vectors of the batch")
 
     @chz.validate
     def _possible(self) -> None:
         if self.size < 2 or self.width < 1 or min(self.commitment, self.revival) < 0:
-            raise ValueError(f"a codebook needs 2 codes or more of 1 number or more, and weights of 0 or more: {self}")
+            raise ValueError(f"a codebook needs size >= 2, width >= 1 and weights that are not negative: {self}")
 
     def build(self, rules: Rules, rngs: nnx.Rngs) -> "CodebookModule":
         return CodebookModule(self, rules, rngs)
@@ -92,7 +91,7 @@ class CodebookModule(nnx.Module):
         return unit_norm(self.table[...])
 
     def _revive(self, unit: Grid, codes: Array, vectors: Float[Array, "K Z"], key: jax.Array) -> Float[Array, ""]:
-        """The mean over codes of the distance of those that are not used from vectors of the batch at random."""
+        """The mean over codes of the distance of unused ones from random vectors of the batch."""
         used = jax.nn.one_hot(codes, self.size).sum((0, 1, 2)) > 0
         example_key, row_key, column_key = jax.random.split(key, 3)
         count, rows, columns, _ = unit.shape
@@ -101,9 +100,9 @@ class CodebookModule(nnx.Module):
             for pick_key, size in ((example_key, count), (row_key, rows), (column_key, columns))
         )
         examples, picked_rows, picked_columns = picks
-        examples = jax.sharding.reshard(examples, self.rules.spec(None, "batch"))
+        examples = reshard(examples, self.rules.spec(None, "batch"))
         # Each code's own vector of the batch; every device adds what it has of them.
-        spec = self.rules.spec(None, None, None, None)
+        spec = self.rules.out_sharding(None, None, None, None)
         grids = jnp.einsum("kb,bhwz->khwz", examples, unit, out_sharding=spec)
         drawn = jnp.einsum("khwz,kh,kw->kz", grids, picked_rows, picked_columns)
         return jnp.where(used, 0, jnp.square(vectors - drawn).mean(1)).mean()
@@ -111,21 +110,21 @@ class CodebookModule(nnx.Module):
 
 @chz.chz
 class Fsq(Quantizer):
-    """Finite scalar quantization (Mentzer et al. 2024): each number is rounded to one of its own few levels."""
+    """Finite scalar quantization: each number is rounded to one of a few levels (Mentzer et al. 2024)."""
 
     levels: tuple[int, ...] = chz.field(default=(8, 8, 8), doc="levels of each number; their product is the codes")
 
     @chz.validate
     def _possible(self) -> None:
         if not self.levels or min(self.levels) < 3:
-            raise ValueError(f"levels={self.levels} must be 3 or more each")
+            raise ValueError(f"levels={self.levels} must each be at least 3")
 
     def build(self, rules: Rules, rngs: nnx.Rngs) -> "FsqModule":
         return FsqModule(self.levels)
 
 
 class FsqModule(nnx.Module):
-    """See `Fsq`. Codes count the levels, the first number's fastest."""
+    """See `Fsq`. A code is the mixed-radix number of the levels, the first number's lowest."""
 
     def __init__(self, levels: tuple[int, ...]):
         self.levels, self.width, self.size = levels, len(levels), math.prod(levels)
@@ -134,7 +133,7 @@ class FsqModule(nnx.Module):
         levels = jnp.asarray(self.levels, jnp.float32)
         half = (levels - 1) * (1 + 1e-3) / 2
         offset = jnp.where(levels % 2 == 0, 0.5, 0.0)
-        # For an even number of levels they lie at halves, and zero still goes to the middle.
+        # With an even number of levels they are at halves, and zero still maps to the middle.
         bounded = jnp.tanh(z.astype(jnp.float32) + jnp.arctanh(offset / half)) * half - offset
         rounded = jnp.round(bounded)
         codes = jnp.einsum("bhwz,z->bhw", rounded + levels // 2, self._places()).astype(jnp.int32)

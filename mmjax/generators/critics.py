@@ -1,4 +1,4 @@
-"""Critics: networks that tell what is true from what is made, patch by patch."""
+"""Critics: networks that score true and generated examples, patch by patch."""
 
 import abc
 import dataclasses
@@ -13,20 +13,20 @@ from jaxtyping import Array, Float
 
 from mmjax.layers.conv import Conv
 from mmjax.layers.linear import Linear
-from mmjax.layers.patches import cut_picture, reshape
+from mmjax.layers.patches import patchify, reshape
 from mmjax.layers.settings import Settings
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class CriticOutput:
-    """What a critic says: how true each part is, in float32, and what its layers saw."""
+    """A critic's scores, in float32, and the activations of its layers."""
 
     scores: tuple[Float[Array, "B ..."], ...]
     features: tuple[Float[Array, "B ..."], ...]
 
     def mean(self) -> Float[Array, "B"]:
-        """The mean score of each example, every network of the critic weighing alike."""
+        """The mean score of each example, with equal weight for every network of the critic."""
         means = [score.reshape(score.shape[0], -1).mean(1) for score in self.scores]
         return sum(means[1:], means[0]) / len(means)
 
@@ -36,7 +36,7 @@ class CriticModule(Protocol):
     """A built critic."""
 
     def __call__(self, x: Float[Array, "B ..."], condition: Float[Array, "B D"]) -> CriticOutput:
-        """Its verdict on true or made examples, given what was asked for."""
+        """Scores of true or generated examples, given the fused summary."""
         ...
 
 
@@ -46,18 +46,18 @@ class Critic(abc.ABC):
 
     @abc.abstractmethod
     def build(self, channels: int, settings: Settings, rngs: nnx.Rngs) -> CriticModule:
-        """The module for grids of so many channels."""
+        """The critic for grids with this many channels."""
 
 
 @chz.chz
 class PatchCritic(Critic):
-    """A convolutional network with a score for every patch (Isola et al. 2017), without norms (Huang et al. 2024).
+    """Convolutional critic with a score per patch (Isola et al. 2017), without norms (Huang et al. 2024).
 
-    What was asked for counts as the inner product of its projection with a patch's features (Miyato & Koyama 2018).
+    The condition is added as the inner product of its projection with a patch's features (Miyato & Koyama 2018).
     """
 
     widths: tuple[int, ...] = chz.field(default=(32, 64, 128), doc="channels by level; each halves the sides")
-    conditional: bool = chz.field(default=True, doc="reads what was asked for, the fused features")
+    conditional: bool = chz.field(default=True, doc="whether the critic reads the fused features")
 
     @chz.validate
     def _some(self) -> None:
@@ -76,10 +76,10 @@ class PatchCriticModule(nnx.Module):
         conv = functools.partial(Conv, rules=rules, rngs=rngs)
         before = (config.widths[0], *config.widths)
         self.stem = conv(channels, config.widths[0], 3)
-        self.halve = nnx.List([Halve(a, b, settings, rngs) for a, b in zip(before, config.widths, strict=False)])
-        self.blocks = nnx.List([PlainBlock(width, settings, rngs) for width in config.widths])
+        self.halve = nnx.List([Downsample(a, b, settings, rngs) for a, b in zip(before, config.widths, strict=False)])
+        self.blocks = nnx.List([ResidualBlock(width, settings, rngs) for width in config.widths])
         last = config.widths[-1]
-        self.score = conv(last, 1, 3, few_outputs=True)
+        self.score = conv(last, 1, 3, shard_inputs=True)
         project = functools.partial(Linear, (settings.width, last), ("embed", None), rules=rules, rngs=rngs)
         self.project = project() if config.conditional else None
         self.dtype = settings.dtype
@@ -98,10 +98,10 @@ class PatchCriticModule(nnx.Module):
         return CriticOutput((scores,), tuple(features))
 
 
-class Halve(nnx.Module):
-    """Squares of four places as one each, by a linear map (Liu et al. 2022); zeros fill up odd sides.
+class Downsample(nnx.Module):
+    """Downsampling by two: four cells to one by a linear map (Liu et al. 2022); odd sides are padded.
 
-    Penalties of slopes differentiate it twice, which a strided convolution is fifteen times as slow at on a CPU.
+    Gradient penalties differentiate it twice, which is fifteen times slower with a strided convolution on a CPU.
     """
 
     def __init__(self, before: int, after: int, settings: Settings, rngs: nnx.Rngs):
@@ -110,12 +110,12 @@ class Halve(nnx.Module):
 
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w D"]:
         x = jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, x.shape[2] % 2), (0, 0)))
-        y = self.linear(cut_picture(x, 2, rules=self.rules))
+        y = self.linear(patchify(x, 2, rules=self.rules))
         return reshape(y, x.shape[1] // 2, x.shape[2] // 2, y.shape[-1], rules=self.rules)
 
 
-class PlainBlock(nnx.Module):
-    """x + conv(leak(conv(leak(x)))), its last convolution small at first (Zhang et al. 2019, Fixup)."""
+class ResidualBlock(nnx.Module):
+    """x + conv(leak(conv(leak(x)))), its last convolution small at first (Fixup, Zhang et al. 2019)."""
 
     def __init__(self, width: int, settings: Settings, rngs: nnx.Rngs):
         conv = functools.partial(Conv, width, width, 3, rules=settings.rules, rngs=rngs)

@@ -1,4 +1,4 @@
-"""Pictures and spectra from noise and fused tokens, by a game against a critic."""
+"""Images and spectrograms from noise and fused tokens, trained adversarially."""
 
 import functools
 
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from mmjax.generators.adversary import AdversarialOutput, GeneratorOutput
+from mmjax.generators.adversary import AdversarialGenerator, AdversarialOutput, GeneratorOutput
 from mmjax.generators.canvas import Canvas
 from mmjax.layers.attention import CrossBlock, check_heads
 from mmjax.layers.conv_autoencoder import Decoder
@@ -17,21 +17,20 @@ from mmjax.layers.norm import RMSNorm
 from mmjax.layers.patches import reshape
 from mmjax.layers.position import make_position
 from mmjax.layers.settings import Settings
-from mmjax.layers.stack import Stack
 from mmjax.types import Average, Batch, Feature, Fused, Metrics
 
 
 @chz.chz
 class Gan(AdversarialOutput):
-    """Makes a picture or a spectrum of noise z and the fused tokens (Goodfellow et al. 2014; Mirza & Osindero 2014).
+    """Conditional GAN of an image or a spectrogram (Goodfellow et al. 2014; Mirza & Osindero 2014).
 
-    Every place of the smallest grid, a learned position and z, attends to the others and to the fused tokens; then the
-    grid grows by convolutions that z and the fused summary modulate. Beside what the critic says, the squared error
-    may count, which then draws to the mean of what is possible.
+    Every cell of the smallest grid, a learned position and the noise z, attends to the others and to the fused tokens.
+    Then the grid is upsampled by convolutions that z and the fused summary modulate. `reconstruction` adds the squared
+    error, which draws the result to the mean of what is possible.
     """
 
     noise: int = chz.field(default=64, doc="numbers of z")
-    depth: int = chz.field(default=2, doc="blocks in which places attend to the fused tokens")
+    depth: int = chz.field(default=2, doc="blocks with attention to the fused tokens")
     heads: int = chz.field(default=4, doc="attention heads")
     reconstruction: float = chz.field(default=0.0, doc="weight of the squared error per number")
 
@@ -49,7 +48,7 @@ class Gan(AdversarialOutput):
         return GanModule(self, self.canvas(features), settings, rngs)
 
 
-class GanModule(nnx.Module):
+class GanModule(AdversarialGenerator):
     """z Float[B Z], fused -> x Float[B H W C]."""
 
     def __init__(self, config: Gan, canvas: Canvas, settings: Settings, rngs: nnx.Rngs):
@@ -58,12 +57,10 @@ class GanModule(nnx.Module):
         linear = functools.partial(Linear, axes=(None, "embed"), rules=rules, rngs=rngs)
         self.noise = linear((config.noise, width))
         self.position = make_position((rows, columns, width), rules=rules, rngs=rngs)
-        self.blocks = Stack(
+        self.blocks = settings.stack(
             lambda rngs: CrossBlock(width, config.heads, rate=settings.dropout, rules=rules, rngs=rngs),
             config.depth,
-            remat=settings.remat,
-            unroll=settings.unroll,
-            rngs=rngs,
+            rngs,
         )
         self.norm = RMSNorm(width, rules=rules, rngs=rngs)
         self.grow = Decoder(width, config.widths, canvas.channels, 2 * width, rules=rules, rngs=rngs)
@@ -71,9 +68,9 @@ class GanModule(nnx.Module):
         self.reconstruction, self.dtype, self.rules = config.reconstruction, settings.dtype, rules
 
     def __call__(self, fused: Fused, key: jax.Array | None) -> Float[Array, "B H W C"]:
-        """What noise drawn by `key` becomes, in float32; without a key the noise is zero."""
+        """The output for noise drawn by `key`, in float32; without a key the noise is zero."""
         count, (rows, columns, width) = fused.pooled.shape[0], self.shape
-        spec = self.rules.spec("batch", None)
+        spec = self.rules.out_sharding("batch", None)
         z = jnp.zeros((count, self.numbers), jnp.float32, out_sharding=spec)
         if key is not None:
             z = jax.random.normal(key, z.shape, out_sharding=spec)
@@ -88,7 +85,7 @@ class GanModule(nnx.Module):
     def generate(
         self, fused: Fused, batch: Batch, key: jax.Array | None, step: Int[Array, ""] | None
     ) -> GeneratorOutput:
-        """What it makes of the batch's noise and tokens."""
+        """Generates from noise and the batch's fused tokens."""
         canvas, size = self.canvas, self.canvas.size(batch)
         x, fake = canvas.from_batch(batch), self(fused, key)
 
@@ -98,16 +95,11 @@ class GanModule(nnx.Module):
         def distance(fake: Array) -> Float[Array, "B"]:
             return self.reconstruction * squared_error(fake)
 
-        metrics: Metrics = {"square_error": Average.of(squared_error(fake), size)}
+        metrics: Metrics = {"squared_error": Average.of(squared_error(fake), size)}
         return GeneratorOutput(x, canvas.mask(fake, batch), distance, jnp.zeros_like(size), size, metrics)
 
     def weight(self, batch: Batch) -> Float[Array, ""]:
         return self.canvas.size(batch).sum()
-
-    def loss(
-        self, fused: Fused, batch: Batch, key: jax.Array | None, step: Int[Array, ""] | None
-    ) -> tuple[Average, Metrics]:
-        return self.generate(fused, batch, key, step).loss()
 
     def predict(self, fused: Fused, key: jax.Array | None) -> dict[str, Array]:
         return {"values": self.canvas.values(self(fused, key))}

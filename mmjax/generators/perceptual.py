@@ -1,4 +1,4 @@
-"""Distance by what a classifier sees."""
+"""Perceptual distance: by the features of a classifier."""
 
 import chz
 import jax
@@ -13,14 +13,14 @@ from mmjax.layers.settings import Settings
 
 @chz.chz
 class Perceptual(ConvTrunk):
-    """The mean squared distance of unit features in every layer of a classifier (Zhang et al. 2018, unweighted).
+    """Mean squared distance of unit features of a classifier's layers (Zhang et al. 2018, unweighted).
 
-    The classifier is the trunk of a `ConvNet` with these fields that was trained before: `train.initialize` takes its
+    The classifier is the trunk of a `ConvNet` with the same fields from an earlier run: `train.initialize` takes its
     parameters from that run (`rename` of encoders/NAME/trunk to outputs/NAME/judge), and an entry of `optimizer.rules`
-    with `freeze` for "/judge/" keeps them.
+    with `freeze` for "/judge/" keeps them fixed.
     """
 
-    weight: float = chz.field(default=1.0, doc="of this distance, beside the one by numbers")
+    weight: float = chz.field(default=1.0, doc="weight of this distance, relative to the squared error")
 
     @chz.validate
     def _positive(self) -> None:
@@ -28,20 +28,20 @@ class Perceptual(ConvTrunk):
             raise ValueError(f"weight={self.weight} must not be negative")
 
     def build(self, channels: int, settings: Settings, rngs: nnx.Rngs) -> "PerceptualDistance":
-        """The distance of grids of so many channels."""
+        """The distance for grids with this many channels."""
         return PerceptualDistance(self, channels, settings, rngs)
 
 
 class PerceptualDistance(nnx.Module):
-    """See `Perceptual`. Nothing is learned through it."""
+    """See `Perceptual`. Its parameters get no gradient."""
 
     def __init__(self, config: Perceptual, channels: int, settings: Settings, rngs: nnx.Rngs):
         self.judge = ConvTrunkModule(config, channels, settings, rngs)
         self.weight, self.dtype = config.weight, settings.dtype
 
-    def __call__(self, true: Float[Array, "B H W C"], made: Float[Array, "B H W C"]) -> Float[Array, "B"]:
+    def __call__(self, true: Float[Array, "B H W C"], fake: Float[Array, "B H W C"]) -> Float[Array, "B"]:
         """weight * the distance of grids with values in [-1, 1]."""
-        seen = [self._features(x) for x in (true, made)]
+        seen = [self._features(x) for x in (true, fake)]
         apart = [jnp.square(a - b).sum(-1).mean((0, 2, 3)) for a, b in zip(*seen, strict=True)]
         return self.weight * sum(apart[1:], apart[0]) / len(apart)
 

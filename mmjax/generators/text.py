@@ -1,4 +1,6 @@
-"""Text, token by token."""
+"""Text generation, token by token."""
+
+from collections.abc import Mapping
 
 import chz
 import jax
@@ -8,40 +10,52 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mmjax.generators.decoding import IMPOSSIBLE, Decoding, decode
 from mmjax.layers.attention import check_heads
-from mmjax.layers.decoder import Decoder, Memories
+from mmjax.layers.decoder import Decoder, DecoderBlock, DecoderCache
 from mmjax.layers.linear import Embedding, Linear
-from mmjax.layers.output import Output, find_feature
+from mmjax.layers.output import Output, OutputModule, find_feature
 from mmjax.layers.position import make_position
 from mmjax.layers.settings import Settings
-from mmjax.types import PADDING, Average, Batch, Feature, Fused, Metrics, Text
+from mmjax.sharding.rules import reshard
+from mmjax.types import PADDING, Average, Batch, Feature, Fused, Metrics, Text, Tokens
 
 
 @chz.chz
 class TextDecoder(Output):
-    """Writes a text by a causal transformer that attends to the fused tokens (Vaswani et al. 2017).
+    """Causal transformer that attends to the fused tokens and generates text (Vaswani et al. 2017).
 
-    The text itself is hidden from the fusion that it reads.
+    The target text is hidden from the fusion.
     """
 
     target: str = chz.field(doc="name of the text")
     depth: int = chz.field(default=2, doc="decoder blocks")
     heads: int = chz.field(default=4, doc="attention heads")
-    decoding: Decoding = chz.field(default=Decoding(), doc="how predictions are written")
+    decoding: Decoding = chz.field(default=Decoding(), doc="how predictions are decoded")
 
     @property
     def target_feature(self) -> str:
         return self.target
 
-    def build(self, features: dict[str, Feature], settings: Settings, rngs: nnx.Rngs) -> "TextWriter":
+    @property
+    def is_autoregressive(self) -> bool:
+        return True
+
+    @property
+    def can_judge(self) -> bool:
+        return True
+
+    def build(self, features: dict[str, Feature], settings: Settings, rngs: nnx.Rngs) -> "TextDecoderModule":
         check_heads("TextDecoder", self.heads, settings.width)
-        return TextWriter(self, find_feature("TextDecoder.target", self.target, features, Text), settings, rngs)
+        return TextDecoderModule(self, find_feature("TextDecoder.target", self.target, features, Text), settings, rngs)
 
 
-class TextWriter(nnx.Module):
-    """Fused tokens -> logits Float[B N V] of every token given those before it; padding begins a text.
+class TextDecoderModule(OutputModule):
+    """Fused tokens -> next-token logits Float[B N V]; padding starts a text.
 
-    The loss is -log p(token | tokens before, fused) in float32, per token, the end included.
+    The loss is -log p(token | previous tokens, fused) in float32, per token, the end included.
     """
+
+    writes_text = True
+    explainable = True
 
     def __init__(self, config: TextDecoder, text: Text, settings: Settings, rngs: nnx.Rngs):
         rules, width = settings.rules, settings.width
@@ -49,57 +63,82 @@ class TextWriter(nnx.Module):
         self.position = make_position((text.length, width), rules=rules, rngs=rngs)
         self.decoder = Decoder(config.depth, config.heads, settings, rngs)
         self.logits = Linear((width, text.vocabulary), ("embed", "vocab"), scale=0.1, rules=rules, rngs=rngs)
-        self.target, self.decoding, self.length = config.target, config.decoding, text.length
+        self.target = self.truth_feature = config.target
+        self.decoding, self.length = config.decoding, text.length
         self.dtype, self.rules = settings.dtype, rules
 
     def __call__(self, ids: Int[Array, "B N"], fused: Fused, key: jax.Array | None) -> Float[Array, "B N V"]:
-        """Logits in float32 of the token at every place, of which only the tokens before it are read."""
+        """Teacher-forced logits in float32; each position reads only earlier tokens."""
         before = jnp.pad(ids[:, :-1], ((0, 0), (1, 0)), constant_values=PADDING)
         x = self.embed(before, self.dtype) + self.position[...].astype(self.dtype)
         return self.logits(self.decoder(x, fused.tokens, key)).astype(jnp.float32)
 
     def weight(self, batch: Batch) -> Float[Array, ""]:
-        return self._there(batch).astype(jnp.float32).sum()
+        return self._present(batch).astype(jnp.float32).sum()
 
-    def _there(self, batch: Batch) -> Array:
+    def _present(self, batch: Batch) -> Array:
         return batch.mask[self.target] & batch.present[self.target][:, None]
 
     def loss(
         self, fused: Fused, batch: Batch, key: jax.Array | None, step: Int[Array, ""] | None
     ) -> tuple[Average, Metrics]:
-        truth, there = batch.values[self.target], self._there(batch)
+        truth, present = batch.values[self.target], self._present(batch)
         logits = self(truth, fused, key)
         split = jax.typeof(logits).sharding.spec
-        hot = jax.sharding.reshard(jax.nn.one_hot(truth, logits.shape[-1]), split)
+        hot = reshard(jax.nn.one_hot(truth, logits.shape[-1]), split)
         losses = jax.nn.logsumexp(logits, -1) - jnp.sum(logits * hot, -1)
         right = logits.argmax(-1) == truth
-        loss = Average.of(losses, there)
-        # As long as every token is right, a greedy decoder is given what it would have said itself.
-        exact = (right | ~there).all(1).astype(jnp.float32)
+        loss = Average.of(losses, present)
+        # As long as every token is right, teacher forcing equals greedy decoding.
+        exact = (right | ~present).all(1).astype(jnp.float32)
         metrics: Metrics = {
-            "accuracy": Average.of(right.astype(jnp.float32), there),
-            "exact": Average.of(exact, there.any(1)),
+            "accuracy": Average.of(right.astype(jnp.float32), present),
+            "exact": Average.of(exact, present.any(1)),
         }
         return loss, metrics
 
     def predict(self, fused: Fused, key: jax.Array | None) -> dict[str, Array]:
-        return {"ids": self.write(fused, key, self.decoding)}
+        return {"ids": self.sample(fused, key, self.decoding)}
 
-    def write(self, fused: Fused, key: jax.Array | None, how: Decoding) -> Int[Array, "B N"]:
-        """Token ids of one text an example, padding behind its end; see `decode`."""
+    def answer(self, predictions: Mapping[str, Array]) -> Int[Array, "B N"]:
+        """The text written."""
+        return predictions["ids"]
+
+    def answer_logits(self, answer: Int[Array, "B N"], fused: Fused) -> Float[Array, "B N V"]:
+        """The logits of every token, given those of the text before it."""
+        return self(answer, fused, None)
+
+    def token_weights(
+        self, answer: Int[Array, "B P"], explained: Bool[Array, "B P"], tokens: Tokens
+    ) -> Float[Array, "B T"]:
+        """By cross-attention at the places explained, the mean of all blocks."""
+        before = jnp.pad(answer[:, :-1], ((0, 0), (1, 0)), constant_values=PADDING)
+        context = self.decoder.context_norm(tokens.values).astype(self.dtype)
+
+        def step(block: DecoderBlock, x: Array, _) -> tuple[Array, Array]:
+            query = block.seen_norm(x + block.own(block.own_norm(x), causal=True))
+            return block(x, context, tokens.mask, None), block.seen.weights(query, context, tokens.mask)
+
+        x = self.embed(before, self.dtype) + self.position[...].astype(self.dtype)
+        _, weights = self.decoder.stack.scan(step, x)
+        share = explained / jnp.maximum(explained.sum(1, keepdims=True), 1)
+        return jnp.einsum("lbpt,bp->bt", weights, share) / len(weights)
+
+    def sample(self, fused: Fused, key: jax.Array | None, decoding: Decoding) -> Int[Array, "B N"]:
+        """Token ids of one text per example, padded after its end; see `decode`."""
         mask = fused.tokens.mask
 
-        def step(last: Int[Array, "B"], place: Int[Array, ""], memories: Memories) -> tuple[Array, Memories]:
-            return self.step(last, place, memories, mask)
+        def step(last: Int[Array, "B"], position: Int[Array, ""], cache: DecoderCache) -> tuple[Array, DecoderCache]:
+            return self.step(last, position, cache, mask)
 
-        memories = self.decoder.begin(fused.tokens, self.length, self.dtype)
-        return decode(step, memories, mask.shape[0], self.length, key, how, self.rules)
+        cache = self.decoder.init_cache(fused.tokens, self.length, self.dtype)
+        return decode(step, cache, mask.shape[0], self.length, key, decoding, self.rules)
 
     def step(
-        self, last: Int[Array, "B"], place: Int[Array, ""], memories: Memories, mask: Bool[Array, "B M"]
-    ) -> tuple[Float[Array, "B V"], Memories]:
-        """Logits in float32 of the token at one place, given the one before it and what is remembered of the rest."""
-        position = jax.lax.dynamic_slice_in_dim(self.position[...], place, 1).astype(self.dtype)
-        x, memories = self.decoder.step(self.embed(last[:, None], self.dtype) + position, place, memories, mask)
-        logits = jax.sharding.reshard(self.logits(x)[:, 0].astype(jnp.float32), self.rules.spec("batch", None))
-        return jnp.where(jnp.arange(logits.shape[-1]) == PADDING, IMPOSSIBLE, logits), memories
+        self, last: Int[Array, "B"], position: Int[Array, ""], cache: DecoderCache, mask: Bool[Array, "B M"]
+    ) -> tuple[Float[Array, "B V"], DecoderCache]:
+        """Logits in float32 at one position, from the previous token and the cache."""
+        embedding = jax.lax.dynamic_slice_in_dim(self.position[...], position, 1).astype(self.dtype)
+        x, cache = self.decoder.step(self.embed(last[:, None], self.dtype) + embedding, position, cache, mask)
+        logits = reshard(self.logits(x)[:, 0].astype(jnp.float32), self.rules.spec("batch", None))
+        return jnp.where(jnp.arange(logits.shape[-1]) == PADDING, IMPOSSIBLE, logits), cache

@@ -1,4 +1,4 @@
-"""Pictures and spectra from latent numbers: the variational autoencoder."""
+"""Variational autoencoders of images and spectrograms."""
 
 import functools
 
@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from mmjax.generators.adversary import AdversarialOutput, Adversary, GeneratorOutput
+from mmjax.generators.adversary import AdversarialGenerator, AdversarialOutput, Adversary, GeneratorOutput
 from mmjax.generators.canvas import Canvas, make_canvas
-from mmjax.generators.gaussian import LEAST, MOST, Gaussian
+from mmjax.generators.gaussian import MAX_LOG_DEVIATION, MIN_LOG_DEVIATION, Gaussian
 from mmjax.generators.perceptual import Perceptual
 from mmjax.layers.conv_autoencoder import Decoder, Encoder
 from mmjax.layers.linear import Linear, make_parameter
@@ -22,21 +22,21 @@ from mmjax.types import Average, Batch, Feature, Fused, Metrics
 
 @chz.chz
 class Vae(Output):
-    """Conditional variational autoencoder of a picture or a spectrum x (Kingma & Welling 2014; Sohn et al. 2015).
+    """Conditional VAE of an image or a spectrogram x (Kingma & Welling 2014; Sohn et al. 2015).
 
-    -log p(x | z, fused) + beta * sum over channels of max(KL(q(z | x) || p(z | fused)), free_bits), per number of x:
-    z ~ q is a grid of Gaussians; p(x | z, fused) is a Gaussian of one learned deviation (Rybkin et al. 2021); free bits
-    are those of Kingma et al. (2016), here for each example and channel. Without `conditional` the fused features are
-    not read and p(z) is the standard Gaussian.
+    The loss is -log p(x | z, fused) + beta * sum over channels of max(KL(q(z | x) || p(z | fused)), free_bits), per
+    number of x. z ~ q is a grid of Gaussians; p(x | z, fused) is a Gaussian with one learned deviation (Rybkin et al.
+    2021); free bits are those of Kingma et al. (2016), here for each example and channel. Without `conditional` the
+    fused features are not read and p(z) is the standard Gaussian.
     """
 
-    target: str = chz.field(doc="name of the picture or spectrum")
+    target: str = chz.field(doc="name of the image or spectrogram")
     latent: int = chz.field(default=8, doc="channels of z")
     widths: tuple[int, ...] = chz.field(default=(32, 64, 128), doc="channels by level; each halves the sides")
     conditional: bool = chz.field(default=True, doc="prior and decoder read the fused features")
     beta: float = chz.field(default=1.0, doc="weight of the KL divergence (Higgins et al. 2017)")
-    free_bits: float = chz.field(default=0.0, doc="nats that each channel's divergence counts at least")
-    warmup: int = chz.field(default=0, doc="steps over which beta climbs from 0")
+    free_bits: float = chz.field(default=0.0, doc="minimum of each channel's divergence in the loss, nats")
+    warmup: int = chz.field(default=0, doc="steps over which beta rises from 0")
 
     @chz.validate
     def _possible(self) -> None:
@@ -60,20 +60,24 @@ class Vae(Output):
 
 @chz.chz
 class VaeGan(AdversarialOutput, Vae):
-    """A `Vae` that a critic judges too, and whose distance from the truth is also one of features (Larsen et al. 2016).
+    """A `Vae` with a critic and, optionally, a perceptual distance (Larsen et al. 2016).
 
-    The critic sees what is made of z ~ q(z | x).
+    The critic sees reconstructions from z ~ q(z | x).
     """
 
-    adversary: Adversary = chz.field(default=Adversary(adaptive=True, weight=0.5), doc="the critic and its game")
-    perceptual: Perceptual | None = chz.field(default=None, doc="distance by what a classifier sees; None: by numbers")
+    adversary: Adversary = chz.field(default=Adversary(adaptive=True, weight=0.5), doc="the critic and its loss")
+    perceptual: Perceptual | None = chz.field(
+        default=None, doc="perceptual distance, added to the squared error; None: none"
+    )
 
     def build(self, features: dict[str, Feature], settings: Settings, rngs: nnx.Rngs) -> "VaeModule":
         return VaeModule(self, self.canvas(features), settings, rngs, self.perceptual)
 
 
-class VaeModule(nnx.Module):
-    """x Float[B H W C] -> q(z | x), Float[B h w Z] twice -> p(x | z, fused). Statistics are in float32."""
+class VaeModule(AdversarialGenerator):
+    """x Float[B H W C] -> q(z | x), Float[B h w Z] twice -> p(x | z, fused). Statistics are float32."""
+
+    reconstructs = True
 
     def __init__(
         self,
@@ -106,7 +110,7 @@ class VaeModule(nnx.Module):
         count = fused.pooled.shape[0]
         shape = (count, *self.shape)
         if self.prior is None:
-            zeros = jnp.zeros(shape, jnp.float32, out_sharding=self.rules.spec("batch", None, None, None))
+            zeros = jnp.zeros(shape, jnp.float32, out_sharding=self.rules.out_sharding("batch", None, None, None))
             return Gaussian(zeros, zeros + 1)
         rows, columns, latent = self.shape
         return Gaussian.of(reshape(self.prior(fused.pooled), rows, columns, 2 * latent, rules=self.rules))
@@ -121,14 +125,14 @@ class VaeModule(nnx.Module):
     def generate(
         self, fused: Fused, batch: Batch, key: jax.Array | None, step: Int[Array, ""] | None
     ) -> GeneratorOutput:
-        """What it makes of the batch."""
+        """Reconstructs the batch."""
         canvas, size = self.canvas, self.canvas.size(batch)
         x = canvas.from_batch(batch)
         q, p = self.encode(x), self.prior_distribution(fused)
-        fake = self.decode(q.draw(key), fused)
-        log_deviation = jnp.clip(self.deviation[...], LEAST, MOST)
+        fake = self.decode(q.sample(key), fused)
+        log_deviation = jnp.clip(self.deviation[...], MIN_LOG_DEVIATION, MAX_LOG_DEVIATION)
         half_log = log_deviation + 0.5 * jnp.log(2 * jnp.pi)
-        divergence = q.divergence(p).sum((1, 2))
+        divergence = q.kl_divergence(p).sum((1, 2))
         warmup = 1.0 if step is None or not self.warmup else jnp.minimum(1.0, step / self.warmup)
         numbers = jnp.maximum(size, 1)
 
@@ -140,21 +144,16 @@ class VaeModule(nnx.Module):
 
         metrics: Metrics = {
             "reconstruction": Average.of(negative(fake), size),
-            "square_error": Average.of(canvas.squared_error(x, fake, batch) / numbers, size),
+            "squared_error": Average.of(canvas.squared_error(x, fake, batch) / numbers, size),
             "kl": Average.of(divergence.sum(-1), size > 0),
         }
         extra_loss = warmup * self.beta * jnp.maximum(divergence, self.free_bits).sum(-1) / numbers
         return GeneratorOutput(x, canvas.mask(fake, batch), distance, extra_loss, size, metrics)
 
-    def loss(
-        self, fused: Fused, batch: Batch, key: jax.Array | None, step: Int[Array, ""] | None
-    ) -> tuple[Average, Metrics]:
-        return self.generate(fused, batch, key, step).loss()
-
     def reconstruct(self, fused: Fused, batch: Batch) -> Float[Array, "B ..."]:
-        """What becomes of the batch's pictures or spectra by the mean of q(z | x), in the feature's own terms."""
+        """The batch reconstructed from the mean of q(z | x), as values of the feature."""
         return self.canvas.values(self.generate(fused, batch, None, None).fake)
 
     def predict(self, fused: Fused, key: jax.Array | None) -> dict[str, Array]:
-        """What the prior gives: its mean without a key, else a draw."""
-        return {"values": self.canvas.values(self.decode(self.prior_distribution(fused).draw(key), fused))}
+        """Decodes a sample of the prior, or the prior's mean where `key` is None."""
+        return {"values": self.canvas.values(self.decode(self.prior_distribution(fused).sample(key), fused))}

@@ -1,4 +1,4 @@
-"""HiFi-GAN's critics, which tell recorded waveforms from made ones by their periods and their scales."""
+"""HiFi-GAN's multi-period and multi-scale critics of waveforms."""
 
 import functools
 
@@ -10,36 +10,36 @@ from jaxtyping import Array, Float
 
 from mmjax.generators.critics import Critic, CriticOutput
 from mmjax.layers.conv import Conv
-from mmjax.layers.patches import cut_sequence
+from mmjax.layers.patches import group_sequence
 from mmjax.layers.settings import Settings
 from mmjax.sharding.rules import Rules
 
 
 @chz.chz
 class WaveformCritic(Critic):
-    """The multi-period and multi-scale discriminators of HiFi-GAN (Kong et al. 2020, section 2.3), a network each.
+    """The multi-period and multi-scale discriminators of HiFi-GAN (Kong et al. 2020, section 2.3).
 
-    One reads the waveform in rows of p samples, and only along columns, so between samples that are p apart; the other
-    reads it averaged over s samples. Convolutions are neither grouped nor normalised.
+    A period discriminator reads the waveform in rows of p samples, and only along columns, so between samples that are
+    p apart; a scale discriminator reads it averaged over s samples. Convolutions are neither grouped nor normalised.
     """
 
-    periods: tuple[int, ...] = chz.field(default=(2, 3, 5, 7, 11), doc="samples of a row, a network each")
-    scales: tuple[int, ...] = chz.field(default=(1, 2, 4), doc="samples averaged, a network each")
+    periods: tuple[int, ...] = chz.field(default=(2, 3, 5, 7, 11), doc="period in samples of each multi-period network")
+    scales: tuple[int, ...] = chz.field(default=(1, 2, 4), doc="averaged samples of each multi-scale network")
     widths: tuple[int, ...] = chz.field(default=(16, 32, 64), doc="channels of each network's strided convolutions")
 
     @chz.validate
     def _possible(self) -> None:
         if min((1, *self.periods, *self.scales, *self.widths)) < 1 or not self.widths:
-            raise ValueError("periods, scales and widths must be positive, and there must be a width")
+            raise ValueError("periods, scales and widths must be positive, and widths must not be empty")
         if not self.periods and not self.scales:
-            raise ValueError("a critic needs a period or a scale")
+            raise ValueError("a WaveformCritic needs a period or a scale")
 
     def build(self, channels: int, settings: Settings, rngs: nnx.Rngs) -> "WaveformCriticModule":
         return WaveformCriticModule(self, settings, rngs)
 
 
 class Tower(nnx.Module):
-    """Strided convolutions with leaky rectifiers, and a score for every place of what they leave."""
+    """Strided convolutions with leaky ReLU, and a score for every remaining position."""
 
     def __init__(
         self,
@@ -54,10 +54,10 @@ class Tower(nnx.Module):
         make = functools.partial(Conv, rules=rules, rngs=rngs)
         pairs = zip((1, *widths), widths, strict=False)
         self.layers = nnx.List([make(before, after, kernel, stride=stride, scale=2.0) for before, after in pairs])
-        self.score = make(widths[-1], 1, score, few_outputs=True)
+        self.score = make(widths[-1], 1, score, shard_inputs=True)
 
     def __call__(self, x: Float[Array, "B *S 1"]) -> tuple[Float[Array, "B *s"], list[Float[Array, "B ..."]]]:
-        """The scores, in float32, and what each layer saw."""
+        """The scores, in float32, and the activations of each layer."""
         features = []
         for layer in self.layers:
             x = jax.nn.leaky_relu(layer(x), 0.1)
@@ -76,7 +76,7 @@ class WaveformCriticModule(nnx.Module):
         self.dtype, self.rules = settings.dtype, settings.rules
 
     def __call__(self, x: Float[Array, "B T"], condition: Float[Array, "B D"]) -> CriticOutput:
-        """What each network says, those of periods first; what was asked for is not read."""
+        """The scores of every network, periods first; the condition is not read."""
         x = x.astype(self.dtype)
         rows = [self._rows(x, period)[..., None] for period in self.periods]
         averages = [self._rows(x, scale).mean(2)[..., None] for scale in self.scales]
@@ -86,5 +86,5 @@ class WaveformCriticModule(nnx.Module):
         return CriticOutput(tuple(scores for scores, _ in found), tuple(features))
 
     def _rows(self, x: Float[Array, "B T"], length: int) -> Float[Array, "B R {length}"]:
-        """The samples in rows, the last of which zeros fill up."""
-        return cut_sequence(jnp.pad(x, ((0, 0), (0, -x.shape[1] % length))), length, rules=self.rules)
+        """The samples in rows, the last one padded with zeros."""
+        return group_sequence(jnp.pad(x, ((0, 0), (0, -x.shape[1] % length))), length, rules=self.rules)

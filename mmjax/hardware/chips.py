@@ -1,4 +1,4 @@
-"""What accelerators can do and hold, from their makers' pages: the one table of such figures."""
+"""Published rates and memory sizes of accelerators."""
 
 import dataclasses
 
@@ -9,9 +9,9 @@ GIB = 2**30
 class Chip:
     """One JAX device of an accelerator: rates in FLOP/s and bytes/s, memory in bytes.
 
-    `flops` is dense bfloat16. `links` is how many neighbours a device has in the torus or switch that holds a slice
-    together, `ici` what it sends to all of them at once, one way; `dcn` its share of its host's way to other slices.
-    `eight` are the 8-bit numbers ("s8", "f8") that it multiplies at twice the rate.
+    `flops` is dense bfloat16. `links` is the number of neighbours of a device in its slice's torus or switch, `ici`
+    what it sends to all of them at once, in one direction; `dcn` its share of its host's bandwidth to other slices.
+    `fast_8bit` lists the 8-bit types ("s8", "f8") that it multiplies at twice the rate.
     """
 
     name: str
@@ -23,11 +23,11 @@ class Chip:
     ici: float
     links: int
     dcn: float
-    eight: tuple[str, ...] = ()
+    fast_8bit: tuple[str, ...] = ()
 
-    def faster(self, kind: str) -> int:
-        """By what products of such numbers, as a compiled program calls them, are faster than those of bfloat16."""
-        return 2 if kind[:2] in self.eight else 1
+    def speedup(self, kind: str) -> int:
+        """The speed-up over bfloat16 of products of this HLO element type."""
+        return 2 if kind[:2] in self.fast_8bit else 1
 
 
 # TPU: the table of each version's page (cloud.google.com/tpu/docs/v4, v5e, v5p, v6e, tpu7x): peak compute per chip in
@@ -59,8 +59,8 @@ GPUS = (
 CHIPS = {chip.name: chip for chip in (*TPUS, *GPUS)}
 
 
-def chip_of(device_kind: str) -> Chip | None:
-    """The chip that JAX calls so; None if it is unknown or only a slice of a GPU (MIG)."""
+def find_chip(device_kind: str) -> Chip | None:
+    """The chip of a JAX device kind; None if it is unknown or a slice of a GPU (MIG)."""
     if "MIG" in device_kind:
         return None
     tpu = [chip for chip in TPUS if device_kind in chip.kinds]
@@ -89,17 +89,17 @@ NOT_CONVOLUTIONS = ",".join(f"LIBRARY_FUSION_TYPE_{kind}" for kind in ("DOT", "I
 ONEDNN = "xla_cpu_experimental_onednn_custom_call"
 
 
-def step_options(device_kind: str, cores: int = 1, slices: int = 1) -> dict[str, bool | str] | None:
-    """What the compiler of a training step is told on such a device, beyond what it knows itself.
+def compiler_options(device_kind: str, cores: int = 1, slices: int = 1) -> dict[str, bool | str] | None:
+    """XLA compiler options for a training step on such a device.
 
     Args:
-        device_kind: how JAX calls the device.
-        cores: of a CPU, how many are there for each of its devices; 0 if devices share one.
-        slices: of TPUs, over how many the step goes.
+        device_kind: JAX's name of the device.
+        cores: for a CPU, the cores per device; 0 if devices share one.
+        slices: for TPUs, the number of slices.
     """
     if device_kind == "cpu" and cores:
         return {ONEDNN: True} | ({"xla_cpu_experimental_ynn_fusion_type": NOT_CONVOLUTIONS} if cores > 1 else {})
-    chip = chip_of(device_kind)
+    chip = find_chip(device_kind)
     if chip is not None and chip.name in APART:
         kinds = ("all_gather", "reduce_scatter", "all_reduce")
         return {f"xla_tpu_enable_sparse_core_collective_offload_{kind}": True for kind in kinds}

@@ -1,4 +1,4 @@
-"""How much arithmetic a model asks for, how much the machine could do, and the share of it that a run uses."""
+"""FLOPs of a model, peak FLOP/s of the machine, and utilisation."""
 
 import functools
 import math
@@ -13,58 +13,58 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 from jax.interpreters import partial_eval
 from jax.sharding import PartitionSpec
 
-from mmjax.hardware.chips import chip_of
+from mmjax.hardware.chips import find_chip
 
 # Names of mesh axes.
 Axes = frozenset[str]
-# Of products in automatic mode, whose division among devices their types do not tell.
-UNTOLD: Axes = frozenset({"automatic"})
+# Products in automatic mode, whose types do not show how they are divided among devices.
+AUTOMATIC: Axes = frozenset({"automatic"})
 MEASURE_SECONDS = 0.25
 
 
 def count_flops(function: Callable[..., Any], *arguments: Any) -> int:
-    """Model FLOPs of one call: those of the matrix products and convolutions that its result needs, 2 M N K each.
+    """Model FLOPs of one call: 2 M N K for each matrix product and convolution its result needs.
 
-    `arguments` may be abstract (`jax.ShapeDtypeStruct`); nothing is compiled or run. The count is of the whole (global)
-    arrays. A scanned body counts as often as it runs, of a `cond` the costliest branch. A `while_loop` whose number of
-    turns only the run knows counts as one turn, and a kernel in another language (`ffi_call`) as nothing.
-    Element-wise work, reductions, sorting and Fourier transforms are left out, as is the custom for model FLOPs. A
-    training step is taken as three times its forward pass (Chowdhery et al. 2022, "PaLM", appendix B); what
-    rematerialisation repeats is not the model's.
+    `arguments` may be abstract (`jax.ShapeDtypeStruct`); nothing is compiled or run. The count is for the whole
+    (global) arrays. A scanned body counts as often as it runs, a `cond` as its costliest branch. A `while_loop` whose
+    number of iterations is only known at run time counts as one, and a kernel in another language (`ffi_call`) as 0.
+    Element-wise work, reductions, sorting and Fourier transforms are left out, as usual for model FLOPs. A training
+    step counts as three forward passes (Chowdhery et al. 2022, "PaLM", appendix B), without what rematerialisation
+    repeats.
     """
-    return needed_flops(jax.make_jaxpr(function)(*arguments).jaxpr)
+    return jaxpr_flops(jax.make_jaxpr(function)(*arguments).jaxpr)
 
 
 def step_flops(model: Any, batch: Any, critics: Any = None) -> int:
-    """Model FLOPs of a training step on the batch (all may be shapes): three forward passes' worth, also of critics.
+    """Model FLOPs of a training step on the batch: three forward passes, also of critics.
 
-    What a critic says of true and of made examples counts once, in its own loss: the compiler computes it once for both
-    players' losses.
+    All arguments may be shapes. A critic's scores of true and generated examples count once, in its own loss, because
+    the compiler computes them once for both losses.
     """
     flops = count_flops(lambda model, batch: model.loss(batch)[0], model, batch)
     if critics is not None:
-        players = (model, critics, batch)
-        flops += count_flops(lambda model, critics, batch: model.adversarial_loss(critics, batch)[:2], *players)
-        flops -= count_flops(lambda model, critics, batch: model.adversarial_loss(critics, batch)[0], *players)
+        arguments = (model, critics, batch)
+        flops += count_flops(lambda model, critics, batch: model.adversarial_loss(critics, batch)[:2], *arguments)
+        flops -= count_flops(lambda model, critics, batch: model.adversarial_loss(critics, batch)[0], *arguments)
     return 3 * flops
 
 
-def needed_flops(jaxpr: Jaxpr) -> int:
-    """The FLOPs that `count_flops` counts, of what was traced already."""
-    return divided_flops(jaxpr).total()
+def jaxpr_flops(jaxpr: Jaxpr) -> int:
+    """The FLOPs that `count_flops` counts, of an already traced program."""
+    return flops_by_axes(jaxpr).total()
 
 
-def divided_flops(jaxpr: Jaxpr) -> Counter[Axes]:
-    """The same FLOPs by the mesh axes among whose devices they are divided; others do the same work again.
+def flops_by_axes(jaxpr: Jaxpr) -> Counter[Axes]:
+    """The same FLOPs by the mesh axes that divide them; along other axes the work is repeated.
 
-    What the compiler is left to divide is `UNTOLD`.
+    Work whose partitioning is left to the compiler is under `AUTOMATIC`.
     """
     needed, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
-    return _jaxpr_flops(needed)
+    return _total_flops(needed)
 
 
-def _jaxpr_flops(jaxpr: Jaxpr) -> Counter[Axes]:
-    """FLOPs of all that was traced, needed or not."""
+def _total_flops(jaxpr: Jaxpr) -> Counter[Axes]:
+    """FLOPs of everything that was traced, needed or not."""
     return _sum(_equation_flops(equation) for equation in jaxpr.eqns)
 
 
@@ -85,12 +85,12 @@ def _equation_flops(equation: JaxprEqn) -> Counter[Axes]:
     flops = _product_flops(equation)
     if flops:
         return Counter({_axes(equation): flops})
-    # jit, custom_jvp_call, custom_vjp_call, checkpoint and whatever else holds the computation it stands for.
+    # jit, custom_jvp_call, custom_vjp_call, checkpoint and others that contain a computation.
     return _sum(_inner_flops(value) for value in parameters.values() if isinstance(value, Jaxpr | ClosedJaxpr))
 
 
 def _product_flops(equation: JaxprEqn) -> int:
-    """Those of an equation that is a product or a convolution, 0 of others."""
+    """FLOPs of a product or a convolution, 0 for others."""
     match equation.primitive.name:
         case "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
@@ -107,7 +107,7 @@ def _product_flops(equation: JaxprEqn) -> int:
 
 
 def _inner_flops(jaxpr: Jaxpr | ClosedJaxpr) -> Counter[Axes]:
-    return _jaxpr_flops(jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr)
+    return _total_flops(jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr)
 
 
 def _sum(counts: Iterable[Counter[Axes]]) -> Counter[Axes]:
@@ -119,11 +119,11 @@ def _times(turns: int, flops: Counter[Axes]) -> Counter[Axes]:
 
 
 def _axes(equation: JaxprEqn) -> Axes:
-    """The mesh axes on which an equation's arrays are split."""
+    """The mesh axes over which an equation's arrays are sharded."""
     types: list[Any] = [variable.aval for variable in (*equation.invars, *equation.outvars)]
     shardings = [each.sharding for each in types]
     if any(sharding.mesh.axis_names and sharding.mesh.are_all_axes_auto for sharding in shardings):
-        return UNTOLD
+        return AUTOMATIC
     return frozenset().union(*(_named(sharding.spec) for sharding in shardings))
 
 
@@ -138,7 +138,7 @@ def _shape(variable: Any) -> tuple[int, ...]:
 
 
 def _ragged_flops(equation: JaxprEqn) -> int:
-    """Every row of the left side meets the matrix of one group: 2 x left side x the right side's own dimensions."""
+    """Every row of the left side meets one group's matrix: 2 x left side x right side's own dimensions."""
     numbers = equation.params["ragged_dot_dimension_numbers"]
     (_, contracted), (_, batch) = numbers.dot_dimension_numbers
     left, right = _shape(equation.invars[0]), _shape(equation.invars[1])
@@ -147,8 +147,10 @@ def _ragged_flops(equation: JaxprEqn) -> int:
 
 
 def _convolution_flops(equation: JaxprEqn) -> int:
-    """2 x outputs x kernel size x input channels of a group. The zeros that a transposed convolution puts between its
-    inputs are no work; those that pad an edge count, as if the picture went on."""
+    """2 x outputs x kernel size x input channels of a group.
+
+    Zeros inserted between inputs by a transposed convolution do not count; padding at an edge does.
+    """
     parameters = equation.params
     kernel = _shape(equation.invars[1])
     _, inputs_axis, *spatial_axes = parameters["dimension_numbers"].rhs_spec
@@ -157,9 +159,9 @@ def _convolution_flops(equation: JaxprEqn) -> int:
 
 
 def _shards(parameters: dict[str, Any]) -> tuple[Axes, int]:
-    """The axes whose devices have different shards of what a shard_map is given, and how many shards there are.
+    """The axes over which the inputs of a shard_map are sharded, and the number of shards.
 
-    A mesh axis that splits no input repeats the work.
+    A mesh axis that shards no input repeats the work.
     """
     specs = jax.tree.leaves(parameters["in_specs"], is_leaf=lambda spec: isinstance(spec, PartitionSpec))
     axes = frozenset().union(*map(_named, specs))
@@ -168,14 +170,14 @@ def _shards(parameters: dict[str, Any]) -> tuple[Axes, int]:
 
 @functools.cache
 def peak_flops(dtype: Any = jnp.float32) -> tuple[float, str]:
-    """FLOP/s that one device of this process could do at best, and where that figure comes from.
+    """Peak FLOP/s of one device of this process, and the source of that figure.
 
-    Known accelerators: the published dense bfloat16 figure, whatever `dtype` is. Others, the CPU among them: the best
-    of several matrix products of `dtype` (less than half a second, once in a process and before anything else keeps the
-    machine busy). Simulated devices of a CPU share the host, so each has its part of what the host can do.
+    Known accelerators: the published dense bfloat16 figure, whatever `dtype` is. Others, such as CPUs: the best of
+    several matrix products of `dtype` (less than half a second, once per process and before anything else keeps the
+    machine busy). Simulated devices of a CPU share the host, so each has its part of it.
     """
     device = jax.local_devices()[0]
-    chip = chip_of(device.device_kind)
+    chip = find_chip(device.device_kind)
     if chip is not None:
         return chip.flops, f"published for {device.device_kind}, bfloat16"
     cpu = device.platform == "cpu"
@@ -195,13 +197,13 @@ def _measure(device: jax.Device, dtype: Any, size: int) -> float:
 
 
 @functools.cache
-def peak_bytes() -> float:
-    """Bytes a second that one device of this process reads and writes at best, in its memory.
+def peak_bandwidth() -> float:
+    """Peak memory bandwidth of one device of this process, bytes/s.
 
-    Known accelerators: the published figure. Others, the CPU among them: measured by adding one to a large array.
+    Known accelerators: the published figure. Others, such as CPUs: measured by adding one to a large array.
     """
     device = jax.local_devices()[0]
-    chip = chip_of(device.device_kind)
+    chip = find_chip(device.device_kind)
     if chip is not None:
         return chip.hbm
     size = 2**26
@@ -214,7 +216,7 @@ def peak_bytes() -> float:
 
 
 def _quickest(call: Callable[[], Any]) -> float:
-    """The seconds of the quickest of several calls, after one that is not timed."""
+    """The seconds of the fastest of several calls, after one untimed call."""
     call()
     best = math.inf
     end = time.perf_counter() + MEASURE_SECONDS
@@ -225,7 +227,7 @@ def _quickest(call: Callable[[], Any]) -> float:
 
 
 def utilisation(model_flops_per_step: float | int, seconds_per_step: float, peak: float | None = None) -> float:
-    """Model-FLOP utilisation: the share of `peak` FLOP/s (if None, of all devices together) that a run's steps use."""
+    """Model-FLOP utilisation: the share of `peak` FLOP/s (default: of all devices) that steps use."""
     if peak is None:
         peak = peak_flops()[0] * jax.device_count()
     return model_flops_per_step / seconds_per_step / peak

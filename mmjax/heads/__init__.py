@@ -1,4 +1,4 @@
-"""Fused tokens -> classes, quantities, alignments, with their losses. One file a head; new ones join the table."""
+"""Heads: fused tokens -> classes, vectors or alignments. Each is one file and one table entry."""
 
 from mmjax.heads.classify import Classify
 from mmjax.heads.contrast import Contrast

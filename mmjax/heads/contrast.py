@@ -9,11 +9,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from mmjax.heads.pairs import pair_losses
+from mmjax.heads.contrastive_loss import contrastive_losses
 from mmjax.layers.attention import AttentionPool, check_heads
 from mmjax.layers.linear import Linear, make_parameter
 from mmjax.layers.norm import unit_norm
-from mmjax.layers.output import Output, find_feature
+from mmjax.layers.output import Output, OutputModule, find_feature
 from mmjax.layers.settings import Settings
 from mmjax.types import Average, Batch, Feature, Fused, Image, Metrics, Spectrogram, Text, Tokens
 
@@ -23,20 +23,20 @@ MAX_TEMPERATURE = math.log(100.0)
 
 @chz.chz
 class Contrast(Output):
-    """Pulls the embeddings of an example's two modalities together and apart from the rest of the global batch.
+    """Contrastive loss between the embeddings of two modalities over the global batch.
 
-    "siglip" judges every pair by itself (Zhai et al. 2023); "infonce" picks the partner among all by softmax, both ways
-    (van den Oord et al. 2018; Radford et al. 2021). The temperature is learned, up to a factor of 100.
+    "siglip" classifies every pair separately (Zhai et al. 2023); "infonce" is the softmax over the batch in both
+    directions (van den Oord et al. 2018; Radford et al. 2021). The temperature is learned, up to a factor of 100.
     """
 
-    first: str = chz.field(doc="one modality")
-    second: str = chz.field(doc="the other")
-    kind: Literal["siglip", "infonce"] = chz.field(default="siglip", doc="the loss")
-    size: int = chz.field(default=128, doc="numbers in an embedding")
+    first: str = chz.field(doc="the first modality")
+    second: str = chz.field(doc="the second modality")
+    kind: Literal["siglip", "infonce"] = chz.field(default="siglip", doc="the contrastive loss")
+    size: int = chz.field(default=128, doc="size of the embeddings")
     heads: int = chz.field(default=4, doc="attention heads of the pooling")
 
     @property
-    def unimodal(self) -> tuple[str, ...]:
+    def unimodal_inputs(self) -> tuple[str, ...]:
         return (self.first, self.second)
 
     def build(self, features: dict[str, Feature], settings: Settings, rngs: nnx.Rngs) -> "ContrastHead":
@@ -47,10 +47,10 @@ class Contrast(Output):
         return ContrastHead(self, texts, settings, rngs)
 
 
-class ContrastHead(nnx.Module):
-    """Each modality's own tokens -> attention pooling -> unit embeddings Float[B E]; similarities in float32.
+class ContrastHead(OutputModule):
+    """Each modality's own tokens -> attention pooling -> unit embeddings Float[B E].
 
-    `texts` are those of the two modalities that are texts.
+    Similarities are in float32.
     """
 
     def __init__(self, config: Contrast, texts: tuple[str, ...], settings: Settings, rngs: nnx.Rngs):
@@ -62,42 +62,47 @@ class ContrastHead(nnx.Module):
         constant = jax.nn.initializers.constant
         self.temperature = make_parameter(constant(start), (), (), maximum=MAX_TEMPERATURE, rules=rules, rngs=rngs)
         self.bias = make_parameter(constant(bias), (), (), rules=rules, rngs=rngs) if config.kind == "siglip" else None
-        self.names, self.texts, self.kind, self.rules = (config.first, config.second), texts, config.kind, rules
+        self.aligned_modalities, self.aligned_texts = (config.first, config.second), texts
+        self.kind, self.rules = config.kind, rules
 
-    def embed(self, side: int, tokens: Tokens) -> Float[Array, "B E"]:
+    def embed_modality(self, side: int, tokens: Tokens) -> Float[Array, "B E"]:
         """Unit embeddings of the first (0) or second (1) modality; zero where it is absent."""
         x = self.projections[side](self.pools[side](tokens.values, tokens.mask))
         return unit_norm(x.astype(jnp.float32))
 
-    def _there(self, batch: Batch) -> Bool[Array, "B"]:
-        return batch.present[self.names[0]] & batch.present[self.names[1]]
+    def _present(self, batch: Batch) -> Bool[Array, "B"]:
+        return batch.present[self.aligned_modalities[0]] & batch.present[self.aligned_modalities[1]]
 
     def weight(self, batch: Batch) -> Float[Array, ""]:
-        return self._there(batch).astype(jnp.float32).sum()
+        return self._present(batch).astype(jnp.float32).sum()
 
     def loss(
         self, fused: Fused, batch: Batch, key: jax.Array | None, step: Int[Array, ""] | None
     ) -> tuple[Average, Metrics]:
-        there = self._there(batch)
-        first, second = (self.embed(side, fused.unimodal[name]) for side, name in enumerate(self.names))
-        losses, right = self.compare(first, second, there)
-        loss = Average.of(losses, there)
-        return loss, {"batch_accuracy": Average.of(right.astype(jnp.float32), there)}
+        present = self._present(batch)
+        first, second = (
+            self.embed_modality(side, fused.unimodal[name]) for side, name in enumerate(self.aligned_modalities)
+        )
+        losses, right = self.pairwise_losses(first, second, present)
+        loss = Average.of(losses, present)
+        return loss, {"batch_accuracy": Average.of(right.astype(jnp.float32), present)}
 
-    def compare(
+    def pairwise_losses(
         self,
         first: Float[Array, "B E"],
         second: Float[Array, "B E"],
-        there: Bool[Array, "B"],
+        present: Bool[Array, "B"],
         rows: str | None = "batch",
     ) -> tuple[Float[Array, "B"], Bool[Array, "B"]]:
-        """Every row's loss, and whether it is most similar to its own partner; see `pair_losses`."""
+        """Every row's loss, and whether its own partner is the most similar one; see `contrastive_losses`."""
         temperature = self.temperature[...]
-        # Clipped too in case it comes from elsewhere, but with a gradient, so that it can come down.
+        # Also clipped here, in case it was loaded from elsewhere, but with a gradient, so that it can decrease.
         clipped = jax.lax.stop_gradient(jnp.minimum(temperature, MAX_TEMPERATURE))
         scale = jnp.exp(clipped + (temperature - jax.lax.stop_gradient(temperature)))
         bias = None if self.bias is None else self.bias[...]
-        return pair_losses(first, second, there, scale, bias, self.rules, rows)
+        return contrastive_losses(first, second, present, scale, bias, self.rules, rows)
 
     def predict(self, fused: Fused, key: jax.Array | None) -> dict[str, Array]:
-        return {name: self.embed(side, fused.unimodal[name]) for side, name in enumerate(self.names)}
+        return {
+            name: self.embed_modality(side, fused.unimodal[name]) for side, name in enumerate(self.aligned_modalities)
+        }

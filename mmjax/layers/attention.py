@@ -19,9 +19,10 @@ KVCache = tuple[Array, Array]
 
 
 class Attention(nnx.Module):
-    """Multi-head attention of x on a context (default: x), softmax in float32 (Vaswani et al. 2017, section 3.2).
+    """Multi-head attention from x to a context (default: x) (Vaswani et al. 2017, section 3.2).
 
-    Context tokens with a false mask are not seen; where a whole context is masked the result is zero.
+    The softmax is in float32. Context tokens with a false mask are ignored; where a whole context is masked the result
+    is zero.
     """
 
     def __init__(self, width: int, heads: int, *, rules: Rules, rngs: nnx.Rngs):
@@ -46,7 +47,7 @@ class Attention(nnx.Module):
         context: Float[Array, "B M D"] | None = None,
         mask: Bool[Array, "B M"] | None = None,
     ) -> Float[Array, "B N M"]:
-        """How much is read of each context token, on average over the heads; nothing where all is masked."""
+        """The attention weight of each context token, averaged over heads; 0 where all are masked."""
         query, key = self.query(x), self.key(x if context is None else context)
         scores = jnp.einsum("bnhk,bmhk->bhnm", query, key).astype(jnp.float32) * key.shape[-1] ** -0.5
         if mask is not None:
@@ -55,25 +56,25 @@ class Attention(nnx.Module):
         return weights if mask is None else jnp.where(mask[:, None, :], weights, 0)
 
     def project_kv(self, context: Float[Array, "B M D"]) -> KVCache:
-        """What is read of a context: keys and values, which a decoder keeps instead of computing them again."""
+        """Projects a context to keys and values, which a decoder can cache."""
         return self.key(context), self.value(context)
 
     def attend(
         self,
         x: Float[Array, "B N D"],
-        memory: KVCache,
+        cache: KVCache,
         mask: Bool[Array, "#B M"] | None = None,
         *,
         causal: bool = False,
     ) -> Float[Array, "B N D"]:
-        """Attention to what was remembered; a causal one sees what is not after its own place."""
+        """Attention to cached keys and values; a causal one ignores later positions."""
         seen = None if mask is None else mask[:, None, None, :]
-        y = self.out(attend(self.query(x), *memory, seen, causal))
+        y = self.out(attend(self.query(x), *cache, seen, causal))
         return y if mask is None else jnp.where(mask.any(1)[:, None, None], y, 0)
 
 
 class Block(nnx.Module):
-    """Pre-norm transformer block: self-attention, then a perceptron, each on a residual branch (Xiong et al. 2020)."""
+    """Pre-norm transformer block: self-attention, then an MLP, each residual (Xiong et al. 2020)."""
 
     def __init__(
         self, width: int, heads: int, *, hidden: int | None = None, rate: float = 0.0, rules: Rules, rngs: nnx.Rngs
@@ -92,14 +93,18 @@ class Block(nnx.Module):
         return x + dropout(self.mlp(self.mlp_norm(x)), self.rate, keys[1])
 
     def self_attend(self, x: Float[Array, "B N D"], mask: Bool[Array, "B N"] | None) -> Float[Array, "B N D"]:
-        """What the tokens tell each other."""
+        """Self-attention without norm or residual."""
         return self.attention(x, mask=mask)
+
+    def self_weights(self, x: Float[Array, "B N D"], mask: Bool[Array, "B N"]) -> Float[Array, "B N N"]:
+        """The weights of the self-attention, averaged over heads."""
+        return self.attention.weights(self.attention_norm(x), mask=mask)
 
 
 class CrossBlock(nnx.Module):
-    """x + attention to a context, then a transformer block on x (ViLBERT's co-attention layer, Lu et al. 2019).
+    """Residual cross-attention to a context, then a transformer block (ViLBERT, Lu et al. 2019).
 
-    `gated` scales what the attention adds by tanh(a), a learned and 0 at first, so that the block starts as if there
+    `gated` scales the cross-attention by tanh(a) with a learned a, 0 at first, so that the block starts as if there
     were no context (Alayrac et al. 2022, Flamingo).
     """
 
@@ -126,13 +131,13 @@ class CrossBlock(nnx.Module):
     def cross_attend(
         self, x: Float[Array, "B N D"], context: Float[Array, "B M D"], mask: Bool[Array, "B M"] | None
     ) -> Float[Array, "B N D"]:
-        """What the context adds to the tokens."""
+        """Cross-attention to the context, before the residual sum."""
         seen = self.cross(self.norm(x), self.context_norm(context), mask)
         return seen if self.gate is None else seen * jnp.tanh(self.gate[...]).astype(seen.dtype)
 
 
 class AttentionPool(nnx.Module):
-    """One vector per example: a learned query attends to the tokens (the attention pooling of Zhai et al. 2022)."""
+    """One vector per example: a learned query attends to the tokens (Zhai et al. 2022)."""
 
     def __init__(self, width: int, heads: int, *, rules: Rules, rngs: nnx.Rngs):
         self.probe = make_parameter(jax.nn.initializers.normal(1.0), (1, width), (None, None), rules=rules, rngs=rngs)
@@ -144,22 +149,22 @@ class AttentionPool(nnx.Module):
         return self.attention(self._query(x), self.norm(x), mask)[:, 0]
 
     def weights(self, x: Float[Array, "B N D"], mask: Bool[Array, "B N"]) -> Float[Array, "B N"]:
-        """How much of the vector is read off each token."""
+        """The weight of each token in the pooled vector."""
         return self.attention.weights(self._query(x), self.norm(x), mask)[:, 0]
 
     def _query(self, x: Float[Array, "B N D"]) -> Float[Array, "B 1 D"]:
-        spec = self.rules.spec("batch", None, None)
+        spec = self.rules.out_sharding("batch", None, None)
         return jnp.broadcast_to(self.probe[...].astype(x.dtype), (x.shape[0], 1, x.shape[2]), out_sharding=spec)
 
 
 def check_heads(name: str, heads: int, width: int) -> None:
-    """Raise UserError, about what is called `name`, unless the width can be split into so many heads."""
+    """Raises UserError, naming the setting `name`.heads, unless `heads` divides the width."""
     if heads < 1 or width % heads:
         raise UserError(f"{name}.heads={heads} does not divide model.width={width}; choose a divisor of it")
 
 
 def masked_mean(x: Float[Array, "B N D"], mask: Bool[Array, "B N"]) -> Float[Array, "B D"]:
-    """The mean of the tokens whose mask is true, summed in float32; zero where none is."""
+    """The mean of the tokens whose mask is true, summed in float32; zero where all are masked."""
     weights = mask.astype(jnp.float32)
     total = jnp.einsum("bnd,bn->bd", jnp.where(mask[..., None], x, 0).astype(jnp.float32), weights)
     return (total / jnp.maximum(weights.sum(1, keepdims=True), 1)).astype(x.dtype)

@@ -1,4 +1,4 @@
-"""softmax(Q K^T / sqrt(K)) V, by the kernel that suits the device and the shapes; `attend` chooses."""
+"""softmax(Q K^T / sqrt(K)) V by the fastest kernel for the device and shapes; `attend` selects it."""
 
 import functools
 from collections.abc import Callable
@@ -6,6 +6,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
+
+from mmjax.sharding.rules import shard_map
 
 # What a kernel maps queries, keys, values, what is seen of them, and whether the later is hidden, to.
 Kernel = Callable[[Array, Array, Array, Array | None, bool], Array]
@@ -20,16 +22,19 @@ def attend(
     mask: Bool[Array, "#B 1 1 M"] | None,
     causal: bool,
 ) -> Float[Array, "B N H K"]:
-    """softmax(Q K^T / sqrt(K)) V, of what the mask lets through; softmax in float32.
+    """softmax(Q K^T / sqrt(K)) V over the unmasked keys; the softmax is in float32.
 
-    What is not a number or without bound in keys and values that the mask hides may reach the result.
+    NaN and infinity in masked keys and values may reach the result.
     """
-    return choose(query, key)(query, key, value, mask, causal)
+    return choose_kernel(query, key)(query, key, value, mask, causal)
 
 
-def choose(query: Float[Array, "B N H K"], key: Float[Array, "B M H K"]) -> Kernel:
-    """The quickest kernel for the device that the types name: a fused one, that never writes the scores to memory,
-    where there is one for such shapes, else what XLA makes of two products."""
+def choose_kernel(query: Float[Array, "B N H K"], key: Float[Array, "B M H K"]) -> Kernel:
+    """The fastest kernel for the device in the arguments' types.
+
+    A fused kernel, which never writes the scores to memory, where one supports these shapes; otherwise two matrix
+    products compiled by XLA.
+    """
     type_, other = jax.typeof(query), jax.typeof(key)
     mesh, split = type_.sharding.mesh, type_.sharding.spec
     # Each device has whole rows of scores, and no two devices the same ones.
@@ -44,16 +49,16 @@ def choose(query: Float[Array, "B N H K"], key: Float[Array, "B M H K"]) -> Kern
     platform, kind = mesh.abstract_device.platform, mesh.abstract_device.device_kind
     rows, columns, head = type_.shape[1], other.shape[1], type_.shape[3]
     if platform == "tpu" and type_.dtype == jnp.bfloat16 and not head % 128 and _block(rows) and _block(columns):
-        return functools.partial(on_shards, splash)
+        return functools.partial(shard_mapped, splash)
     # The even sizes are what cuDNN asks for where there is a mask.
     even = not (rows % 2 or columns % 2 or head % 8) and head <= 128 and min(rows, columns) >= BLOCKS[-1]
     if platform == "gpu" and kind.startswith("NVIDIA") and type_.dtype == jnp.bfloat16 and even:
-        return functools.partial(on_shards, cudnn)
+        return functools.partial(shard_mapped, cudnn)
     return xla_attention
 
 
 def xla_attention(query: Array, key: Array, value: Array, mask: Array | None, causal: bool) -> Array:
-    """Two products around a softmax, for whatever device."""
+    """Two matrix products around a softmax; works on every device."""
     # Heads first: with tokens first (`jax.nn.dot_product_attention`) JAX 0.10 takes a third longer on a CPU.
     query, key, value = (jnp.swapaxes(array, 1, 2) for array in (query, key, value))
     logits = jnp.einsum("bhnk,bhmk->bhnm", query, key, preferred_element_type=jnp.float32) * query.shape[-1] ** -0.5
@@ -74,7 +79,10 @@ def cudnn(query: Array, key: Array, value: Array, mask: Array | None, causal: bo
 
 
 def splash(query: Array, key: Array, value: Array, mask: Array | None, causal: bool, interpret: bool = False) -> Array:
-    """JAX's fused kernel for TPUs, which leaves out blocks of scores that no one sees; `interpret` runs it anywhere."""
+    """JAX's fused kernel for TPUs, which skips fully masked blocks of scores.
+
+    `interpret` runs it on any device.
+    """
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
@@ -106,14 +114,14 @@ def splash(query: Array, key: Array, value: Array, mask: Array | None, causal: b
 
 
 def _block(size: int) -> int:
-    """How many rows or columns go at a time; 0 where nothing divides them, and where they are too few to gain by."""
+    """The block size along a dimension; 0 where none divides it or it is too short to gain."""
     return next((block for block in BLOCKS if not size % block), 0)
 
 
-def on_shards(
+def shard_mapped(
     kernel: Kernel, query: Array, key: Array, value: Array, mask: Array | None, causal: bool
 ) -> Float[Array, "B N H K"]:
-    """A kernel that is no operation of XLA's, on each device's examples and heads."""
+    """Runs a kernel that XLA cannot partition on each device's own examples and heads."""
     split = jax.typeof(query).sharding.spec
     # A mask of all examples at once is every device's, and so is one that is not there.
     of_mask = None if mask is None else jax.P(split[0] if mask.shape[0] > 1 else None)
@@ -121,6 +129,6 @@ def on_shards(
     def local(query: Array, key: Array, value: Array, mask: Array | None) -> Array:
         return kernel(query, key, value, mask, causal)
 
-    # Splash attention does not say along which axes what it makes differs, so that it cannot be checked.
-    sharded = jax.shard_map(local, in_specs=(split, split, split, of_mask), out_specs=split, check_vma=False)
+    # Splash attention does not state along which axes its result varies, so that cannot be checked.
+    sharded = shard_map(local, in_specs=(split, split, split, of_mask), out_specs=split, check_vma=False)
     return sharded(query, key, value, mask)

@@ -1,4 +1,4 @@
-"""Convolutions over time or space; the kernel is gathered where it is used, the batch stays split."""
+"""Convolutions over time or space; the kernel is gathered before use, the batch stays sharded."""
 
 import itertools
 import math
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from mmjax.layers.linear import make_parameter, use
+from mmjax.layers.linear import gather_parameter, make_parameter
 from mmjax.sharding.rules import Rules
 
 # One size an axis, (5,) over time, (5, 1) over rows and columns; a single number is the side of a square.
@@ -16,9 +16,9 @@ Sizes = int | tuple[int, ...]
 
 
 class Conv(nnx.Module):
-    """Convolution with bias over one or two dimensions S, channels last, padded to keep ceil(size / stride).
+    """Convolution with bias over one or two dimensions S, channels last, padded to ceil(size / stride).
 
-    The kernel is stored split along its outputs, or, where these are few, along its inputs.
+    The kernel is stored sharded along its outputs, or, with `shard_inputs`, along its inputs.
     """
 
     def __init__(
@@ -30,7 +30,7 @@ class Conv(nnx.Module):
         stride: Sizes = 1,
         dilation: int = 1,
         scale: float = 1.0,
-        few_outputs: bool = False,
+        shard_inputs: bool = False,
         rules: Rules,
         rngs: nnx.Rngs,
     ):
@@ -39,7 +39,7 @@ class Conv(nnx.Module):
         fan_in = tuple(range(count + 1))
         init = jax.nn.initializers.variance_scaling(scale, "fan_in", "truncated_normal", fan_in, count + 1)
         whole = (None,) * count
-        self.axes = (*whole, "embed", None) if few_outputs else (*whole, None, "embed")
+        self.axes = (*whole, "embed", None) if shard_inputs else (*whole, None, "embed")
         shape, matrix = (*sides, inputs, outputs), (count + 1, 1)
         self.kernel = make_parameter(init, shape, self.axes, matrix=matrix, rules=rules, rngs=rngs)
         self.bias = make_parameter(jax.nn.initializers.zeros, (outputs,), (None,), rules=rules, rngs=rngs)
@@ -47,7 +47,7 @@ class Conv(nnx.Module):
         self.dilation, self.rules = (dilation,) * count, rules
 
     def __call__(self, x: Float[Array, "B *S C"]) -> Float[Array, "B *s D"]:
-        kernel = use(self.kernel, self.axes, x.dtype, self.rules)
+        kernel = gather_parameter(self.kernel, self.axes, x.dtype, self.rules)
         axes = "HW"[: len(self.stride)]
         y = jax.lax.conv_general_dilated(
             x,
@@ -61,10 +61,9 @@ class Conv(nnx.Module):
 
 
 class DepthwiseConv(nnx.Module):
-    """Convolution of every channel by its own kernel (stride 1, same padding), as a sum of shifted products.
+    """Depthwise convolution (stride 1, same padding), computed as a sum of shifted products.
 
-    XLA fuses the sum into few passes, while its own grouped convolution is several times slower forward and backward
-    on a CPU.
+    XLA fuses the sum into few passes. Its own grouped convolution is several times slower on a CPU.
     """
 
     def __init__(self, channels: int, kernel: Sizes, *, rules: Rules, rngs: nnx.Rngs):
@@ -76,7 +75,7 @@ class DepthwiseConv(nnx.Module):
         self.rules = rules
 
     def __call__(self, x: Float[Array, "B *S C"]) -> Float[Array, "B *S C"]:
-        kernel = use(self.kernel, self.axes, x.dtype, self.rules)
+        kernel = gather_parameter(self.kernel, self.axes, x.dtype, self.rules)
         sides, sizes = kernel.shape[:-1], x.shape[1:-1]
         padded = jnp.pad(x, ((0, 0), *(((side - 1) // 2, side // 2) for side in sides), (0, 0)))
         y = self.bias[...].astype(x.dtype)

@@ -1,4 +1,4 @@
-"""Pictures to small grids of features and back, by convolutions with residual blocks."""
+"""Convolutional encoder and decoder with residual blocks: images to small feature grids and back."""
 
 import functools
 
@@ -17,8 +17,7 @@ from mmjax.sharding.rules import Rules
 class ResidualBlock(nnx.Module):
     """x + conv(gelu(norm(conv(gelu(norm(x)))))) (He et al. 2016, pre-activation).
 
-    A condition scales and shifts what the second norm gives, by a and b of (1 + a) y + b (Perez et al. 2018), which are
-    0 at first.
+    A condition modulates the second norm's output y as (1 + a) y + b (Perez et al. 2018); a and b are 0 at first.
     """
 
     def __init__(self, width: int, condition: int | None = None, *, rules: Rules, rngs: nnx.Rngs):
@@ -37,7 +36,7 @@ class ResidualBlock(nnx.Module):
 
 
 class Encoder(nnx.Module):
-    """[B H W C] -> [B H/s W/s O] with s = 2^levels: each level halves the sides, to its width, and has one block.
+    """[B H W C] -> [B H/s W/s O], s = 2^levels: each level halves the sides and has one block.
 
     H and W are multiples of s.
     """
@@ -49,7 +48,7 @@ class Encoder(nnx.Module):
         self.halve = nnx.List([conv(a, b, 4, stride=2) for a, b in zip(before, widths, strict=False)])
         self.blocks = nnx.List([ResidualBlock(width, rules=rules, rngs=rngs) for width in widths])
         self.norm = RMSNorm(widths[-1], rules=rules, rngs=rngs)
-        self.out = conv(widths[-1], outputs, 3, few_outputs=True)
+        self.out = conv(widths[-1], outputs, 3, shard_inputs=True)
 
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w O"]:
         x = self.stem(x)
@@ -59,7 +58,7 @@ class Encoder(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """[B h w I] -> [B h s w s O], the way back: each level has one block and doubles the sides."""
+    """[B h w I] -> [B h s w s O]: each level has one block and doubles the sides."""
 
     def __init__(
         self,
@@ -78,7 +77,7 @@ class Decoder(nnx.Module):
         self.blocks = nnx.List([ResidualBlock(width, condition, rules=rules, rngs=rngs) for width in descending])
         self.widen = nnx.List([conv(a, b, 3) for a, b in zip(descending, after, strict=True)])
         self.norm = RMSNorm(widths[0], rules=rules, rngs=rngs)
-        self.out = conv(widths[0], outputs, 3, few_outputs=True)
+        self.out = conv(widths[0], outputs, 3, shard_inputs=True)
         self.rules = rules
 
     def __call__(self, x: Float[Array, "B h w I"], condition: Float[Array, "B D"] | None) -> Float[Array, "B H W O"]:
@@ -89,7 +88,7 @@ class Decoder(nnx.Module):
 
 
 def upsample(x: Float[Array, "B H W C"], rules: Rules) -> Float[Array, "B 2*H 2*W C"]:
-    """Every pixel as four."""
+    """Nearest-neighbour upsampling by two."""
     _, height, width, channels = x.shape
     wide = jnp.stack([x, x], 3)
     return reshape(jnp.stack([wide, wide], 2), 2 * height, 2 * width, channels, rules=rules)

@@ -1,4 +1,4 @@
-"""Convolutional networks: a block over space or time, and a trunk, a strided stem and stages that halve a grid."""
+"""ConvNeXt blocks over space or time, and a trunk: a strided stem and stages that halve the grid."""
 
 import chz
 import jax
@@ -30,14 +30,14 @@ class ConvTrunk:
 
     @property
     def stride(self) -> int:
-        """Pixels, along each side, to a place of the last grid."""
+        """Pixels per cell of the last grid, along each side."""
         return self.stem * 2 ** (len(self.widths) - 1)
 
 
 class ConvBlock(nnx.Module):
-    """Depthwise convolution, norm, perceptron over channels, scaled residual (Liu et al. 2022, section 2).
+    """Depthwise convolution, norm, MLP over channels, scaled residual (Liu et al. 2022, section 2).
 
-    The convolution sees zeros at places with a false mask.
+    The convolution reads zeros at masked positions.
     """
 
     def __init__(self, width: int, kernel: Sizes, *, rate: float, rules: Rules, rngs: nnx.Rngs):
@@ -58,7 +58,10 @@ class ConvBlock(nnx.Module):
 
 
 class ConvTrunkModule(nnx.Module):
-    """[B H W C] -> the last stage's grid [B H/s W/s D], normed, with s = stride; sides not divided by it grow."""
+    """[B H W C] -> the normalised grid [B H/s W/s D] of the last stage, s = stride.
+
+    Sides that s does not divide are padded.
+    """
 
     def __init__(self, config: ConvTrunk, channels: int, settings: Settings, rngs: nnx.Rngs):
         rules = settings.rules
@@ -71,14 +74,14 @@ class ConvTrunkModule(nnx.Module):
             def make(rngs: nnx.Rngs, width: int = width) -> ConvBlock:
                 return ConvBlock(width, config.kernel, rate=settings.dropout, rules=rules, rngs=rngs)
 
-            self.stages.append(Stack(make, depth, remat=settings.remat, unroll=settings.unroll, rngs=rngs))
+            self.stages.append(settings.stack(make, depth, rngs))
             channels = width
         self.norm = RMSNorm(channels, rules=rules, rngs=rngs)
 
     def __call__(
         self, x: Float[Array, "B H W C"], key: jax.Array | None
     ) -> tuple[Float[Array, "B h w D"], list[Float[Array, "L B _ _ _"]]]:
-        """Also what every block of each stage gave."""
+        """The grid, and the output of every block by stage."""
         keys = [None] * len(self.stages) if key is None else jax.random.split(key, len(self.stages))
         layers = []
         for shrink, stage, stage_key in zip(self.reduce, self.stages, keys, strict=True):

@@ -1,4 +1,4 @@
-"""A causal transformer that reads a context, over whole sequences and, with what it remembers, step by step."""
+"""A causal transformer that attends to a context: over whole sequences, or step by step with a cache."""
 
 import functools
 
@@ -11,16 +11,15 @@ from mmjax.layers.attention import Attention, KVCache
 from mmjax.layers.mlp import MLP
 from mmjax.layers.norm import RMSNorm, dropout
 from mmjax.layers.settings import Settings
-from mmjax.layers.stack import Stack
 from mmjax.sharding.rules import Rules
 from mmjax.types import Tokens
 
 # By layer, stacked: what each block remembers of the places so far, and of the context.
-Memories = tuple[KVCache, KVCache]
+DecoderCache = tuple[KVCache, KVCache]
 
 
 class DecoderBlock(nnx.Module):
-    """Causal self-attention, attention to a context, a perceptron, with norms before (Vaswani et al. 2017)."""
+    """Pre-norm causal self-attention, cross-attention and MLP (Vaswani et al. 2017)."""
 
     def __init__(self, width: int, heads: int, *, rate: float, rules: Rules, rngs: nnx.Rngs):
         attention = functools.partial(Attention, width, heads, rules=rules, rngs=rngs)
@@ -45,23 +44,23 @@ class DecoderBlock(nnx.Module):
     def step(
         self,
         x: Float[Array, "B 1 D"],
-        place: Int[Array, ""],
-        past: KVCache,
+        position: Int[Array, ""],
+        cache: KVCache,
         context: KVCache,
         mask: Bool[Array, "B M"],
     ) -> tuple[Float[Array, "B 1 D"], KVCache]:
-        """The same for the token at one place, given what is remembered of those before it and of the context."""
+        """One decoding step, with the cached keys and values of earlier tokens and of the context."""
         normed = self.own_norm(x)
-        places = jnp.arange(past[0].shape[1])
-        here = (places == place)[:, None, None]
-        past = jax.tree.map(lambda old, new: jnp.where(here, new, old), past, self.own.project_kv(normed))
-        x = x + self.own.attend(normed, past, (places <= place)[None])
+        places = jnp.arange(cache[0].shape[1])
+        here = (places == position)[:, None, None]
+        cache = jax.tree.map(lambda old, new: jnp.where(here, new, old), cache, self.own.project_kv(normed))
+        x = x + self.own.attend(normed, cache, (places <= position)[None])
         x = x + self.seen.attend(self.seen_norm(x), context, mask)
-        return x + self.mlp(self.mlp_norm(x)), past
+        return x + self.mlp(self.mlp_norm(x)), cache
 
 
 class Decoder(nnx.Module):
-    """Decoder blocks that read a context's tokens, and a norm before and behind them."""
+    """Decoder blocks with cross-attention to a context, with a norm before and after them."""
 
     def __init__(self, depth: int, heads: int, settings: Settings, rngs: nnx.Rngs):
         rules, width = settings.rules, settings.width
@@ -70,7 +69,7 @@ class Decoder(nnx.Module):
             return DecoderBlock(width, heads, rate=settings.dropout, rules=rules, rngs=rngs)
 
         self.context_norm = RMSNorm(width, rules=rules, rngs=rngs)
-        self.stack = Stack(make, depth, remat=settings.remat, unroll=settings.unroll, rngs=rngs)
+        self.stack = settings.stack(make, depth, rngs)
         self.norm = RMSNorm(width, rules=rules, rngs=rngs)
         self.shape, self.rules = (depth, heads, width // heads), rules
 
@@ -78,24 +77,23 @@ class Decoder(nnx.Module):
         seen = self.context_norm(context.values).astype(x.dtype)
         return self.norm(self.stack(x, seen, context.mask, key=key)[0])
 
-    def begin(self, context: Tokens, length: int, dtype: jnp.dtype) -> Memories:
-        """Memories before the first of at most `length` places."""
+    def init_cache(self, context: Tokens, length: int, dtype: jnp.dtype) -> DecoderCache:
+        """An empty cache for at most `length` positions."""
         depth, heads, head = self.shape
         batch = context.values.shape[0]
-        spec = self.rules.spec(None, "batch", None, "heads", None)
+        spec = self.rules.out_sharding(None, "batch", None, "heads", None)
         empty = jnp.zeros((depth, batch, length, heads, head), dtype, out_sharding=spec)
         seen = self.context_norm(context.values).astype(dtype)
-        _, of_context = self.stack.thread(lambda block, carry, _: (carry, block.seen.project_kv(seen)), None)
+        _, of_context = self.stack.scan(lambda block, carry, _: (carry, block.seen.project_kv(seen)), None)
         return (empty, empty), of_context
 
     def step(
-        self, x: Float[Array, "B 1 D"], place: Int[Array, ""], memories: Memories, mask: Bool[Array, "B M"]
-    ) -> tuple[Float[Array, "B 1 D"], Memories]:
-        """What a call over all places up to this one has at this one, and the memories with it."""
-        past, context = memories
+        self, x: Float[Array, "B 1 D"], position: Int[Array, ""], cache: DecoderCache, mask: Bool[Array, "B M"]
+    ) -> tuple[Float[Array, "B 1 D"], DecoderCache]:
+        """The output at one position, equal to that of a call on the whole prefix, and the new cache."""
 
-        def run(block: DecoderBlock, x: Array, own: Memories) -> tuple[Array, KVCache]:
-            return block.step(x, place, *own, mask)
+        def run(block: DecoderBlock, x: Array, layer: DecoderCache) -> tuple[Array, KVCache]:
+            return block.step(x, position, *layer, mask)
 
-        x, past = self.stack.thread(run, x, (past, context))
-        return self.norm(x), (past, context)
+        x, own = self.stack.scan(run, x, cache)
+        return self.norm(x), (own, cache[1])

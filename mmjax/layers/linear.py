@@ -1,4 +1,4 @@
-"""Dense maps and embeddings: parameters in float32, born sharded by their logical axes, used in the input's dtype."""
+"""Linear layers and embeddings; parameters are float32 and created sharded by their logical axes."""
 
 import math
 from collections.abc import Callable
@@ -11,12 +11,12 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from mmjax.errors import UserError
-from mmjax.sharding.rules import Rules
+from mmjax.sharding.rules import Rules, reshard, shard_map, under_mesh
 
 Axes = tuple[str | None, ...]
 # Which dimensions of two arrays are summed over, and which they share, as `jax.lax.dot_general` takes it.
 Contraction = tuple[tuple[tuple[int, ...], tuple[int, ...]], tuple[tuple[int, ...], tuple[int, ...]]]
-Contract = Callable[[Array, Array, Contraction, PartitionSpec], Array]
+Contract = Callable[[Array, Array, Contraction, PartitionSpec | None], Array]
 
 # A parameter of fewer bytes is kept whole where a mesh does not divide it.
 SMALL = 2**22
@@ -33,31 +33,31 @@ def make_parameter(
     rules: Rules,
     rngs: nnx.Rngs,
 ) -> nnx.Param:
-    """A float32 parameter drawn by `init(key, shape, dtype)` straight into the sharding its axes have in the rules.
+    """A float32 parameter drawn by `init(key, shape, dtype)` directly into its sharding by the rules.
 
-    Its metadata tell optimizers what it is: `matrix`, of a linear map, how many of its last dimensions are inputs and
-    how many outputs (further leading ones are maps beside each other); `decay` whether it is decayed by default, as
-    matrices are; `maximum`, to what it is clipped after every update, see `clip_parameters`.
+    Its metadata are for optimizers: `matrix` says how many of its last dimensions are inputs and how many outputs of a
+    linear map (leading ones are separate maps); `decay` whether it has weight decay by default, as matrices do;
+    `maximum` is the value that it is clipped to after every update, see `clip_parameters`.
 
-    Where the mesh does not divide the dimension along which it is only stored, a small one is kept whole instead.
-    Raises UserError for a large one, where the mesh does not divide any other dimension, and for sizes below 1.
+    A small parameter stays unsharded where the mesh does not divide its storage dimension. Raises UserError for a large
+    one, where the mesh does not divide any other dimension, and for sizes below 1.
     """
     if min(shape, default=1) < 1:
-        raise UserError(f"a parameter would have the shape {shape}; every size must be at least 1")
+        raise UserError(f"a parameter would have shape {shape}; every size must be at least 1")
     spec = rules.spec(*axes)
     try:
         _check_divides(shape, axes, spec)
     except UserError:
-        spec = rules.in_use(*axes)
+        spec = rules.gathered_spec(*axes)
         if 4 * math.prod(shape) >= SMALL:
             raise
         _check_divides(shape, axes, spec)
-    value = init(rngs.params(), shape, jnp.float32, out_sharding=spec)
+    value = init(rngs.params(), shape, jnp.float32, out_sharding=under_mesh(spec))
     return nnx.Param(value, matrix=matrix, decay=decay or matrix is not None, maximum=maximum)
 
 
 def clip_parameters(model: Any) -> Any:
-    """The model with its parameters clipped to the maximum that they were made with, where they have one."""
+    """The model with its parameters clipped to their `maximum`, where they have one."""
 
     def clip(leaf: Any) -> Any:
         maximum = leaf.get_metadata().get("maximum") if isinstance(leaf, nnx.Param) else None
@@ -67,7 +67,7 @@ def clip_parameters(model: Any) -> Any:
 
 
 def _check_divides(shape: tuple[int, ...], axes: Axes, spec: PartitionSpec) -> None:
-    """JAX's own error would name neither the logical dimension nor the mesh axis."""
+    """Raises UserError; JAX's own error would not name the logical dimension or the mesh axis."""
     parts = jax.sharding.get_abstract_mesh().shape
     for size, name, split in zip(shape, axes, spec, strict=True):
         for axis in (split,) if isinstance(split, str) else split or ():
@@ -79,33 +79,33 @@ def _check_divides(shape: tuple[int, ...], axes: Axes, spec: PartitionSpec) -> N
             size //= parts.get(axis, 1)
 
 
-def use(parameter: nnx.Param, axes: Axes, dtype: jnp.dtype, rules: Rules) -> Array:
-    """The parameter as it is computed with: cast first, then gathered over its storage axis, so that less is sent."""
-    return jax.sharding.reshard(parameter[...].astype(dtype), rules.in_use(*axes))
+def gather_parameter(parameter: nnx.Param, axes: Axes, dtype: jnp.dtype, rules: Rules) -> Array:
+    """The parameter as used in a computation: cast first, then gathered, so that less is sent."""
+    return reshard(parameter[...].astype(dtype), rules.gathered_spec(*axes))
 
 
-def use_apart(parameter: nnx.Param, axes: Axes, dtype: jnp.dtype, rules: Rules) -> Array:
-    """What `use` gives, for a matrix product whose gradient each device computes of its own examples.
+def gather_unreduced(parameter: nnx.Param, axes: Axes, dtype: jnp.dtype, rules: Rules) -> Array:
+    """Like `gather_parameter`, for a product whose gradient each device computes from its own examples.
 
-    These parts are added up on the way back in two steps: along the storage axis first, where each device keeps only
-    what it stores (a reduce-scatter), then that over the other devices. XLA by itself adds up the whole matrix over all
-    of them at once and sends twice as much.
+    The partial gradients are summed in two steps: along the storage axis first, where each device keeps only what it
+    stores (a reduce-scatter), then over the other devices. XLA by itself sums the whole matrix over all of them at once
+    and sends twice as much.
     """
-    stored = rules.summed(jax.typeof(parameter[...]).sharding.spec)
-    used = rules.summed(rules.in_use(*axes))
-    return jax.sharding.reshard(jax.sharding.reshard(parameter[...].astype(dtype), stored), used)
+    stored = rules.unreduced_spec(jax.typeof(parameter[...]).sharding.spec)
+    used = rules.unreduced_spec(rules.gathered_spec(*axes))
+    return reshard(reshard(parameter[...].astype(dtype), stored), used)
 
 
-def contract(x: Array, kernel: Array, contraction: Contraction, spec: PartitionSpec) -> Array:
-    """The product in their own dtype."""
+def contract(x: Array, kernel: Array, contraction: Contraction, spec: PartitionSpec | None) -> Array:
+    """The product in the arguments' own dtype."""
     return jax.lax.dot_general(x, kernel, contraction, out_sharding=spec)
 
 
 class Linear(nnx.Module):
     """y = x W + b over the last `inputs` dimensions of x.
 
-    `shape` and `axes` name the kernel's input then output dimensions. Initialised with variance `scale` / fan-in
-    (truncated normal).
+    `shape` and `axes` name the kernel's input then output dimensions. The kernel is drawn with variance `scale` /
+    fan-in (truncated normal).
     """
 
     def __init__(
@@ -137,24 +137,24 @@ class Linear(nnx.Module):
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         leading, read = x.shape[: x.ndim - self.inputs], self.axes[: self.inputs]
         outputs = tuple(None if name == "embed" else name for name in self.axes[self.inputs :])
-        kernel = use_apart(self.kernel, self.axes, x.dtype, self.rules)
+        kernel = gather_unreduced(self.kernel, self.axes, x.dtype, self.rules)
         # All rows in one dimension: with two, XLA's CPU backend takes nearly twice as long over a perceptron and its
         # gradients.
-        spec = self.rules.in_use("batch", *read)
+        spec = under_mesh(self.rules.gathered_spec("batch", *read))
         rows = jax.lax.reshape(x, (math.prod(leading), *x.shape[len(leading) :]), out_sharding=spec)
         contracted = (tuple(range(1, x.ndim - len(leading) + 1)), tuple(range(self.inputs)))
-        y = self.contract(rows, kernel, (contracted, ((), ())), self.rules.spec("batch", *outputs))
+        y = self.contract(rows, kernel, (contracted, ((), ())), self.rules.out_sharding("batch", *outputs))
         if self.bias is not None:
-            y = y + jax.sharding.reshard(self.bias[...].astype(x.dtype), self.rules.spec(*outputs))
-        spec = self.rules.spec("batch", *[None] * (len(leading) - 1), *outputs)
+            y = y + reshard(self.bias[...].astype(x.dtype), self.rules.spec(*outputs))
+        spec = self.rules.out_sharding("batch", *[None] * (len(leading) - 1), *outputs)
         return jax.lax.reshape(y, (*leading, *y.shape[1:]), out_sharding=spec)
 
 
 class Embedding(nnx.Module):
     """Rows of a table by id (Int[B N] below `entries`), drawn from N(0, 1 / width).
 
-    Instead of an id a place may have shares of all ids (Float[B N V]), and gets the rows' sum by these: texts can then
-    be moved along a straight line.
+    Instead of an id a position may have weights over all ids (Float[B N V]) and gets the weighted sum of the rows, so
+    that texts can be interpolated.
     """
 
     def __init__(self, entries: int, width: int, *, rules: Rules, rngs: nnx.Rngs):
@@ -163,24 +163,24 @@ class Embedding(nnx.Module):
         self.rules = rules
 
     def __call__(self, ids: Int[Array, "B N"] | Float[Array, "B N V"], dtype: jnp.dtype) -> Float[Array, "B N D"]:
-        table = jax.sharding.reshard(self.table[...].astype(dtype), self.rules.spec(None, None))
-        spec = self.rules.spec("batch", None, None)
+        table = reshard(self.table[...].astype(dtype), self.rules.spec(None, None))
+        spec = self.rules.out_sharding("batch", None, None)
         if ids.ndim == 3:
             return jnp.einsum("bnv,vd->bnd", ids.astype(dtype), table, out_sharding=spec)
         return look_up(table, ids, self.rules)
 
 
 def look_up(table: Float[Array, "V D"], ids: Int[Array, "B ..."], rules: Rules) -> Float[Array, "B ... D"]:
-    """Rows of a table that is whole on every device, by id.
+    """Rows by id of a table that every device holds completely.
 
-    By hand on each device's own examples: the gradient of a gather between types would first bring those of the whole
-    batch to all of them.
+    Written with shard_map: the gradient of a gather under explicit sharding would first send the whole batch's to all
+    devices.
     """
     rest = [None] * (ids.ndim - 1)
     split, whole = rules.spec("batch", *rest), rules.spec(None, None)
-    rows = jax.shard_map(
+    rows = shard_map(
         lambda table, ids: table.at[ids].get(),
         in_specs=(whole, split),
         out_specs=rules.spec("batch", *rest, None),
     )
-    return rows(table, jax.sharding.reshard(ids, split))
+    return rows(table, reshard(ids, split))

@@ -1,4 +1,4 @@
-"""Products of 8-bit numbers in training, with the scales and the rounding of qwix."""
+"""Matrix products in int8 or float8 for training, with qwix's scales and rounding."""
 
 import dataclasses
 import functools
@@ -15,77 +15,84 @@ from mmjax.errors import UserError
 from mmjax.layers.attention import Attention
 from mmjax.layers.linear import Contraction, Linear
 from mmjax.layers.mlp import MLP, Experts
+from mmjax.sharding.rules import reshard
 
-Products = Literal["int8", "float8"]
+Precision = Literal["int8", "float8"]
 # What factors and what slopes are rounded to: as 8-bit floats, slopes need the range more than the digits (Micikevicius
 # et al. 2022, "FP8 formats for deep learning").
 KINDS = {"int8": (jnp.int8, jnp.int8), "float8": (jnp.float8_e4m3fn, jnp.float8_e5m2)}
 
 
-def lower_precision(model: nnx.Module, products: Products) -> None:
-    """Let what attention, perceptrons and experts multiply with their parameters be 8-bit numbers, in place.
+def quantize_matmuls(model: nnx.Module, precision: Precision) -> None:
+    """Makes attention, MLPs and experts multiply by their parameters in 8 bits, in place.
 
-    In the forward pass and in the slopes of activations; slopes of parameters stay in the dtype of the computation, as
-    theirs are the long sums (Wortsman et al. 2023, "Stable and low-precision training for large-scale vision-language
-    models"). Raises UserError where qwix is not installed.
+    This covers the forward pass and the gradients of activations. Gradients of parameters stay in the compute dtype,
+    because theirs are the long sums (Wortsman et al. 2023, "Stable and low-precision training for large-scale
+    vision-language models"). Raises UserError where qwix is not installed.
     """
     try:
         import qwix  # noqa: F401
     except ImportError as error:
-        raise UserError(f'model.products={products} needs qwix: pip install "mmjax[quantize]"') from error
+        raise UserError(f'model.matmul_precision={precision} needs qwix: pip install "mmjax[quantize]"') from error
     for part in _parts(model):
         if isinstance(part, Attention | MLP):
             for each in vars(part).values():
                 if isinstance(each, Linear):
-                    each.contract = Rounded(products)
+                    each.contract = QuantizedMatmul(precision)
         elif isinstance(part, Experts):
-            part.contract = Rounded(products)
+            part.contract = QuantizedMatmul(precision)
 
 
 @dataclasses.dataclass(frozen=True)
-class Rounded:
-    """The product of a `Linear` or of `Experts`, of rounded factors; see `lower_precision`.
+class QuantizedMatmul:
+    """The matrix product of a `Linear` or of `Experts` with quantized operands; see `quantize_matmuls`.
 
-    Dimensions lie as [shared, rows, contracted] in x and as [shared, contracted, columns] in the kernel.
+    Dimensions are [shared, rows, contracted] in x and [shared, contracted, columns] in the kernel.
     """
 
-    products: Products
+    precision: Precision
 
     def __call__(
-        self, x: Float[Array, "..."], kernel: Float[Array, "..."], contraction: Contraction, spec: PartitionSpec
+        self, x: Float[Array, "..."], kernel: Float[Array, "..."], contraction: Contraction, spec: PartitionSpec | None
     ) -> Float[Array, "..."]:
-        return _product(self.products, contraction, spec, x, kernel)
+        return _product(self.precision, contraction, spec, x, kernel)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _product(products: Products, contraction: Contraction, spec: PartitionSpec, x: Array, kernel: Array) -> Array:
-    """x @ kernel, each row and each column by its own scale."""
-    kind, _ = KINDS[products]
+def _product(
+    precision: Precision, contraction: Contraction, spec: PartitionSpec | None, x: Array, kernel: Array
+) -> Array:
+    """x @ kernel, with one scale per row and per column."""
+    kind, _ = KINDS[precision]
     return _rounded_product(x, _whole(kernel), (kind, kind), contraction, spec).astype(x.dtype)
 
 
 def _forward(
-    products: Products, contraction: Contraction, spec: PartitionSpec, x: Array, kernel: Array
+    precision: Precision, contraction: Contraction, spec: PartitionSpec | None, x: Array, kernel: Array
 ) -> tuple[Array, tuple[Array, Array]]:
-    return _product(products, contraction, spec, x, kernel), (x, kernel)
+    return _product(precision, contraction, spec, x, kernel), (x, kernel)
 
 
 def _backward(
-    products: Products, contraction: Contraction, spec: PartitionSpec, kept: tuple[Array, Array], slope: Array
+    precision: Precision,
+    contraction: Contraction,
+    spec: PartitionSpec | None,
+    kept: tuple[Array, Array],
+    gradient: Array,
 ) -> tuple[Array, Array]:
     x, kernel = kept
 
     def exact(kernel: Array) -> Array:
         return jax.lax.dot_general(x, kernel, contraction, out_sharding=spec)
 
-    # The sharding of a parameter's slope is that which the exact product has, whose value nobody asks for.
-    (of_kernel,) = jax.vjp(exact, kernel)[1](slope)
-    factor, of_slope = KINDS[products]
+    # The sharding of a parameter's gradient is that of the exact product, whose value is not computed.
+    (of_kernel,) = jax.vjp(exact, kernel)[1](gradient)
+    factor, of_slope = KINDS[precision]
     (contracted, _), (shared, _) = contraction
     columns = kernel.ndim - len(shared) - len(contracted)
-    last = tuple(range(slope.ndim - columns, slope.ndim)), tuple(range(kernel.ndim - columns, kernel.ndim))
+    last = tuple(range(gradient.ndim - columns, gradient.ndim)), tuple(range(kernel.ndim - columns, kernel.ndim))
     back = (last, (shared, shared))
-    of_x = _rounded_product(slope, _whole(kernel), (of_slope, factor), back, jax.typeof(x).sharding.spec)
+    of_x = _rounded_product(gradient, _whole(kernel), (of_slope, factor), back, jax.typeof(x).sharding.spec)
     return of_x.astype(x.dtype), of_kernel
 
 
@@ -93,16 +100,16 @@ _product.defvjp(_forward, _backward)
 
 
 def _whole(kernel: Array) -> Array:
-    """Its numbers, without what its type says of its slope."""
-    return jax.sharding.reshard(kernel, PartitionSpec(*jax.typeof(kernel).sharding.spec.partitions))
+    """The kernel's values under a type without its gradient's sharding."""
+    return reshard(kernel, PartitionSpec(*jax.typeof(kernel).sharding.spec.partitions))
 
 
 def _rounded_product(
-    left: Array, right: Array, kinds: tuple[Any, Any], contraction: Contraction, spec: PartitionSpec
+    left: Array, right: Array, kinds: tuple[Any, Any], contraction: Contraction, spec: PartitionSpec | None
 ) -> Array:
-    """The product, in float32, of what the factors are rounded to: 8-bit numbers of two kinds.
+    """The float32 product of the factors quantized to two kinds of 8-bit numbers.
 
-    Every entry of the dimensions that are not contracted has a scale of its own.
+    Every entry of the dimensions that are not contracted has its own scale.
     """
     import qwix
 

@@ -10,7 +10,7 @@ from mmjax.sharding.rules import Rules
 
 
 class RMSNorm(nnx.Module):
-    """Root-mean-square norm x / RMS(x) * gain over the last dimension, RMS in float32 (Zhang & Sennrich 2019)."""
+    """Root-mean-square norm x / RMS(x) * gain, the RMS in float32 (Zhang & Sennrich 2019)."""
 
     def __init__(self, width: int, *, rules: Rules, rngs: nnx.Rngs):
         self.gain = make_parameter(jax.nn.initializers.ones, (width,), (None,), rules=rules, rngs=rngs)

@@ -1,4 +1,4 @@
-"""Cutting grids and sequences into patches while the batch stays split over the mesh."""
+"""Cutting grids and sequences into patches while the batch stays sharded."""
 
 import jax
 import jax.numpy as jnp
@@ -8,35 +8,41 @@ from mmjax.sharding.rules import Rules
 
 
 def reshape(x: Array, *shape: int, rules: Rules) -> Array:
-    """x[B ...] as [B *shape]; says that the batch stays split, as a reshape next to a split dimension must be told."""
-    return jax.lax.reshape(x, (x.shape[0], *shape), out_sharding=rules.spec("batch", *[None] * len(shape)))
+    """Reshapes x[B ...] to [B *shape] and keeps the batch sharded.
+
+    A reshape beside a sharded dimension needs the output sharding stated.
+    """
+    return jax.lax.reshape(x, (x.shape[0], *shape), out_sharding=rules.out_sharding("batch", *[None] * len(shape)))
 
 
-def cut_picture(x: Array, side: int, *, rules: Rules) -> Array:
-    """Pictures [B H W C] as square patches [B (H W / side^2) (side^2 C)], row by row."""
+def patchify(x: Array, side: int, *, rules: Rules) -> Array:
+    """Images [B H W C] as square patches [B (H W / side^2) (side^2 C)], row by row."""
     _, height, width, channels = x.shape
     rows, columns = height // side, width // side
     x = reshape(x, rows, side, columns, side, channels, rules=rules).transpose(0, 1, 3, 2, 4, 5)
     return reshape(x, rows * columns, side * side * channels, rules=rules)
 
 
-def cut_sequence(x: Array, length: int, *, rules: Rules) -> Array:
-    """Sequences [B T ...] as groups [B T/length length ...] of consecutive entries; T is a multiple of the length."""
+def group_sequence(x: Array, length: int, *, rules: Rules) -> Array:
+    """Sequences [B T ...] as groups [B T/length length ...] of consecutive entries.
+
+    T must be a multiple of the length.
+    """
     return reshape(x, x.shape[1] // length, length, *x.shape[2:], rules=rules)
 
 
-def fill_up(x: Float[Array, "B T C"], mask: Bool[Array, "B T"], length: int) -> tuple[Array, Array]:
-    """A sequence and its mask, with zeros where that is false and filled up by such entries to a multiple of `length`.
+def pad_to_multiple(x: Float[Array, "B T C"], mask: Bool[Array, "B T"], length: int) -> tuple[Array, Array]:
+    """Pads a sequence and its mask to a multiple of `length`, with zeros at every masked entry.
 
-    What stands at a masked entry can then not reach the group it falls into.
+    So a masked entry's value cannot reach the group it falls into.
     """
     missing = -x.shape[1] % length
     x = jnp.pad(jnp.where(mask[..., None], x, 0), ((0, 0), (0, missing), (0, 0)))
     return x, jnp.pad(mask, ((0, 0), (0, missing)))
 
 
-def windows(x: Array, length: int, stride: int) -> Array:
-    """What a convolution [B T C] of odd `length` sees at every `stride`-th entry: [B ceil(T/stride) length C].
+def sliding_windows(x: Array, length: int, stride: int) -> Array:
+    """Windows of odd `length` around every `stride`-th entry of [B T C]: [B ceil(T/stride) length C].
 
     The first window is centred on the first entry; beyond the ends are zeros.
     """

@@ -10,15 +10,15 @@ from mmjax.sharding.rules import Rules
 
 
 def make_position(shape: tuple[int, ...], *, rules: Rules, rngs: nnx.Rngs) -> nnx.Param:
-    """A learned position embedding: [N, D] for a sequence, [H, W, D] for a grid (so it can be resized to another)."""
+    """A learned position embedding: [N, D] for a sequence, [H, W, D] for a resizable grid."""
     init = jax.nn.initializers.normal(0.02)
     return make_parameter(init, shape, (None,) * len(shape), rules=rules, rngs=rngs)
 
 
 def time_embedding(time: Float[Array, "B N"], width: int) -> Float[Array, "B N D"]:
-    """Sines and cosines of seconds with periods from 20 ms to 200 s (after Vaswani et al. 2017).
+    """Sinusoidal embedding of seconds, with periods from 20 ms to 200 s (after Vaswani et al. 2017).
 
-    Streams of any rate share this one axis.
+    Streams of different rates share this time axis.
     """
     half = width // 2
     frequencies = 2 * jnp.pi * jnp.exp(jnp.linspace(jnp.log(50.0), jnp.log(0.005), half))

@@ -1,4 +1,4 @@
-"""One name per leaf of a tree: what optimizer rules, checkpoints, digests and initialisation call a parameter."""
+"""Path names of the leaves of a tree, used by optimizer rules, checkpoints and initialisation."""
 
 from typing import Any
 
@@ -7,10 +7,10 @@ from jax.tree_util import GetAttrKey, KeyPath
 
 
 def path_name(path: KeyPath) -> str:
-    """The readable name of a leaf, e.g. "model/encoders/image/blocks/up/kernel", from its `jax.tree_util` key path.
+    """The name of a leaf from its key path, such as "model/encoders/image/blocks/up/kernel".
 
-    Flax wraps a parameter in a `Variable` whose only child is called `value`; that last part of the path says nothing
-    and is dropped. The names are those of attributes, keys and positions, so they hold across versions of JAX and Flax.
+    Flax wraps a parameter in a `Variable` whose only child is called `value`; that last part is dropped. The names
+    consist of attributes, keys and positions, so they are stable across versions of JAX and Flax.
     """
     if len(path) > 1 and path[-1] == GetAttrKey("value"):
         path = path[:-1]
@@ -18,9 +18,9 @@ def path_name(path: KeyPath) -> str:
 
 
 def named_leaves(tree: Any) -> list[tuple[str, Any]]:
-    """All leaves of `tree` with their names, in the tree's own order.
+    """All leaves of `tree` with their path names, in the tree's order.
 
-    Raises ValueError if two leaves share a name (a key that itself contains "/").
+    Raises ValueError if two leaves have the same name (a key that itself contains "/").
     """
     leaves = [(path_name(path), leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]]
     names = [name for name, _ in leaves]

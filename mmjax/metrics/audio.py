@@ -1,59 +1,61 @@
-"""How far sounds are from those they should be, in decibels: by their mel cepstra and by their spectra."""
+"""Distances of sounds in dB: mel-cepstral distortion and log-spectral distance."""
 
 import numpy as np
 from jaxtyping import Float
 
-from mmjax.data.spectrogram import FLOOR, log_mel
+from mmjax.layers.spectrogram import FLOOR, log_mel
 
 CEPSTRA = 13  # coefficients compared: enough for the vowels, too few for the pitch
 WINDOW, HOP, BANDS, LOWEST = 0.025, 0.010, 40, 50.0  # of the spectra compared, seconds and Hz
 DECIBELS = 10 / np.log(10)  # in a neper of power
 
 
-def frames(samples: Float[np.ndarray, "S"], rate: int) -> Float[np.ndarray, "T M"]:
-    """Log-mel frames of a sound to compare it by: 40 bands from 50 Hz, 25 ms every 10 ms."""
+def log_mel_frames(samples: Float[np.ndarray, "S"], rate: int) -> Float[np.ndarray, "T M"]:
+    """Log-mel frames for comparisons of sounds: 40 bands from 50 Hz, 25 ms every 10 ms."""
     window, hop = round(WINDOW * rate), round(HOP * rate)
     return log_mel(samples, rate=rate, window=window, hop=hop, bands=BANDS, low=LOWEST, high=rate / 2)
 
 
-def mel_cepstral_distortion(said: Float[np.ndarray, "T M"], truth: Float[np.ndarray, "U M"]) -> float:
+def mel_cepstral_distortion(predicted: Float[np.ndarray, "T M"], truth: Float[np.ndarray, "U M"]) -> float:
     """The mel-cepstral distortion of two sounds in dB (Kubichek 1993), from their log-mel frames.
 
         mean over frames of 10 / ln 10 * sqrt(2 * sum over d = 1 to 13 of (c_d - e_d)^2)
         c_d = 1/M * sum over bands m = 0 to M - 1 of L_m cos(pi d (m + 1/2) / M)
 
-    where L is the natural logarithm of power in M mel bands, as `mmjax.data.spectrogram.log_mel` makes it. c_0, the
-    loudness, is left out. So scaled, cepstra are those of the log amplitude, and a frame's distortion is the root mean
-    square over the bands of the difference in dB of the two spectra, smoothed and each less its mean. (Orthonormal
+    where L is the natural logarithm of power in M mel bands, as `mmjax.layers.spectrogram.log_mel` computes it. c_0,
+    the loudness, is left out. With this scale cepstra are those of the log amplitude, and a frame's distortion is the
+    root mean square over the bands of the difference in dB of the two smoothed, mean-free spectra. (Orthonormal
     cepstra, which some use, make it sqrt(2 M) times as large; frames normalised like those of `SpectrogramInput` are
     not in dB.)
 
-    Sounds of equal length are compared frame by frame, others along the path of dynamic time warping with the smallest
-    sum of distortions, which may go on in either sound or in both (Sakoe & Chiba 1978), and averaged over its places.
+    Sounds of equal length are compared frame by frame, others along the dynamic time warping path with the smallest sum
+    of distortions (Sakoe & Chiba 1978), averaged over the path.
 
     Raises:
-        ValueError: where a sound has no frame, or there are not more than 13 bands.
+        ValueError: a sound has no frame, or there are not more than 13 bands.
     """
     from scipy.spatial.distance import cdist
 
-    if not len(said) or not len(truth) or truth.shape[1] <= CEPSTRA:
-        raise ValueError(f"{said.shape} and {truth.shape} frames by bands: more than 0 by {CEPSTRA} are needed")
+    if not len(predicted) or not len(truth) or truth.shape[1] <= CEPSTRA:
+        raise ValueError(
+            f"{predicted.shape} and {truth.shape}: at least 1 frame and more than {CEPSTRA} bands are needed"
+        )
     scale = DECIBELS * np.sqrt(2)
-    a, b = scale * _cepstra(said), scale * _cepstra(truth)
+    a, b = scale * _cepstra(predicted), scale * _cepstra(truth)
     if len(a) == len(b):
         return float(np.linalg.norm(a - b, axis=1).mean())
     return _warped_mean(cdist(a, b))
 
 
-def _cepstra(frames: Float[np.ndarray, "T M"]) -> Float[np.ndarray, "T 13"]:
+def _cepstra(log_mel_frames: Float[np.ndarray, "T M"]) -> Float[np.ndarray, "T 13"]:
     from scipy.fft import dct
 
-    bands = frames.shape[1]
-    return dct(frames.astype(np.float64), axis=1)[:, 1 : CEPSTRA + 1] / (2 * bands)
+    bands = log_mel_frames.shape[1]
+    return dct(log_mel_frames.astype(np.float64), axis=1)[:, 1 : CEPSTRA + 1] / (2 * bands)
 
 
 def _warped_mean(costs: Float[np.ndarray, "T U"]) -> float:
-    """The mean cost along the path from the first corner to the last that has the smallest sum."""
+    """The mean cost along the path between opposite corners that has the smallest sum."""
     rows, columns = costs.shape
     # By antidiagonal: all its places depend on the two before only. `sums[i]` belongs to row i - 1 of the costs.
     sums = np.full((3, rows + 1), np.inf)
@@ -72,15 +74,15 @@ def _warped_mean(costs: Float[np.ndarray, "T U"]) -> float:
     return float(sums[1, rows] / lengths[1, rows])
 
 
-def log_spectral_distance(said: Float[np.ndarray, "S"], truth: Float[np.ndarray, "S"], *, rate: int) -> float:
-    """The log-spectral distance of two waveforms in dB (Gray & Markel 1976), from short-time Fourier transforms.
+def log_spectral_distance(predicted: Float[np.ndarray, "S"], truth: Float[np.ndarray, "S"], *, rate: int) -> float:
+    """The log-spectral distance of two waveforms in dB (Gray & Markel 1976).
 
         mean over frames of sqrt(mean over frequencies of (10 log10 P - 10 log10 Q)^2)
 
-    P and Q being the power, plus 1e-8 (-80 dB), at every frequency of whole Hann windows of 25 ms, one every 10 ms, of
-    unit energy; a waveform of less than a window is filled up with zeros. A delay is an error like any other.
+    P and Q are the power, plus 1e-8 (-80 dB), at every frequency of whole Hann windows of 25 ms, one every 10 ms, with
+    unit energy; a waveform shorter than a window is padded with zeros. A delay counts as an error.
     """
-    a, b = _decibels(said, rate), _decibels(truth, rate)
+    a, b = _decibels(predicted, rate), _decibels(truth, rate)
     return float(np.sqrt(np.square(a - b).mean(1)).mean())
 
 

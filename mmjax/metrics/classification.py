@@ -1,4 +1,4 @@
-"""How good answers from a list of classes are: how often right, for which classes, and how sure of themselves."""
+"""Classification metrics: accuracy, F1, recall by class, and calibration."""
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -15,23 +15,23 @@ def classification_statistics(
     names: tuple[str, ...],
     temperature: Float[np.ndarray, "E"] | None = None,
 ) -> dict[str, Statistic]:
-    """Figures of E examples' answers in S slots each, of which the `real` ones count.
+    """Metrics of E examples' answers in S slots each, of which the `real` ones count.
 
     accuracy                share in which the most probable class is the true one
     log_loss                -log of the true class's probability, nats
-    macro_f1                mean over the classes that occur, or are said, of 2 hits / (said + true)
+    macro_f1                mean over the classes that occur, or are predicted, of 2 hits / (predicted + true)
     recall/NAME             share of a class's answers that are found
     calibration_error       sum over 15 equal bins of the largest probability of |hits - sum of it|, per answer (Guo et
                             al. 2017, ECE)
     calibrated/...          log_loss and calibration_error with logits divided by each example's `temperature`
     """
-    kinds = len(names)
-    said = probabilities.argmax(-1)
+    num_classes = len(names)
+    predicted = probabilities.argmax(-1)
     counted = real.astype(np.float64)
-    right = counted * (said == truth)
-    hot = counted[..., None] * (truth[..., None] == np.arange(kinds))
-    hits = (hot * (said == truth)[..., None]).sum(1)
-    guessed = (counted[..., None] * (said[..., None] == np.arange(kinds))).sum(1)
+    right = counted * (predicted == truth)
+    hot = counted[..., None] * (truth[..., None] == np.arange(num_classes))
+    hits = (hot * (predicted == truth)[..., None]).sum(1)
+    guessed = (counted[..., None] * (predicted[..., None] == np.arange(num_classes))).sum(1)
     found = {
         "accuracy": Statistic.ratio(right.sum(1), counted.sum(1)),
         "macro_f1": Statistic(np.concatenate([hits, guessed + hot.sum(1)], 1), _macro_f1),
@@ -48,7 +48,7 @@ def classification_statistics(
 def cross_fit_temperatures(
     probabilities: Float[np.ndarray, "E S K"], truth: Int[np.ndarray, "E S"], real: Bool[np.ndarray, "E S"]
 ) -> Float[np.ndarray, "E"]:
-    """Every example's temperature (see `fit_temperature`), fitted on the half of the examples that it is not in."""
+    """Every example's temperature (see `fit_temperature`), fitted on the other half of the examples."""
     odd = np.arange(len(truth)) % 2 == 1
     even, other = (fit_temperature(probabilities[half], truth[half], real[half]) for half in (odd, ~odd))
     return np.where(odd, other, even)
@@ -57,10 +57,10 @@ def cross_fit_temperatures(
 def fit_temperature(
     probabilities: Float[np.ndarray, "E S K"], truth: Int[np.ndarray, "E S"], real: Bool[np.ndarray, "E S"]
 ) -> float:
-    """What to divide logits by so that the mean -log of the true classes' probabilities is least (Guo et al. 2017).
+    """The temperature of logits with the lowest mean -log probability of the truth (Guo et al. 2017).
 
-    Its logarithm has a standard normal prior: where every answer is right, there would be no least. It lies between
-    1/100 and 100, and is 1 where no answer is real.
+    Its logarithm has a standard normal prior, because without one there is no minimum where every answer is right. It
+    lies between 1/100 and 100, and is 1 where no answer is real.
     """
     from scipy.optimize import minimize_scalar
 
@@ -78,7 +78,7 @@ def fit_temperature(
 
 
 def _confidence(probabilities: np.ndarray, truth: np.ndarray, counted: np.ndarray) -> dict[str, Statistic]:
-    """What depends on how sure the answers are."""
+    """The metrics that depend on the answers' confidence."""
     of_truth = np.take_along_axis(probabilities, truth[..., None], -1)[..., 0].astype(np.float64)
     losses = -np.log(np.maximum(of_truth, 1e-300))
     best = probabilities.max(-1).astype(np.float64)

@@ -1,4 +1,4 @@
-"""How much each modality contributes to a figure that was measured with every subset of them."""
+"""Shapley values of modalities."""
 
 import itertools
 import math
@@ -7,16 +7,15 @@ from typing import Any
 
 
 def shapley(value: Mapping[frozenset[str], Any]) -> dict[str, Any]:
-    """The Shapley value of every modality, in the unit of the figure (Shapley 1953, "A value for n-person games").
+    """The Shapley value of every modality (Shapley 1953, "A value for n-person games").
 
         phi(i) = sum over S without i of |S|! (M - |S| - 1)! / M! * (value(S + i) - value(S))
 
-    the mean gain of adding i in all orders of the M modalities; they add up to value(all) - value(none). `value` holds
-    the figure of all 2^M subsets, the empty one included: what is reached with no modality at all. Figures may be
-    numbers or arrays of some, one an example, say.
+    is the mean gain of adding i in all orders of the M modalities; they add up to value(all) - value(none). `value`
+    holds the metric for all 2^M subsets, the empty one included, as numbers or as arrays (one entry per example, say).
 
     Raises:
-        ValueError: for a subset whose figure is missing.
+        ValueError: the metric of a subset is missing.
     """
     names = sorted(frozenset().union(*value))
     count = len(names)

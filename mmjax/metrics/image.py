@@ -1,4 +1,4 @@
-"""How close pictures are to those they should be, pixel by pixel and by their structure."""
+"""Image similarity: PSNR and SSIM."""
 
 import numpy as np
 from jaxtyping import Float
@@ -13,37 +13,38 @@ STABLE_MEAN, STABLE_VARIANCE = 0.01**2, 0.03**2  # SSIM's C1 and C2 for values i
 BLOCK_ELEMENTS = 1 << 22
 
 
-def psnr(said: Float[np.ndarray, "E H W C"], truth: Float[np.ndarray, "E H W C"]) -> Float[np.ndarray, "E"]:
-    """The peak signal-to-noise ratio of each picture in dB, -10 log10(mean squared error), of values in [0, 1].
+def psnr(predicted: Float[np.ndarray, "E H W C"], truth: Float[np.ndarray, "E H W C"]) -> Float[np.ndarray, "E"]:
+    """The peak signal-to-noise ratio of each image in dB, for values in [0, 1].
 
-    At most 100 dB, which is what equal pictures have.
+    -10 log10(mean squared error), at most 100 dB, the value for equal images.
     """
-    errors = np.square(said.astype(np.float64) - truth).mean((1, 2, 3))
+    errors = np.square(predicted.astype(np.float64) - truth).mean((1, 2, 3))
     return -10 * np.log10(np.maximum(errors, LEAST_ERROR))
 
 
-def ssim(said: Float[np.ndarray, "E H W C"], truth: Float[np.ndarray, "E H W C"]) -> Float[np.ndarray, "E"]:
-    """The mean structural similarity of each picture, of values in [0, 1] (Wang et al. 2004, equations 13 to 17).
+def ssim(predicted: Float[np.ndarray, "E H W C"], truth: Float[np.ndarray, "E H W C"]) -> Float[np.ndarray, "E"]:
+    """The mean structural similarity of each image, for values in [0, 1] (Wang et al. 2004, eq. 13-17).
 
         (2 m w + C1) (2 c + C2) / ((m^2 + w^2 + C1) (s^2 + t^2 + C2))    with C1 = 0.01^2 and C2 = 0.03^2
 
     from means m, w, variances s^2, t^2 and covariance c under a Gaussian window of 11 x 11 pixels and deviation 1.5,
-    averaged over all places where the window lies inside the picture, and over the channels, each taken by itself. 1
-    for equal pictures.
+    averaged over all positions where the window lies inside the image, and over the channels. 1 for equal images.
 
     Raises:
-        UserError: where the pictures are smaller than the window.
+        UserError: the images are smaller than the window.
     """
-    height, width, channels = said.shape[1:]
+    height, width, channels = predicted.shape[1:]
     if min(height, width) < WINDOW:
         raise UserError(f"SSIM needs pictures of {WINDOW} x {WINDOW} pixels or more, not {height} x {width}")
     size = max(1, BLOCK_ELEMENTS // (height * width * channels))
-    parts = [_ssim(said[begin : begin + size], truth[begin : begin + size]) for begin in range(0, len(said), size)]
+    parts = [
+        _ssim(predicted[begin : begin + size], truth[begin : begin + size]) for begin in range(0, len(predicted), size)
+    ]
     return np.concatenate([np.zeros(0), *parts])
 
 
-def _ssim(said: Float[np.ndarray, "E H W C"], truth: Float[np.ndarray, "E H W C"]) -> Float[np.ndarray, "E"]:
-    x, y = said.astype(np.float64), truth.astype(np.float64)
+def _ssim(predicted: Float[np.ndarray, "E H W C"], truth: Float[np.ndarray, "E H W C"]) -> Float[np.ndarray, "E"]:
+    x, y = predicted.astype(np.float64), truth.astype(np.float64)
     mean_x, mean_y = _smooth(x), _smooth(y)
     variances = _smooth(x * x) - mean_x**2 + _smooth(y * y) - mean_y**2
     covariance = _smooth(x * y) - mean_x * mean_y
@@ -52,7 +53,7 @@ def _ssim(said: Float[np.ndarray, "E H W C"], truth: Float[np.ndarray, "E H W C"
 
 
 def _smooth(x: Float[np.ndarray, "E H W C"]) -> Float[np.ndarray, "E h w C"]:
-    """The weighted mean around every place where the whole window lies inside the picture."""
+    """The weighted mean around every position where the whole window lies inside the image."""
     from scipy.ndimage import correlate1d
 
     reach = WINDOW // 2

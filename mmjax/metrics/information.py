@@ -1,7 +1,7 @@
-"""What two modalities say about a target: each alone, both alike, and only both together.
+"""Partial information decomposition of two modalities about a target: unique, redundant, synergy.
 
-Partial information decomposition (Williams & Beer 2010) in the definition of Bertschinger, Rauh, Olbrich, Jost & Ay
-2014, "Quantifying unique information". All amounts are in bits.
+Williams & Beer 2010, in the definition of Bertschinger, Rauh, Olbrich, Jost & Ay 2014, "Quantifying unique
+information". All amounts are in bits.
 """
 
 import math
@@ -20,8 +20,8 @@ ROUNDS = 10
 TINY = 1e-300
 
 
-def decompose(joint: Float[np.ndarray, "Y A B"]) -> Information:
-    """The decomposition of a table of probabilities (or counts) of a target and two sources.
+def decompose_information(joint: Float[np.ndarray, "Y A B"]) -> Information:
+    """The decomposition for a table of probabilities (or counts) of a target and two sources.
 
     With the minimum over all Q that share P's marginals of (Y, A) and of (Y, B), union = min I_Q(Y; A,B):
 
@@ -34,7 +34,7 @@ def decompose(joint: Float[np.ndarray, "Y A B"]) -> Information:
         ValueError: if an entry is negative or NaN, or all are zero.
     """
     if not (joint.min() >= 0 and joint.sum() > 0):
-        raise ValueError("a joint table has entries that are not negative and not all zero")
+        raise ValueError("a joint table must have non-negative entries, not all zero")
     joint = joint / joint.sum(dtype=np.float64)
     joint = joint[joint.sum((1, 2)) > 0]
     with_a, with_b = joint.sum(2), joint.sum(1)
@@ -43,26 +43,25 @@ def decompose(joint: Float[np.ndarray, "Y A B"]) -> Information:
     return Information(union - about_b, union - about_a, about_a + about_b - union, both - union)
 
 
-def estimate(
+def estimate_information(
     posterior_a: Float[np.ndarray, "E K"],
     posterior_b: Float[np.ndarray, "E K"],
     posterior_ab: Float[np.ndarray, "E K"],
     truth: Int[np.ndarray, "E"],
 ) -> Information:
-    """The decomposition for E held-out examples of K classes, from posteriors given A alone, B alone, and both.
+    """The decomposition for E held-out examples of K classes, from posteriors given A, B, and both.
 
-    I(S;Y) is bounded from below by H(Y) minus the cross-entropy of the calibrated posterior (Barber & Agakov 2003) and
-    not below 0. Calibration is fitted on one half of the examples and judged on the other, both ways, so a model that
-    is too sure, or by label smoothing too unsure, loses nothing. The redundancy of `decompose` needs only how each
-    source by itself depends on Y, for which its posterior is sufficient: the posteriors are sorted into at most 16
-    cells z, and P(y, z) is the mean of the calibrated posteriors there. (Counted labels would make a bias of about
-    (K - 1)(cells - 1) / (2 E ln 2) bits.) Cells lose some information, so the redundancy is taken as a share of the
-    lesser of the two sources':
+    I(S;Y) is bounded from below by H(Y) minus the cross-entropy of the calibrated posterior (Barber & Agakov 2003), and
+    is at least 0. Calibration is fitted on one half of the examples and tested on the other, both ways, so an over- or
+    underconfident model loses nothing. The redundancy of `decompose_information` needs only how each source alone
+    depends on Y, for which its posterior is sufficient: the posteriors are sorted into at most 16 cells z, and P(y, z)
+    is the mean of the calibrated posteriors there. (Counted labels would have a bias of about (K - 1)(cells - 1) / (2 E
+    ln 2) bits.) Cells lose some information, so the redundancy is taken as a share of the lesser of the two sources':
 
         redundant = min(I_A, I_B) * redundant of the tables / min(I(Y;Z_A), I(Y;Z_B))
         unique_a = I_A - redundant    unique_b = I_B - redundant    synergy = max(0, I_AB - I_A - I_B + redundant)
 
-    Where a joint model knows less than its parts together, synergy is 0 and the total is what these know: no less than
+    Where a joint model knows less than its parts together, synergy is 0 and the total is that of the parts: at least
     max(I_A, I_B, I_AB).
     """
     present = np.bincount(truth, minlength=posterior_a.shape[1]) / len(truth)
@@ -96,13 +95,13 @@ def _union(with_a: Float[np.ndarray, "Y A"], with_b: Float[np.ndarray, "Y B"]) -
     """The minimum of I_Q(Y; A,B) in bits over all Q with these two marginals, which share P(Y) > 0.
 
     I_Q is the minimum over r(a,b) of sum_y P(y) KL(Q_y || r), and KL is jointly convex, so alternating between the two
-    minimisations ends at the global minimum (Csiszar & Tusnady 1984). For fixed r, every Q_y is r scaled by u_y(a) and
-    v_y(b) to its marginals (Sinkhorn 1967), here by one sweep that starts from the scalings before; for fixed Q, r is
-    their mixture. Any scalings bound the minimum from below by
+    minimisations converges to the global minimum (Csiszar & Tusnady 1984). For fixed r, every Q_y is r scaled by u_y(a)
+    and v_y(b) to its marginals (Sinkhorn 1967), here by one sweep from the previous scalings; for fixed Q, r is their
+    mixture. Any scalings bound the minimum from below by
 
         sum_y P(y) (sum_a P(a|y) ln u_y(a) + sum_b P(b|y) ln v_y(b)) - ln max_ab sum_y P(y) u_y(a) v_y(b)
 
-    whose last term is the largest growth of r in a step, and says when to end.
+    whose last term is the largest growth of r in a step, and the stopping criterion.
     """
     target = with_a.sum(1)
     given_a, given_b = with_a / target[:, None], with_b / target[:, None]
@@ -134,7 +133,7 @@ def _sums(posterior: Float[np.ndarray, "E K"], cell: Int[np.ndarray, "E"]) -> Fl
 def _joint(
     posterior: Float[np.ndarray, "E K"], cell: Int[np.ndarray, "E"], present: Float[np.ndarray, "K"]
 ) -> Float[np.ndarray, "Y Z"]:
-    """P(y, z) as the posteriors have it, for classes that are present and with their shares `present` of examples."""
+    """P(y, z) from the posteriors, for classes that are present, with their shares of examples."""
     table = _sums(posterior, cell).T[present > 0]
     return table * (present[present > 0] / table.sum(1))[:, None]
 
@@ -143,11 +142,11 @@ Calibrated = tuple[Float[np.ndarray, "E K"], Int[np.ndarray, "E"]]
 
 
 def _calibrate(posterior: Float[np.ndarray, "E K"], truth: Int[np.ndarray, "E"]) -> list[Calibrated]:
-    """Posteriors calibrated on the half of the examples that an example is not in, and the cells they lie in.
+    """Posteriors calibrated on the other half of the examples, and the cells that they lie in.
 
-    Two ways: by a temperature (Guo et al. 2017), and by the labels in cells of similar posteriors (Zadrozny & Elkan
-    2001), as many cells as have the lowest cross-entropy. A temperature undoes neither label smoothing nor noise among
-    classes of equal chance; cells are coarse.
+    In two ways: by a temperature (Guo et al. 2017), and by the labels in cells of similar posteriors (Zadrozny & Elkan
+    2001), with the number of cells that has the lowest cross-entropy. A temperature corrects neither label smoothing
+    nor noise among classes of equal probability; cells are coarse.
     """
     logits = np.log(np.maximum(posterior, 1e-12, dtype=np.float64))
     even = np.arange(len(truth)) % 2 == 0
@@ -169,9 +168,10 @@ def _calibrate(posterior: Float[np.ndarray, "E K"], truth: Int[np.ndarray, "E"])
 
 
 def _tempered(logits: Float[np.ndarray, "E K"], sharpness: float, examples: int) -> Float[np.ndarray, "E K"]:
-    """softmax(sharpness * logits), and once in as many examples as it was fitted on anything (Laplace's succession).
+    """softmax(sharpness * logits), smoothed by Laplace's rule of succession.
 
-    Else a model without an error in one half would become infinitely sure, and a single error in the other cost all.
+    Without the smoothing a model without an error in one half would become infinitely confident, and a single error in
+    the other would cost everything.
     """
     powers = np.exp(sharpness * (logits - logits.max(1, keepdims=True)))
     doubt = 1 / (examples + 2)
@@ -179,7 +179,7 @@ def _tempered(logits: Float[np.ndarray, "E K"], sharpness: float, examples: int)
 
 
 def _sharpness(logits: Float[np.ndarray, "E K"], truth: Int[np.ndarray, "E"]) -> float:
-    """The inverse temperature of the lowest cross-entropy."""
+    """The inverse temperature with the lowest cross-entropy."""
     from scipy.optimize import minimize_scalar
 
     def loss(log_sharpness: float) -> float:
@@ -189,10 +189,10 @@ def _sharpness(logits: Float[np.ndarray, "E K"], truth: Int[np.ndarray, "E"]) ->
 
 
 def _cells(posterior: Float[np.ndarray, "E K"], count: int) -> Int[np.ndarray, "E"]:
-    """Which of at most `count` cells each posterior lies in, from 0, none empty.
+    """The cell of each posterior, out of at most `count` from 0, none empty.
 
     k-means with the divergence KL(p(y|x) || p(y|z)), which loses the least of I(X;Y) (Dhillon, Mallela & Kumar 2003),
-    started by k-means++ (Arthur & Vassilvitskii 2007) with always the same random numbers.
+    started by k-means++ (Arthur & Vassilvitskii 2007) with fixed random numbers.
     """
     rng = np.random.default_rng(0)
     negative_entropy = (posterior * np.log(posterior)).sum(1)

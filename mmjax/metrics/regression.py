@@ -1,4 +1,4 @@
-"""How good predicted quantities are: how far off, how much of the variance, how honest their spread."""
+"""Regression metrics: errors, explained variance, and calibration of the predicted deviation."""
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -14,20 +14,22 @@ def regression_statistics(
     truth: Float[np.ndarray, "E S Q"],
     real: Bool[np.ndarray, "E S"],
 ) -> dict[str, Statistic]:
-    """Figures of Gaussian predictions of Q numbers in S slots (of a forecast: its horizon), of which `real` ones count.
+    """Metrics of Gaussian predictions of Q numbers in S slots, of which `real` ones count.
 
     absolute_error      mean |truth - mean|
     rms_error           the root of the mean of (truth - mean)^2
     r2                  1 - sum of (truth - mean)^2 / sum of (truth - its mean)^2, averaged over the Q numbers
     coverage_95         share of truths inside mean +- 1.96 deviations
     crps                continuous ranked probability score of the Gaussian (Gneiting & Raftery 2007, equation 5)
-    slot/K/absolute_error  of every slot by itself, where there are 2 to 24
+    slot/K/absolute_error  of every slot separately (of a forecast: by horizon), where there are 2 to 24
     """
     from scipy.special import ndtr
 
     counted = np.broadcast_to(real[..., None], mean.shape).astype(np.float64)
-    true, said, spread = (np.where(counted > 0, array, fill) for array, fill in ((truth, 0), (mean, 0), (deviation, 1)))
-    errors = (true - said).astype(np.float64)
+    true, predicted, spread = (
+        np.where(counted > 0, array, fill) for array, fill in ((truth, 0), (mean, 0), (deviation, 1))
+    )
+    errors = (true - predicted).astype(np.float64)
     scaled = errors / spread
     density = np.exp(-np.square(scaled) / 2) / np.sqrt(2 * np.pi)
     scores = counted * spread * (scaled * (2 * ndtr(scaled) - 1) + 2 * density - 1 / np.sqrt(np.pi))

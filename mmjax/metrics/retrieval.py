@@ -1,4 +1,4 @@
-"""Retrieval between two sets of embeddings: for each item of one, how high does its counterpart rank in the other."""
+"""Retrieval between two sets of embeddings: ranks of the counterparts and recall."""
 
 import functools
 import math
@@ -25,31 +25,31 @@ def ranks(
     gallery_present: Bool[np.ndarray, "N"] | None = None,
     ids: Any = None,
 ) -> Int[np.ndarray, "Q"]:
-    """The rank, from 1, of each query's best match in the gallery by inner product (of unit vectors: by cosine).
+    """The rank, from 1, of each query's best match in the gallery, by inner product.
 
     Row i of `gallery` is a match of row i of `queries`; with `ids` (N strings or numbers, e.g. the sentences) so is
-    every row of the same id, and the best of them counts. All rows that are present stand in the gallery, those whose
-    query is absent too; queries without a match present are left out, so Q <= N.
+    every row of the same id, and the best of them counts. All present rows are in the gallery, even if their query is
+    absent; queries without a present match are left out, so Q <= N.
 
-    Ties are counted against the query: what is as similar as the match, or not comparable with it (NaN), ranks before
-    it. A model that gives everything the same embedding is thus last everywhere and not first.
+    Ties count against the query: an item as similar as the match, or not comparable with it (NaN), ranks before it. So
+    a model that gives everything the same embedding is last everywhere and not first.
     """
     present = np.ones(len(queries), bool)
     rows = np.flatnonzero(present if gallery_present is None else gallery_present)
     names = _numbers(ids, len(queries))
-    # The rows of one name lie together in `order`.
+    # The rows of one id are adjacent in `order`.
     order = np.argsort(names[rows], kind="stable")
     starts, ends = (np.searchsorted(names[rows], names, side=side, sorter=order) for side in ("left", "right"))
-    answerable = np.flatnonzero((present if query_present is None else query_present) & (ends > starts))
+    has_match = np.flatnonzero((present if query_present is None else query_present) & (ends > starts))
     # Equal vectors become one column, because a matrix product may round equal columns differently: ties stay ties.
     columns, column = np.unique(gallery[rows], axis=0, return_inverse=True)
     distinct = len(columns) == len(rows)
     columns = gallery[rows] if distinct else columns
 
-    result = np.empty(len(answerable), np.int64)
+    result = np.empty(len(has_match), np.int64)
     chunk = max(1, CHUNK_ELEMENTS // max(1, len(rows)))
-    for begin in range(0, len(answerable), chunk):
-        asked = answerable[begin : begin + chunk]
+    for begin in range(0, len(has_match), chunk):
+        asked = has_match[begin : begin + chunk]
         with np.errstate(invalid="ignore"):
             similarity = queries[asked] @ columns.T
         if not distinct:
@@ -77,7 +77,8 @@ def sharded_ranks(
 ) -> Int[np.ndarray, "Q"]:
     """The same as `ranks`, computed on the current mesh.
 
-    Every device has all of the gallery and ROWS queries at a time, so that the result does not depend on their number.
+    Every device has the whole gallery and ROWS queries at a time, so the result does not depend on the number of
+    devices.
     """
     mesh = jax.sharding.get_mesh()
     chunk = ROWS * math.prod(mesh.shape[axis] for axis in rules.batch)
@@ -86,7 +87,7 @@ def sharded_ranks(
     names = _numbers(ids, len(queries)).astype(np.int32)
     whole = jax.device_put((columns, column.astype(np.int32), gallery_present, names), rules.spec())
     rank = jax.jit(functools.partial(_rank, rules=rules))
-    asked = np.flatnonzero(answerable(query_present, gallery_present, ids))
+    asked = np.flatnonzero(has_match(query_present, gallery_present, ids))
     found = []
     for begin in range(0, len(asked), chunk):
         rows = asked[begin : begin + chunk]
@@ -96,16 +97,16 @@ def sharded_ranks(
     return np.concatenate([np.zeros(0, np.int32), *found]).astype(np.int64)
 
 
-def answerable(
+def has_match(
     query_present: Bool[np.ndarray, "N"], gallery_present: Bool[np.ndarray, "N"], ids: Any = None
 ) -> Bool[np.ndarray, "N"]:
-    """The queries that `ranks` has a rank for: those that are present and have a match that is."""
+    """The queries with a rank: those that are present and have a present match."""
     names = _numbers(ids, len(query_present))
     return query_present & np.isin(names, names[gallery_present])
 
 
 def _numbers(ids: Any, count: int) -> Int[np.ndarray, "N"]:
-    """A number for each id, the same for equal ones; without ids every row has its own."""
+    """An integer per id, equal for equal ids; without ids every row has its own."""
     return np.arange(count) if ids is None else np.unique(np.asarray(ids), return_inverse=True)[1]
 
 
@@ -119,7 +120,7 @@ def _rank(
     *,
     rules: Rules,
 ) -> Int[Array, "C"]:
-    """The rank of each query's best match, one of its `own` name; whole on every device."""
+    """The rank of each query's best match among those with its `own` id; the same on every device."""
     by_pair = rules.spec("batch", None)
     similarity = jnp.einsum("cd,ud->cu", queries, columns, precision="highest", out_sharding=by_pair)
     similarity = similarity.at[:, column].get(out_sharding=by_pair)
@@ -138,7 +139,7 @@ def retrieval_metrics(
     ids: Any = None,
     names: tuple[str, str] = ("first", "second"),
 ) -> dict[str, float]:
-    """Recall at 1, 5, 10 and the median rank, both ways, over the whole gallery (see `ranks`).
+    """Recall at 1, 5, 10 and the median rank, in both directions, over the whole gallery (see `ranks`).
 
     Keys are "image_to_text_recall@1", ..., "text_to_image_median_rank" for `names` image and text; the values are NaN
     where no pair is present.
@@ -148,7 +149,7 @@ def retrieval_metrics(
     return rank_metrics(there, "{}_to_{}".format(*names)) | rank_metrics(back, "{1}_to_{0}".format(*names))
 
 
-def rank_metrics(found: Int[np.ndarray, "Q"], way: str) -> dict[str, float]:
-    """Recall at 1, 5, 10 and the median of ranks, as "WAY_recall@1", ...; NaN of none."""
-    metrics = {f"{way}_recall@{k}": float((found <= k).mean()) if len(found) else float("nan") for k in RECALLS}
-    return metrics | {f"{way}_median_rank": float(np.median(found)) if len(found) else float("nan")}
+def rank_metrics(found: Int[np.ndarray, "Q"], direction: str) -> dict[str, float]:
+    """Recall at 1, 5, 10 and the median of ranks, as "WAY_recall@1", ...; NaN without ranks."""
+    metrics = {f"{direction}_recall@{k}": float((found <= k).mean()) if len(found) else float("nan") for k in RECALLS}
+    return metrics | {f"{direction}_median_rank": float(np.median(found)) if len(found) else float("nan")}

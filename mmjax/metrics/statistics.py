@@ -1,4 +1,4 @@
-"""Metrics as formulas of sums over examples, with bootstrap intervals, paired tests and Holm's correction."""
+"""Metrics as functions of sums over examples, bootstrap intervals, and significance tests."""
 
 import dataclasses
 import functools
@@ -17,7 +17,7 @@ LESS_IS_BETTER = ("loss", "error", "rank", "deviation")
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-    """A mean and its 95% interval, in the unit of the values."""
+    """A mean and its 95% confidence interval, in the unit of the values."""
 
     value: float
     low: float
@@ -34,21 +34,20 @@ class Difference(Interval):
 def bootstrap_interval(values: Float[np.ndarray, "S *E"], clusters: Int[np.ndarray, "E"] | None = None) -> Interval:
     """The mean with its 95% bootstrap interval over both new seeds and new examples.
 
-    `values` are figures of S seeds on the same E examples, or one figure a seed. Those with the same number in
-    `clusters`, such as several answers about one example, depend on each other and are resampled together: below, a
-    cluster counts as one example (see `_table`). Seeds and examples are resampled independently of one another (the
-    pigeonhole bootstrap: Owen 2007, "The pigeonhole bootstrap"), always with the same random numbers. By itself that
-    bootstrap counts the interaction of seeds and examples three times, and of few seeds it knows too little: 3 of them
-    contain their mean in 3 of 4 cases. So the percentiles' distances from the mean are scaled to the unbiased standard
-    error and to the tails of Student's t:
+    `values` are a metric of S seeds on the same E examples, or one value per seed. Examples with the same number in
+    `clusters` depend on each other and are resampled together: below, a cluster counts as one example (see `_table`).
+    Seeds and examples are resampled independently (the pigeonhole bootstrap: Owen 2007, "The pigeonhole bootstrap"),
+    always with the same random numbers. Alone, that bootstrap counts the interaction of seeds and examples three times,
+    and its intervals for few seeds are too narrow: with 3 they contain the mean in 3 of 4 cases. So the percentiles'
+    distances from the mean are scaled to the unbiased standard error and to the tails of Student's t:
 
         mean + (percentile - mean) * (t(97.5%, df) * error) / (1.96 * deviation of the resampled means)
 
     where error^2 = rows / S + columns / E - residual / (S E) from the variances of the means of seeds and of examples
     and the residual mean square, and df are Satterthwaite's degrees of freedom (1946). The bootstrap gives the shape.
 
-    With a single seed only the examples speak; a single figure has no interval (NaN). Means of per-example values stay
-    within the extremes of these.
+    With a single seed the interval is over examples only; a single value has no interval (NaN). Means of per-example
+    values stay within their extremes.
     """
     table = _table(values, clusters)
     interval = _interval([table])
@@ -63,10 +62,10 @@ def paired_difference(
 ) -> Difference:
     """mean(a) - mean(b) with its 95% interval (see `bootstrap_interval`) and a two-sided p-value.
 
-    Examples and clusters are the same for both and resampled together. Seeds are taken as pairs where there are as many
-    of each, else as independent. A permutation of examples would take the seeds as given, one of seeds has 2^S
-    outcomes; so the p-value is that of the ratio of the difference to its standard error, which has both variances,
-    under Student's t with Satterthwaite's degrees of freedom. For one figure a seed this is the paired t test, or
+    Examples and clusters are the same for both and resampled together. Seeds are paired where there are equally many of
+    each, otherwise independent. The p-value is that of the difference divided by its standard error, which covers seeds
+    and examples, under Student's t with Satterthwaite's degrees of freedom. (A permutation test of examples would take
+    the seeds as fixed, one of seeds has only 2^S outcomes.) For one value per seed this is the paired t test, or
     Welch's for unequal numbers of seeds.
     """
     from scipy.special import stdtr
@@ -82,10 +81,27 @@ def paired_difference(
     return Difference(interval.value, interval.low, interval.high, p_value)
 
 
-def holm(p_values: Float[np.ndarray, "N"]) -> Float[np.ndarray, "N"]:
-    """p-values adjusted for N comparisons, in the order given: max over j <= i of min(1, (N - j + 1) p_(j)).
+def detectable_difference(differences: Float[np.ndarray, "C S"]) -> float:
+    """The smallest mean difference over paired seeds that a t test calls significant; NaN below two seeds.
 
-    Rejecting those below 5% keeps the chance of any false rejection below 5%, whatever the dependence (Holm 1979).
+        t(97.5%, S - 1) * deviation / sqrt(S),    deviation^2 = mean over C comparisons of the variance over seeds
+
+    It is half the width of the 95% interval of the paired t test, with the variance pooled over comparisons: the mean
+    of a comparison that is closer to 0 cannot be distinguished from it.
+    """
+    from scipy.special import stdtrit
+
+    comparisons, seeds = differences.shape
+    if not comparisons or seeds < 2:
+        return math.nan
+    return float(stdtrit(seeds - 1, 0.975) * math.sqrt(differences.var(1, ddof=1).mean() / seeds))
+
+
+def holm(p_values: Float[np.ndarray, "N"]) -> Float[np.ndarray, "N"]:
+    """Holm-adjusted p-values of N comparisons: max over j <= i of min(1, (N - j + 1) p_(j)).
+
+    They are in the order given. Rejecting those below 5% keeps the probability of any false rejection below 5%,
+    whatever the dependence (Holm 1979).
     """
     order = np.argsort(p_values)
     adjusted = np.empty_like(p_values)
@@ -94,17 +110,20 @@ def holm(p_values: Float[np.ndarray, "N"]) -> Float[np.ndarray, "N"]:
 
 
 def pareto_front(cost: Float[np.ndarray, "N"], value: Float[np.ndarray, "N"]) -> Bool[np.ndarray, "N"]:
-    """The points that no other beats: none is as cheap and as good and better in one of the two. NaN is never on it."""
+    """The points that no other dominates in cost (lower is better) and value (higher is better).
+
+    NaN is never on the front.
+    """
     no_worse = (cost <= cost[:, None]) & (value >= value[:, None])
     better = (cost < cost[:, None]) | (value > value[:, None])
     return ~(no_worse & better).any(1) & ~np.isnan(cost) & ~np.isnan(value)
 
 
 def _table(values: Float[np.ndarray, "S *E"], clusters: Int[np.ndarray, "E"] | None) -> Float[np.ndarray, "S U"]:
-    """The values by independent unit: of every cluster the mean plus what it adds to a seed's mean, times the clusters.
+    """The values by independent unit: one column per cluster, whose mean is that of all values.
 
-    That is mean + (sum - count * mean) / (mean count), whose mean over clusters is the mean of all values and whose
-    variance is that of the linearised ratio (Cochran 1977, section 6.3); of clusters of one size it is their mean.
+    A column is mean + (sum - count * mean) / (mean count); the variance is that of the linearised ratio (Cochran 1977,
+    section 6.3). For clusters of equal size it is their mean.
     """
     table = values.reshape(len(values), -1).astype(np.float64)
     if clusters is None:
@@ -117,7 +136,7 @@ def _table(values: Float[np.ndarray, "S *E"], clusters: Int[np.ndarray, "E"] | N
 
 
 def _interval(tables: Sequence[Float[np.ndarray, "_ E"]]) -> Interval:
-    """The sum of the tables' means, which have their examples in common and their seeds not."""
+    """The sum of the tables' means, with shared examples and separate seeds."""
     from scipy.special import ndtri, stdtrit
 
     mean = float(sum(table.mean() for table in tables))
@@ -144,14 +163,14 @@ def _error(tables: Sequence[Float[np.ndarray, "_ E"]]) -> tuple[float, float]:
         parts.append((sum(table.mean(0) for table in tables).var(ddof=1) / examples, examples - 1))
     if not parts:
         return math.nan, math.nan
-    # The noise is in the means of seeds and in those of examples; what is left is no less than either by itself.
+    # The noise is in the means of both seeds and examples; the rest is at least as large as either.
     variance = max(sum(part for part, _ in parts) - noise, *(part for part, _ in parts), 0)
     freedom = variance**2 / sum(part**2 / free for part, free in parts) if variance > 0 else math.inf
     return math.sqrt(variance), float(freedom)
 
 
 def _resampled_means(tables: Sequence[Float[np.ndarray, "_ E"]]) -> Float[np.ndarray, "R"]:
-    """The sum of the tables' means for seeds drawn anew in each and examples drawn anew in all of them."""
+    """The sum of the tables' means, with seeds resampled in each and examples in all together."""
     rng = np.random.default_rng(0)
     counts = [rng.multinomial(len(table), np.full(len(table), 1 / len(table)), RESAMPLES) for table in tables]
     shares = np.concatenate([count / len(table) for count, table in zip(counts, tables, strict=True)], axis=1)
@@ -173,11 +192,11 @@ Sums = Float[np.ndarray, "R C"]
 
 @dataclasses.dataclass(frozen=True)
 class Statistic:
-    """A figure that is a formula of sums over E examples.
+    """A metric that is a function of sums over E examples.
 
-    `columns` are what every example adds to C sums, and `formula` maps sums [R C] to figures [R]. An example adds
-    zeros where the figure is not about it. Examples with the same number in `clusters` depend on each other, and are
-    resampled together; None: all are independent.
+    `columns` are each example's contributions to C sums, and `formula` maps sums [R C] to values [R]. An example to
+    which the metric does not apply contributes zeros. Examples with the same number in `clusters` depend on each other
+    and are resampled together; None: all are independent.
     """
 
     columns: Float[np.ndarray, "E C"]
@@ -186,22 +205,22 @@ class Statistic:
 
     @classmethod
     def ratio(cls, totals: Shaped[np.ndarray, "E"], weights: Shaped[np.ndarray, "E"]) -> "Statistic":
-        """The sum of `totals` over that of `weights`: an average of numbers of which an example has some."""
+        """sum(totals) / sum(weights): a weighted average over the examples."""
         return cls(np.stack([totals, weights], 1).astype(np.float64), _ratio)
 
     @property
     def value(self) -> float:
-        """The figure; NaN where it is of nothing."""
+        """The metric; NaN where it applies to no example."""
         return float(self.formula(self.columns.sum(0, keepdims=True))[0])
 
     @property
     def examples(self) -> int:
-        """The number of examples that it is about."""
+        """The number of examples that contribute."""
         return int(self.columns.any(1).sum())
 
     @functools.cached_property
-    def units(self) -> Float[np.ndarray, "U C"]:
-        """What is resampled: the columns, summed over each cluster."""
+    def resampling_units(self) -> Float[np.ndarray, "U C"]:
+        """The resampling units: the columns, summed over each cluster."""
         if self.clusters is None:
             return self.columns
         names, place = np.unique(self.clusters, return_inverse=True)
@@ -209,30 +228,30 @@ class Statistic:
         np.add.at(sums, place, self.columns)
         return sums
 
-    def among(self, chosen: Bool[np.ndarray, "E"]) -> "Statistic":
-        """The figure of some of the examples."""
+    def subset(self, chosen: Bool[np.ndarray, "E"]) -> "Statistic":
+        """The metric on a subset of the examples."""
         return dataclasses.replace(self, columns=self.columns * chosen[:, None])
 
-    def spread(self, there: Bool[np.ndarray, "_"]) -> "Statistic":
-        """The same figure, of those of more examples that are `there`."""
-        columns = np.zeros((len(there), self.columns.shape[1]))
-        columns[there] = self.columns
+    def expand(self, present: Bool[np.ndarray, "_"]) -> "Statistic":
+        """The same metric on a larger set of examples, of which it covers those that are `present`."""
+        columns = np.zeros((len(present), self.columns.shape[1]))
+        columns[present] = self.columns
         return Statistic(columns, self.formula)
 
 
 def intervals(statistics: Mapping[str, Statistic]) -> dict[str, Interval]:
-    """Figures of the same examples with their 95% percentile bootstrap intervals (Efron & Tibshirani 1993, chapter 13).
+    """95% percentile bootstrap intervals of metrics (Efron & Tibshirani 1993, chapter 13).
 
-    Examples, or clusters of them, are resampled, always by the same random numbers. Resamplings in which a figure is of
-    nothing are left out, and an interval of none is NaN.
+    All metrics are on the same examples. Examples, or clusters of them, are resampled, always with the same random
+    numbers. Resamples to which a metric does not apply are left out; without any the interval is NaN.
     """
     if not statistics:
         return {}
-    tables = [statistic.units for statistic in statistics.values()]
-    resampled = np.concatenate([times @ np.concatenate(tables, 1) for times in _drawn(len(tables[0]))])
+    tables = [statistic.resampling_units for statistic in statistics.values()]
+    resampled = np.concatenate([times @ np.concatenate(tables, 1) for times in _resample_counts(len(tables[0]))])
     found, place = {}, 0
     for name, statistic in statistics.items():
-        width = statistic.units.shape[1]
+        width = statistic.resampling_units.shape[1]
         figures = statistic.formula(resampled[:, place : place + width])
         place += width
         figures = figures[np.isfinite(figures)]
@@ -241,30 +260,31 @@ def intervals(statistics: Mapping[str, Statistic]) -> dict[str, Interval]:
     return found
 
 
-def compare(first: Statistic, second: Statistic) -> Difference:
-    """first - second of the same examples: its 95% bootstrap interval, examples resampled for both together, and the
-    two-sided p-value of the paired randomisation test (Noreen 1989): how often as large a difference comes about where
-    a coin decides, example by example, which of the two is which. Clusters of examples are resampled and exchanged as
-    wholes.
+def compare_paired(first: Statistic, second: Statistic) -> Difference:
+    """first - second on the same examples, with its 95% bootstrap interval and a p-value.
+
+    Examples are resampled for both together. The two-sided p-value is that of the paired randomisation test (Noreen
+    1989): how often a difference is as large if the two are swapped at random, example by example. Clusters of examples
+    are resampled and swapped as a whole.
 
     Raises:
-        ValueError: where the two are not figures of the same kind of as many examples.
+        ValueError: the two are not of the same kind or not on equally many examples.
     """
-    ours, theirs = first.units, second.units
+    ours, theirs = first.resampling_units, second.resampling_units
     if ours.shape != theirs.shape:
         raise ValueError(f"sums {ours.shape} and {theirs.shape} cannot be compared")
     formula, value = first.formula, first.value - second.value
     changes = []
-    for times in _drawn(len(ours)):
+    for times in _resample_counts(len(ours)):
         changes.append(formula(times @ ours) - formula(times @ theirs))
     resampled = np.concatenate(changes)
     resampled = resampled[np.isfinite(resampled)]
     low, high = np.percentile(resampled, (2.5, 97.5)) if len(resampled) else (np.nan, np.nan)
 
     apart = theirs - ours
-    swapped = np.concatenate([coins @ apart for coins in _coins(len(apart))])
+    swapped = np.concatenate([coins @ apart for coins in _random_signs(len(apart))])
     by_chance = formula(ours.sum(0) + swapped) - formula(theirs.sum(0) - swapped)
-    # Rounding must not tell apart differences that are equal.
+    # Rounding must not separate equal differences.
     as_large = np.abs(by_chance) >= abs(value) - 1e-12
     return Difference(value, float(low), float(high), float((1 + as_large.sum()) / (1 + len(by_chance))))
 
@@ -274,15 +294,15 @@ def _ratio(sums: Sums) -> Float[np.ndarray, "R"]:
         return sums[:, 0] / sums[:, 1]
 
 
-def _drawn(examples: int) -> Iterator[Float[np.ndarray, "r E"]]:
-    """How often each example is drawn in each of RESAMPLES resamplings, a few of these at a time."""
+def _resample_counts(examples: int) -> Iterator[Float[np.ndarray, "r E"]]:
+    """How often each example is drawn in each of RESAMPLES resamples, in chunks."""
     rng = np.random.default_rng(0)
     for size in _chunks(examples):
         drawn = rng.integers(examples, size=(size, examples)) + examples * np.arange(size)[:, None]
         yield np.bincount(drawn.ravel(), minlength=size * examples).reshape(size, examples).astype(np.float64)
 
 
-def _coins(examples: int) -> Iterator[Float[np.ndarray, "r E"]]:
+def _random_signs(examples: int) -> Iterator[Float[np.ndarray, "r E"]]:
     rng = np.random.default_rng(1)
     for size in _chunks(examples):
         yield rng.integers(2, size=(size, examples)).astype(np.float64)

@@ -1,4 +1,4 @@
-"""How good what was made is, against what is true: texts."""
+"""Text metrics: exact match, BLEU, CIDEr and error rates."""
 
 import math
 from collections import Counter
@@ -12,34 +12,36 @@ from mmjax.metrics.statistics import Statistic, Sums
 ORDERS = (1, 2, 3, 4)
 
 
-def text_metrics(said: Sequence[str], truth: Sequence[str]) -> dict[str, float]:
+def text_metrics(predicted: Sequence[str], truth: Sequence[str]) -> dict[str, float]:
     """The values of `text_statistics`."""
-    return {name: statistic.value for name, statistic in text_statistics(said, truth).items()}
+    return {name: statistic.value for name, statistic in text_statistics(predicted, truth).items()}
 
 
-def text_statistics(said: Sequence[str], truth: Sequence[str]) -> dict[str, Statistic]:
-    """Figures of texts said of examples whose true texts are given, one each and not empty.
+def text_statistics(predicted: Sequence[str], truth: Sequence[str]) -> dict[str, Statistic]:
+    """Metrics of predicted texts against one non-empty true text per example.
 
-    exact            share that is the true text, word for word
+    exact            share of texts that equal the true text, word for word
     bleu             corpus BLEU of up to four words, from 0 to 100 (Papineni et al. 2002; sacrebleu's, case kept)
     cider            see `cider`
-    word_error       words to change, leave out or put in, per true word (jiwer's)
+    word_error       word edits (substitution, deletion, insertion) per true word (jiwer's)
     character_error  the same with characters
     """
     import jiwer
     from sacrebleu.metrics.bleu import BLEU
 
-    ones = np.ones(len(said))
+    ones = np.ones(len(predicted))
     # Asked for single sentences, sacrebleu advises another kind of BLEU; only their counts are taken.
     bleu = BLEU(effective_order=True)
-    scores = [bleu.sentence_score(a, [b]) for a, b in zip(said, truth, strict=True)]
+    scores = [bleu.sentence_score(a, [b]) for a, b in zip(predicted, truth, strict=True)]
     grams = [[*score.counts, *score.totals, score.sys_len, score.ref_len] for score in scores]
     return {
-        "exact": Statistic.ratio(np.array([a.split() == b.split() for a, b in zip(said, truth, strict=True)]), ones),
+        "exact": Statistic.ratio(
+            np.array([a.split() == b.split() for a, b in zip(predicted, truth, strict=True)]), ones
+        ),
         "bleu": Statistic(np.array(grams, np.float64), _bleu),
-        "cider": Statistic.ratio(cider(said, truth), ones),
-        "word_error": _errors(jiwer.process_words, said, truth),
-        "character_error": _errors(jiwer.process_characters, said, truth),
+        "cider": Statistic.ratio(cider(predicted, truth), ones),
+        "word_error": _errors(jiwer.process_words, predicted, truth),
+        "character_error": _errors(jiwer.process_characters, predicted, truth),
     }
 
 
@@ -53,22 +55,22 @@ def _bleu(sums: Sums) -> Float[np.ndarray, "R"]:
     )
 
 
-def _errors(process: Callable, said: Sequence[str], truth: Sequence[str]) -> Statistic:
-    """The edits of jiwer per true word or character."""
-    found = [process(b, a) for a, b in zip(said, truth, strict=True)]
+def _errors(process: Callable, predicted: Sequence[str], truth: Sequence[str]) -> Statistic:
+    """Edits per true word or character, by jiwer."""
+    found = [process(b, a) for a, b in zip(predicted, truth, strict=True)]
     edits = np.array([each.substitutions + each.deletions + each.insertions for each in found], np.float64)
     return Statistic.ratio(edits, np.array([each.hits + each.substitutions + each.deletions for each in found]))
 
 
-def cider(said: Sequence[str], truth: Sequence[str]) -> Float[np.ndarray, "E"]:
+def cider(predicted: Sequence[str], truth: Sequence[str]) -> Float[np.ndarray, "E"]:
     """CIDEr of each example with one true text (Vedantam et al. 2015, equations 1 to 3), at most 10.
 
-    The mean over n = 1 to 4 of 10 cos(g(said), g(truth)), g being counts of n-grams of words weighed by -log of the
-    share of true texts that have them. A text of fewer than n words scores 0 for that n.
+    The mean over n = 1 to 4 of 10 cos(g(predicted), g(truth)), g being counts of n-grams weighted by -log of the share
+    of true texts that have them. A text of fewer than n words scores 0 for that n.
     """
     totals = np.zeros(len(truth))
     for order in ORDERS:
-        true, found = ([_grams(text, order) for text in texts] for texts in (truth, said))
+        true, found = ([_grams(text, order) for text in texts] for texts in (truth, predicted))
         having = Counter(gram for grams in true for gram in grams)
         for row, (a, b) in enumerate(zip(found, true, strict=True)):
             weighed_a, weighed_b = (

@@ -1,6 +1,6 @@
-"""What can be read off features: by a linear probe, by nearest neighbours, and from a few examples of each class.
+"""Transfer of features: linear probe, nearest neighbours, and few-shot classification.
 
-Every function takes features of training examples with their classes, places in a list of K classes, and features of
+Every function takes features of training examples with their classes, indices into a list of K classes, and features of
 test examples.
 """
 
@@ -18,12 +18,12 @@ BLOCK_ELEMENTS = 1 << 22
 
 
 def linear_probe(
-    train: Float[np.ndarray, "N D"], classes: Int[np.ndarray, "N"], test: Float[np.ndarray, "E D"], kinds: int
+    train: Float[np.ndarray, "N D"], classes: Int[np.ndarray, "N"], test: Float[np.ndarray, "E D"], num_classes: int
 ) -> Float[np.ndarray, "E K"]:
-    """Class probabilities by multinomial logistic regression on standardised features (Alain & Bengio 2017).
+    """Class probabilities by multinomial logistic regression on standardised features.
 
-    Of PENALTIES that one counts under which the loss of a fifth of the training examples, held out, is least; the
-    weights are then fitted to all of them.
+    Alain & Bengio 2017. The penalty, one of PENALTIES, is the one with the lowest loss on a held-out fifth of the
+    training examples; the weights are then fitted to all of them.
     """
     mean, deviation = train.mean(0, dtype=np.float64), train.std(0, dtype=np.float64)
     scale = np.where(deviation > 0, deviation, 1)
@@ -31,19 +31,19 @@ def linear_probe(
     held = np.random.default_rng(0).permutation(len(train)) < HELD_OUT * len(train)
 
     def loss(penalty: float) -> float:
-        said = logistic_regression(train[~held], classes[~held], train[held], kinds, penalty)
-        return -float(np.log(np.maximum(said[np.arange(len(said)), classes[held]], 1e-12)).mean())
+        predicted = logistic_regression(train[~held], classes[~held], train[held], num_classes, penalty)
+        return -float(np.log(np.maximum(predicted[np.arange(len(predicted)), classes[held]], 1e-12)).mean())
 
     # Of few examples none are left when some are held out.
     penalty = min(PENALTIES, key=loss) if 0 < held.sum() < len(train) else PENALTIES[0]
-    return logistic_regression(train, classes, test, kinds, penalty)
+    return logistic_regression(train, classes, test, num_classes, penalty)
 
 
 def logistic_regression(
     train: Float[np.ndarray, "N D"],
     classes: Int[np.ndarray, "N"],
     test: Float[np.ndarray, "E D"],
-    kinds: int,
+    num_classes: int,
     penalty: float,
 ) -> Float[np.ndarray, "E K"]:
     """Class probabilities p = softmax(x W + b), where W and b minimise mean(-log p) + penalty / 2 |W|^2.
@@ -67,7 +67,7 @@ def logistic_regression(
     start = np.zeros((1 + train.shape[1]) * len(seen))
     options = {"maxiter": 1000, "ftol": 1e-12, "gtol": 1e-6}
     found = minimize(loss, start, jac=True, method="L-BFGS-B", options=options).x
-    probabilities = np.zeros((len(test), kinds))
+    probabilities = np.zeros((len(test), num_classes))
     probabilities[:, seen] = softmax(test @ found[len(seen) :].reshape(-1, len(seen)) + found[: len(seen)], 1)
     return probabilities
 
@@ -76,16 +76,16 @@ def k_nearest(
     train: Float[np.ndarray, "N D"],
     classes: Int[np.ndarray, "N"],
     test: Float[np.ndarray, "E D"],
-    kinds: int,
+    num_classes: int,
     neighbours: int = NEIGHBOURS,
 ) -> Float[np.ndarray, "E K"]:
-    """Class probabilities by votes of the nearest training examples, by cosine, of weight exp(cosine / 0.07).
+    """Class probabilities by votes of the nearest training examples, weighted by exp(cosine / 0.07).
 
-    The weighted nearest neighbours of Wu et al. (2018, section 3.4), as many as DINO takes (Caron et al. 2021).
+    The weighted nearest neighbours of Wu et al. (2018, section 3.4), as many as in DINO (Caron et al. 2021).
     """
     train, test = _unit(train), _unit(test)
     neighbours = min(neighbours, len(train))
-    probabilities = np.zeros((len(test), kinds))
+    probabilities = np.zeros((len(test), num_classes))
     block = max(1, BLOCK_ELEMENTS // len(train))
     for begin in range(0, len(test), block):
         part = probabilities[begin : begin + block]
@@ -105,10 +105,10 @@ def few_shot(
     shots: int,
     draws: int = DRAWS,
 ) -> Float[np.ndarray, "E"]:
-    """In what share of draws of so many training examples of each class a test example's class is told right.
+    """How often each test example is classified correctly from a few training examples of each class.
 
-    That is the class whose drawn examples' mean is nearest (Snell et al. 2017). A class gives all of its examples where
-    it has fewer.
+    The mean over draws of `shots` training examples per class. The prediction is the class whose drawn examples' mean
+    is nearest (Snell et al. 2017). A class with fewer examples uses all of them.
     """
     seen = np.unique(classes)
     # Rounding is relative to the squares of features, and all that counts is where they differ.
@@ -126,6 +126,6 @@ def few_shot(
 
 
 def _unit(features: Float[np.ndarray, "N D"]) -> Float[np.ndarray, "N D"]:
-    """Vectors of length 1; zeros stay zeros."""
+    """Vectors scaled to length 1; zeros stay zeros."""
     features = features.astype(np.float64)
     return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)

@@ -1,7 +1,8 @@
-"""Optimizers: how gradients become updates, with rules by parameter path. All of the arithmetic is Optax's.
+"""Optimizers: how gradients become updates, with rules by parameter path.
 
-Every optimizer here is `clip -> direction -> weight decay -> learning rate`: the global norm of the gradients is
-clipped, the subclass turns gradients into a direction, weight decay w is decoupled (Loshchilov & Hutter 2019), and
+All of the arithmetic is Optax's. Every optimizer here is `clip -> direction -> weight decay -> learning rate`: the
+global norm of the gradients is clipped, the subclass turns gradients into a direction, weight decay w is decoupled
+(Loshchilov & Hutter 2019), and
 
     update = -(learning rate at the step) * (rule's multiplier) * (direction + w * (multiplier) * parameter).
 """
@@ -31,7 +32,7 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 @chz.chz
 class Rule:
-    """What is special about the parameters whose path name ("encoders/image/blocks/mlp/up/bias") `pattern` matches."""
+    """Exceptions for parameters whose path name ("encoders/image/blocks/mlp/up/bias") matches `pattern`."""
 
     pattern: str = chz.field(doc="a whole path name, * for any part of it: encoders/image/*, */bias")
     learning_rate: float = chz.field(default=1.0, doc="multiplier of the learning rate")
@@ -47,7 +48,7 @@ class Rule:
 
 @dataclasses.dataclass(frozen=True)
 class Treatment:
-    """What the rules say of one parameter: multipliers of learning rate and weight decay, whether it is left alone."""
+    """How the rules treat one parameter: its multipliers, and whether it is frozen."""
 
     learning_rate: float
     weight_decay: float
@@ -56,7 +57,7 @@ class Treatment:
 
 @chz.chz
 class Optimizer(abc.ABC):
-    """Peak learning rate, its schedule, decoupled weight decay, clipping by global norm, rules by parameter path."""
+    """Learning rate, schedule, decoupled weight decay, clipping by global norm, rules by parameter path."""
 
     learning_rate: float = chz.field(default=1e-3, doc="highest learning rate of the run")
     schedule: Schedule = chz.field(default=Cosine(), doc="the learning rate's course: Cosine, Linear, Rsqrt, Constant")
@@ -75,11 +76,11 @@ class Optimizer(abc.ABC):
         """Gradients -> direction of descent, before weight decay and learning rate."""
 
     def rate(self, steps: int) -> optax.Schedule:
-        """The learning rate as a function of the step in a run of `steps` steps, before the rules' multipliers."""
+        """The learning rate by step, before the rules' multipliers, in a run of `steps` steps."""
         return self.schedule.build(steps, self.learning_rate)
 
     def build(self, steps: int, model: Any) -> optax.GradientTransformationExtraArgs:
-        """The whole optimizer for a run of `steps` steps over `model`, of which only paths and shapes are read.
+        """The optimizer for a run of `steps` steps; of `model` only paths and shapes are read.
 
         Its `update` takes the number of the run's `step` by keyword, from which the learning rate follows.
 
@@ -140,10 +141,10 @@ class Lion(Optimizer):
 
 @chz.chz
 class Adafactor(Optimizer):
-    """Second moments kept as row and column means (Shazeer & Stern 2018), with momentum, unscaled by parameter norms.
+    """Second moments kept as row and column means (Shazeer & Stern 2018), with momentum.
 
-    So learning rates are those of AdamW (Zhai et al. 2022, section 3.4). Second moments are factored over a parameter's
-    two largest dimensions; the layer dimension of a stack counts as one.
+    Updates are not scaled by parameter norms, so learning rates are those of AdamW (Zhai et al. 2022, section 3.4).
+    Second moments are factored over a parameter's two largest dimensions; the layer dimension of a stack counts as one.
     """
 
     decay_rate: float = chz.field(default=0.8, doc="exponent c of the second moment's decay 1 - t^-c")
@@ -245,7 +246,7 @@ def treat(rules: tuple[Rule, ...], model: Any) -> dict[str, Treatment]:
 
 
 def matrix_dimensions(model: Any) -> dict[str, optax.contrib.MuonDimensionNumbers]:
-    """For every parameter that is a linear map of what it is given: which dimensions are inputs and which outputs.
+    """The input and output dimensions of every parameter that is a matrix.
 
     Further leading dimensions are those of stacks and experts: as many maps beside each other.
     """
@@ -260,7 +261,7 @@ def matrix_dimensions(model: Any) -> dict[str, optax.contrib.MuonDimensionNumber
 
 
 def _parameters(model: Any) -> dict[str, tuple[int, Mapping[str, Any]]]:
-    """Every parameter's number of dimensions and metadata (see `mmjax.layers.linear.make_parameter`), by path name."""
+    """Every parameter's number of dimensions and metadata (see `make_parameter`), by path name."""
     found = jax.tree_util.tree_flatten_with_path(model, is_leaf=lambda node: isinstance(node, nnx.Param))[0]
     return {path_name(path): (leaf.ndim, leaf.get_metadata()) for path, leaf in found}
 

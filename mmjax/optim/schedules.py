@@ -1,4 +1,4 @@
-"""Learning rates over a run: a linear warm-up, then one of four shapes."""
+"""Learning-rate schedules: a linear warm-up, then one of four shapes."""
 
 import abc
 
@@ -24,7 +24,7 @@ class Schedule(abc.ABC):
             raise ValueError(f"warmup is a number of steps and cannot be {self.warmup}")
 
     def build(self, steps: int, peak: float) -> optax.Schedule:
-        """The learning rate as a function of the step, for a run of `steps` steps with the highest rate `peak`."""
+        """The learning rate by step, for a run of `steps` steps with the highest rate `peak`."""
         if steps < 1:
             raise UserError(f"a learning-rate schedule needs at least one step, not {steps}; raise train.steps")
         warmup = min(self.warmup, steps // 2)
@@ -32,6 +32,13 @@ class Schedule(abc.ABC):
         if warmup == 0:
             return body
         return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), body], [warmup])
+
+    def extendable_until(self, steps: int) -> int:
+        """The last step of a run of `steps` steps up to which the rates of every longer run are the same.
+
+        From a checkpoint up to there a longer run goes on exactly as if it had been asked for at once.
+        """
+        return self.warmup if 2 * self.warmup <= steps else 0
 
     @abc.abstractmethod
     def body(self, steps: int, peak: float, warmup: int) -> optax.Schedule:
@@ -59,54 +66,56 @@ class Linear(Schedule):
 
 
 @chz.chz
-class Constant(Schedule):
-    """The peak, then a straight line to 0 over the last `cooldown` of the run (Hu et al. 2024, section 4)."""
+class Cooldown(Schedule):
+    """A shape that does not depend on the run's length, then a straight line to 0 at the run's end.
+
+    So a run can be extended from any step before its cooldown.
+    """
 
     cooldown: float = chz.field(default=0.2, doc="share of the run's steps at its end over which the rate falls to 0")
 
     @chz.validate
     def _cooldown(self) -> None:
-        _check_share(self.cooldown)
+        if not 0 <= self.cooldown <= 1:
+            raise ValueError(f"cooldown is a share between 0 and 1, not {self.cooldown}")
+
+    @abc.abstractmethod
+    def before_cooldown(self, peak: float) -> optax.Schedule:
+        """The rate by the number of steps since the warm-up."""
 
     def body(self, steps: int, peak: float, warmup: int) -> optax.Schedule:
-        return _cooled(optax.constant_schedule(peak), steps, round(self.cooldown * (steps + warmup)))
+        rate, cooldown = self.before_cooldown(peak), min(round(self.cooldown * (steps + warmup)), steps)
+        if cooldown == 0:
+            return rate
+        start = steps - cooldown
+        return optax.join_schedules([rate, optax.linear_schedule(rate(start), 0.0, cooldown)], [start])
+
+    def extendable_until(self, steps: int) -> int:
+        return max(steps - round(self.cooldown * steps), self.warmup) if 2 * self.warmup <= steps else 0
 
 
 @chz.chz
-class Rsqrt(Schedule):
-    """peak / sqrt(1 + t / timescale) t steps after the warm-up, then a line to 0 (Zhai et al. 2022, section 3.5).
+class Constant(Cooldown):
+    """The peak, then a straight line to 0 over the last `cooldown` of the run (Hu et al. 2024, section 4)."""
 
-    The shape does not depend on how long the run is but for its cooldown, so a run can be continued from before it.
-    """
+    def before_cooldown(self, peak: float) -> optax.Schedule:
+        return optax.constant_schedule(peak)
 
-    timescale: int = chz.field(default=10_000, doc="steps after the warm-up at which the rate is peak / sqrt(2)")
+
+@chz.chz
+class Rsqrt(Cooldown):
+    """peak / sqrt(1 + t / timescale) after the warm-up, then a cooldown (Zhai et al. 2022, section 3.5)."""
+
     cooldown: float = chz.field(default=0.1, doc="share of the run's steps at its end over which the rate falls to 0")
+    timescale: int = chz.field(default=10_000, doc="steps after the warm-up at which the rate is peak / sqrt(2)")
 
     @chz.validate
-    def _sizes(self) -> None:
-        _check_share(self.cooldown)
+    def _timescale(self) -> None:
         if self.timescale < 1:
             raise ValueError(f"timescale is a positive number of steps, not {self.timescale}")
 
-    def body(self, steps: int, peak: float, warmup: int) -> optax.Schedule:
-        def rate(step):
-            return peak / (1 + step / self.timescale) ** 0.5
-
-        return _cooled(rate, steps, round(self.cooldown * (steps + warmup)))
-
-
-def _cooled(rate: optax.Schedule, steps: int, cooldown: int) -> optax.Schedule:
-    """`rate`, and over the last `cooldown` of `steps` steps a straight line from where it is then to 0."""
-    cooldown = min(cooldown, steps)
-    if cooldown == 0:
-        return rate
-    start = steps - cooldown
-    return optax.join_schedules([rate, optax.linear_schedule(rate(start), 0.0, cooldown)], [start])
-
-
-def _check_share(cooldown: float) -> None:
-    if not 0 <= cooldown <= 1:
-        raise ValueError(f"cooldown is a share between 0 and 1, not {cooldown}")
+    def before_cooldown(self, peak: float) -> optax.Schedule:
+        return lambda step: peak / (1 + step / self.timescale) ** 0.5
 
 
 TABLE: dict[str, type[Schedule]] = {kind.__name__: kind for kind in (Cosine, Linear, Rsqrt, Constant)}

@@ -1,1 +1,1 @@
-"""Profiling: plans of steps that are compiled but not run, and profiles of steps that are."""
+"""Profiling: plans of steps that are only compiled, and profiles of steps that run."""

@@ -1,4 +1,4 @@
-"""Who asked for an instruction: the Python functions that were at work when it was traced."""
+"""The Python stack of each HLO instruction: the functions that traced it."""
 
 import dataclasses
 import functools
@@ -10,7 +10,7 @@ PACKAGE = "mmjax/"
 
 @dataclasses.dataclass(frozen=True)
 class Frame:
-    """A line of a function. `file` begins at the package, for those that lie in it."""
+    """A line of a function; `file` is relative to the package for its own files."""
 
     file: str
     line: int
@@ -21,7 +21,7 @@ class Frame:
 
 
 class Frames:
-    """The tables of files, functions, and lines that stand before the instructions of a program's text."""
+    """The tables of files, functions and lines in the header of an HLO text."""
 
     def __init__(self, text: str):
         head = text[: text.find("\n%")] if "\n%" in text else text
@@ -30,7 +30,7 @@ class Frames:
 
     @functools.cache  # noqa: B019  it lives as long as the program that it is of
     def stack(self, number: int) -> tuple[Frame, ...]:
-        """The frames from the outermost one of the package, by the number of the innermost; empty where none is."""
+        """The stack frames of frame `id` that lie in the package, outermost first; may be empty."""
         found = list(self._upwards(number))[::-1]
         own = [frame for frame in found if frame.file.startswith(PACKAGE)]
         if not own:

@@ -1,4 +1,4 @@
-"""Which devices a collective is among, as compilers write it."""
+"""The device groups of a collective, parsed from HLO text."""
 
 import math
 import re
@@ -12,7 +12,7 @@ MESH_GROUPS = r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:
 
 
 def _mesh_groups(axes: str, sizes: str | None, order: str | None, along: str) -> Int[np.ndarray, "G N"]:
-    """As libtpu writes groups since 2026, with the axes of a mesh of its own."""
+    """Groups as libtpu writes them since 2026, with mesh axes."""
     lengths = {name: int(length) for name, length in re.findall(r"'(\w+)'=(\d+)", axes)}
     places = np.arange(math.prod(lengths.values()))
     if sizes:
@@ -27,7 +27,7 @@ def _mesh_groups(axes: str, sizes: str | None, order: str | None, along: str) ->
 
 
 def device_groups(attributes: str, partitions: int) -> Int[np.ndarray, "G N"]:
-    """The groups that a collective's attributes name, a row each; all devices together where they name none."""
+    """The groups in a collective's attributes, one per row; all devices together if it has none."""
     slices = re.search(r'_xla_megascale_target="\{([^}]*)\}', attributes)
     if slices:
         ranges = [part.split(":") for part in slices.group(1).split(",")]

@@ -1,4 +1,4 @@
-"""What a compiled program does, read from its text: instructions, how often each runs, FLOPs, and communication."""
+"""Analysis of a compiled program's text: instructions, run counts, FLOPs and communication."""
 
 import collections
 import dataclasses
@@ -13,7 +13,7 @@ from jaxtyping import Int
 from mmjax.profiling import onednn
 from mmjax.profiling.frames import PACKAGE, Frame, Frames
 from mmjax.profiling.groups import device_groups
-from mmjax.profiling.instruction import Instruction, axes, convolution, parse
+from mmjax.profiling.instruction import Instruction, axes, convolution_size, parse
 
 # Products in the kernels of JAX's splash attention: scores and what is read; the same scores again, and four slopes.
 ATTENTION = {"/splash_mha_fwd": 2, "/splash_mha_dkv": 5}
@@ -21,10 +21,10 @@ ATTENTION = {"/splash_mha_fwd": 2, "/splash_mha_dkv": 5}
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """Communication that a program asks for `count` times a run.
+    """Communication that a program does `count` times per run.
 
-    `bytes` is what a device sends in all of them; `groups` are the devices that talk to each other, by their places in
-    the program, and `hidden` tells that the program goes on while it happens.
+    `bytes` is what a device sends in all of them. `groups` are the communicating devices, by their index in the
+    program, and `hidden` says that the program continues meanwhile.
     """
 
     kind: str
@@ -37,7 +37,10 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True)
 class Product:
-    """A product of matrices that is made `times` times, of rows and columns, summed over `depth`, of such numbers."""
+    """A matrix product that runs `times` times, of rows x depth and depth x columns.
+
+    `kind` is its element type.
+    """
 
     rows: int
     columns: int
@@ -50,11 +53,11 @@ class Product:
         return 2 * self.times * self.rows * self.columns * self.depth
 
 
-class Module:
-    """A compiled program, from the text that `jax.stages.Compiled.as_text` gives."""
+class HloModule:
+    """A compiled program, parsed from `jax.stages.Compiled.as_text`."""
 
     def __init__(self, text: str):
-        """Raises ValueError where the text is no program."""
+        """Raises ValueError where the text is not a program."""
         # What a kernel of Pallas says of itself takes lines of its own, in the midst of an instruction.
         text = re.sub(r'=\{\n(".*")\n\}', r"={\1}", text)
         self.computations: dict[str, dict[str, Instruction]] = {}
@@ -71,7 +74,7 @@ class Module:
                 instruction = parse(line)
                 current[instruction.name] = instruction
         if not self.entry:
-            raise ValueError("the text is no compiled program: it has no ENTRY")
+            raise ValueError("the text is not a compiled program: it has no ENTRY")
         count = re.search(r"num_partitions=(\d+)", text[: text.find("\n")])
         self.partitions = int(count.group(1)) if count else 1
         self.name = text.removeprefix("HloModule ").partition(",")[0]
@@ -81,24 +84,24 @@ class Module:
         """Results, by place, that are written over arguments."""
 
     @functools.cached_property
-    def places(self) -> dict[str, str]:
+    def computation_of(self) -> dict[str, str]:
         """The computation that each instruction is in."""
-        return {each: name for name, inside in self.computations.items() for each in inside}
+        return {each: name for name, total_flops in self.computations.items() for each in total_flops}
 
     def origin(self, instruction: Instruction) -> Instruction:
-        """The instruction that tells whence it comes: itself, or, where it does not, one that it is made of."""
+        """The instruction with metadata about its origin: itself, or one in its fused computation."""
         if instruction.path:
             return instruction
-        inside = [part for name in instruction.called for part in self.computations.get(name, {}).values()]
-        return next((part for part in reversed(inside) if part.path), instruction)
+        total_flops = [part for name in instruction.called for part in self.computations.get(name, {}).values()]
+        return next((part for part in reversed(total_flops) if part.path), instruction)
 
     def stack(self, instruction: Instruction) -> tuple[Frame, ...]:
-        """The Python that asked for an instruction, from the outermost line of the package inwards."""
+        """The Python stack of an instruction, from the outermost line of the package inwards."""
         number = self.origin(instruction).attribute(r"\bstack_frame_id=(\d+)")
         return () if number is None else self.frames.stack(int(number))
 
     def source(self, instruction: Instruction) -> str | None:
-        """FILE:LINE of the innermost Python of the package that asked for an instruction."""
+        """FILE:LINE of the innermost Python frame of the package for an instruction."""
         own = [frame for frame in self.stack(instruction) if frame.file.startswith(PACKAGE)]
         if own:
             return str(own[-1])
@@ -106,11 +109,12 @@ class Module:
         file, line = told.attribute(r'source_file="([^"]*)"'), told.attribute(r"source_line=(\d+)")
         return f"{file}:{line}" if file and line else None
 
-    def trips(self, instruction: Instruction) -> int:
-        """How often a loop runs; 1 for what is no loop and where only the run can know.
+    def trip_count(self, instruction: Instruction) -> int:
+        """The number of iterations of a loop; 1 for other instructions and unknown counts.
 
-        Where it is not told, the condition tells it: that a number, one more each time, is less than a constant. It
-        begins at another constant, which is not 0 where the compiler has taken the first turns out of the loop.
+        Where it is not annotated, it follows from the condition: a counter, incremented each time, is less than a
+        constant. The counter starts at another constant, which is not 0 where the compiler has peeled off the first
+        iterations.
         """
         told = instruction.attribute(r'"?known_trip_count"?:\{"n":"(\d+)"')
         if told or instruction.opcode != "while":
@@ -125,8 +129,8 @@ class Module:
         return max(0, int(limit.operands[0]) - self._begin(instruction, counter))
 
     def _begin(self, loop: Instruction, counter: Instruction | None) -> int:
-        """What a loop's counter, as its condition reads it, is at first; 0 where that is not written as a constant."""
-        among = self.computations[self.places[loop.name]]
+        """The start of a loop's counter, as its condition reads it; 0 where that is not a constant."""
+        among = self.computations[self.computation_of[loop.name]]
         place = None if counter is None else counter.attribute(r"\bindex=(\d+)")
         carried = among.get(loop.operands[0]) if loop.operands else None
         if place is None or carried is None or carried.opcode != "tuple":
@@ -137,16 +141,16 @@ class Module:
         return int(first.operands[0]) if first is not None and first.opcode == "constant" else 0
 
     @functools.cached_property
-    def runs(self) -> dict[str, int]:
-        """How often each computation runs; of branches each as if it were taken."""
-        runs: dict[str, int] = collections.Counter()
-        runs[self.entry] = 1
+    def run_counts(self) -> dict[str, int]:
+        """How often each computation runs; every branch counts as if it were taken."""
+        run_counts: dict[str, int] = collections.Counter()
+        run_counts[self.entry] = 1
         # Callers come before what they call, in this order.
         for name in self._topological():
             for instruction in self.computations[name].values():
                 for called in instruction.called:
-                    runs[called] += runs[name] * self.trips(instruction)
-        return dict(runs)
+                    run_counts[called] += run_counts[name] * self.trip_count(instruction)
+        return dict(run_counts)
 
     def _topological(self) -> list[str]:
         done: dict[str, None] = {}
@@ -164,26 +168,26 @@ class Module:
 
     @property
     def flops(self) -> int:
-        """What a device calculates in a run: 2 M N K of every product and convolution, repeated ones included."""
-        return sum(self.inside(self.entry, instruction) for instruction in self.computations[self.entry].values())
+        """FLOPs of a device per run: 2 M N K for every product and convolution, repeated ones included."""
+        return sum(self.total_flops(self.entry, instruction) for instruction in self.computations[self.entry].values())
 
-    def inside(self, computation: str, instruction: Instruction) -> int:
-        """The FLOPs of an instruction with all that it calls, loops as often as they run."""
+    def total_flops(self, computation: str, instruction: Instruction) -> int:
+        """The FLOPs of an instruction and everything it calls, times the iterations of loops."""
         return sum(product.flops for product in self.products(computation, instruction))
 
     def products(self, computation: str, instruction: Instruction) -> Iterator[Product]:
-        """All products in an instruction and what it calls."""
+        """All products in an instruction and the computations it calls."""
         own = self._product(computation, instruction)
         if own is not None:
             yield own
         for name in instruction.called:
             for part in self.computations.get(name, {}).values():
                 for product in self.products(name, part):
-                    yield dataclasses.replace(product, times=product.times * self.trips(instruction))
+                    yield dataclasses.replace(product, times=product.times * self.trip_count(instruction))
 
     def _product(self, computation: str, instruction: Instruction) -> Product | None:
         among = self.computations[computation]
-        by_onednn = onednn.has(instruction)
+        by_onednn = onednn.is_onednn_call(instruction)
         if instruction.opcode == "custom-call" and not by_onednn:
             return self._attention(among, instruction)
         if instruction.opcode not in ("dot", "convolution") and not by_onednn:
@@ -192,16 +196,16 @@ class Module:
         left, right = (shape.sizes for shape in factors)
         out, kind = instruction.shapes[0].sizes, factors[0].kind
         if by_onednn:
-            return Product(*onednn.product(instruction, left, right, out), kind)
+            return Product(*onednn.product_size(instruction, left, right, out), kind)
         if instruction.opcode == "convolution":
-            return Product(*convolution(instruction, left, right, out), kind)
+            return Product(*convolution_size(instruction, left, right, out), kind)
         summed, shared = (axes(instruction, f"rhs_{role}_dims") for role in ("contracting", "batch"))
         depth = math.prod(right[axis] for axis in summed)
         columns = math.prod(right) // depth // math.prod(right[axis] for axis in shared)
         return Product(math.prod(out) // columns, columns, depth, kind)
 
     def _attention(self, among: dict[str, Instruction], instruction: Instruction) -> Product | None:
-        """The products in a fused kernel of attention, which its text does not tell: one for each example and head."""
+        """The products in a fused attention kernel, which its text hides: one per example and head."""
         made = next((times for kernel, times in ATTENTION.items() if kernel in instruction.path), None)
         if made is None:
             return None
@@ -211,14 +215,14 @@ class Module:
         return Product(rows, key.sizes[-2], head, query.kind, made * math.prod(alike))
 
     def traffic(self, computation: str, instruction: Instruction) -> int:
-        """The bytes that an instruction reads from and writes to the device's large memory.
+        """The bytes that an instruction reads from and writes to the device's memory.
 
-        Of an operand that a fusion takes slices of, the slices count; of one that it writes a slice into, that slice.
+        Of an operand that a fusion slices, the slices count; of one that it updates in place, the slice written.
         """
         among = self.computations[computation]
         shapes = [among[name].shapes for name in instruction.operands if name in among]
-        read = [sum(shape.bytes for shape in each if not shape.near) for each in shapes]
-        written = sum(shape.bytes for shape in instruction.shapes if not shape.near)
+        read = [sum(shape.bytes for shape in each if not shape.on_chip) for each in shapes]
+        written = sum(shape.bytes for shape in instruction.shapes if not shape.on_chip)
         match instruction.opcode:
             case "dynamic-slice" | "slice" | "gather":
                 return 2 * written
@@ -230,17 +234,17 @@ class Module:
         return sum(read) + written
 
     def _fusion_traffic(self, name: str, read: list[int], written: int) -> Iterator[int]:
-        inside = self.computations[name]
+        total_flops = self.computations[name]
         users: dict[str, list[Instruction]] = collections.defaultdict(list)
-        for part in inside.values():
+        for part in total_flops.values():
             for operand in part.operands:
                 users[operand].append(part)
 
         def ends(name: str) -> list[Instruction]:
-            """Who reads it, also by another name."""
+            """Its users, also under another name."""
             return [end for user in users[name] for end in (ends(user.name) if user.opcode == "bitcast" else [user])]
 
-        for part in inside.values():
+        for part in total_flops.values():
             if part.opcode != "parameter":
                 continue
             place = int(part.operands[0]) if part.operands else 0
@@ -249,7 +253,7 @@ class Module:
             if whole and using and all(user.opcode == "dynamic-slice" for user in using):
                 yield min(whole, sum(shape.bytes for user in using for shape in user.shapes))
             elif whole and using and all(user.opcode == "dynamic-update-slice" for user in using):
-                update = sum(inside[user.operands[1]].shapes[0].bytes for user in using if len(user.operands) > 1)
+                update = sum(total_flops[user.operands[1]].shapes[0].bytes for user in using if len(user.operands) > 1)
                 written -= max(0, whole - update)
             else:
                 yield whole
@@ -257,41 +261,41 @@ class Module:
 
     @functools.cached_property
     def collectives(self) -> list[Collective]:
-        """All of them, those that are alike together, the most bytes first."""
+        """All collectives, equal ones merged, the most bytes first."""
         totals: dict[tuple, list[int]] = {}
         for name, instruction in self._each():
-            found = self.sent(name, instruction)
+            found = self.collective_bytes(name, instruction)
             if found is None:
                 continue
-            kind, sent = found
+            kind, collective_bytes = found
             groups = self.groups(instruction)
             begun = instruction.opcode.endswith(("-start", "send")) or name in self._begun
-            hidden = begun or self.link(name, instruction) is not None
+            hidden = begun or self.split_collective(name, instruction) is not None
             key = kind, groups.tobytes(), groups.shape, hidden, instruction.path
             total = totals.setdefault(key, [0, 0])
-            total[0] += self.runs[name] * sent
-            total[1] += self.runs[name]
+            total[0] += self.run_counts[name] * collective_bytes
+            total[1] += self.run_counts[name]
         every = [
-            Collective(kind, sent, count, np.frombuffer(groups, np.int64).reshape(shape), hidden, path)
-            for (kind, groups, shape, hidden, path), (sent, count) in totals.items()
+            Collective(kind, collective_bytes, count, np.frombuffer(groups, np.int64).reshape(shape), hidden, path)
+            for (kind, groups, shape, hidden, path), (collective_bytes, count) in totals.items()
         ]
         return sorted(every, key=lambda each: -each.bytes)
 
     @functools.cached_property
     def _begun(self) -> set[str]:
-        """Computations that are begun, and run beside what follows until they are waited for."""
+        """Computations that start asynchronously and run until they are waited for."""
         starts = (each for _, each in self._each() if each.opcode.endswith("-start"))
         return {called for each in starts for called in each.called}
 
     def groups(self, collective: Instruction) -> Int[np.ndarray, "G N"]:
-        """The devices that talk to each other, a group a row."""
+        """The devices that communicate, one group per row."""
         return device_groups(collective.attributes, self.partitions)
 
-    def link(self, name: str, instruction: Instruction) -> tuple[str, str] | None:
-        """Of a collective that the TPU compiler takes apart and fuses with other work, which part an instruction is.
+    def split_collective(self, name: str, instruction: Instruction) -> tuple[str, str] | None:
+        """The part of a collective that the TPU compiler has split and fused with other work.
 
-        The collective, by its channel, and "start", "step" or "done"; each part is written as the whole collective.
-        None for everything else.
+        The collective's channel, and "start", "step" or "done"; each part is written as the whole collective. None for
+        everything else.
         """
         if instruction.collective is None or instruction.attribute(r'\bchain_id="(\d+)"') is None:
             return None
@@ -301,17 +305,17 @@ class Module:
         return instruction.attribute(r"\bchannel_id=(\d+)") or "", part
 
     def _each(self) -> Iterator[tuple[str, Instruction]]:
-        for name in self.runs:
+        for name in self.run_counts:
             for instruction in self.computations.get(name, {}).values():
                 yield name, instruction
 
-    def sent(self, name: str, instruction: Instruction) -> tuple[str, int] | None:
-        """Which collective an instruction of a computation begins, and what a device sends to its neighbour on a ring.
+    def collective_bytes(self, name: str, instruction: Instruction) -> tuple[str, int] | None:
+        """The collective that an instruction starts, and the bytes a device sends to its ring neighbour.
 
-        None where it begins none, or devices only talk to themselves.
+        None where it starts none, or every group has one device.
         """
-        kind, link = instruction.collective, self.link(name, instruction)
-        if link is not None and link[1] != "start":
+        kind, split_collective = instruction.collective, self.split_collective(name, instruction)
+        if split_collective is not None and split_collective[1] != "start":
             return None
         size = 0 if kind is None else self.groups(instruction).shape[1]
         if kind is None or size < 2:

@@ -1,4 +1,4 @@
-"""One instruction of a compiled program, read from its line."""
+"""One instruction of a compiled program, parsed from its line."""
 
 import dataclasses
 import math
@@ -21,12 +21,12 @@ FREE = ("parameter", "constant", "get-tuple-element", "tuple", "bitcast", "after
 
 
 @dataclasses.dataclass(frozen=True)
-class Shape:
-    """One array of an instruction's result: its type, its sizes, and whether it lies in the chip's fast memory."""
+class HloShape:
+    """One array of an instruction's result: type, sizes, and whether it is in on-chip memory."""
 
     kind: str
     sizes: tuple[int, ...]
-    near: bool
+    on_chip: bool
 
     @property
     def bytes(self) -> int:
@@ -36,22 +36,22 @@ class Shape:
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """One line of a computation. `attributes` is what follows the operands, as text."""
+    """One line of a computation. `attributes` is the text after the operands."""
 
     name: str
     opcode: str
-    shapes: tuple[Shape, ...]
+    shapes: tuple[HloShape, ...]
     operands: tuple[str, ...]
     attributes: str
 
     def attribute(self, pattern: str) -> str | None:
-        """What the pattern's group finds among the attributes."""
+        """The first group of a pattern searched in the attributes."""
         found = re.search(pattern, self.attributes)
         return found.group(1) if found else None
 
     @property
     def called(self) -> list[str]:
-        """The computations that it runs, of a loop without its condition."""
+        """The computations that it runs, without the condition of a loop."""
         names = re.findall(
             r"\b(?:calls|to_apply|body|true_computation|false_computation)=%?([\w.\-]+)", self.attributes
         )
@@ -60,7 +60,7 @@ class Instruction:
 
     @property
     def collective(self) -> str | None:
-        """Which collective it begins, if any; one between slices is written as something sent to the host."""
+        """The collective it starts, if any; one between slices is written as a send to the host."""
         if self.opcode == "send":
             kind = self.attribute(r'_xla_megascale_transfer_type="(\w+)"')
             return None if kind is None else kind.lower().replace("_", "-")
@@ -68,13 +68,13 @@ class Instruction:
         return kind if kind in COLLECTIVES else None
 
     @property
-    def meeting(self) -> str | None:
-        """What a `send` and the `recv` that answers it have in common."""
+    def channel(self) -> str | None:
+        """The channel that a `send` shares with its `recv`."""
         return self.attribute(r'_xla_host_transfer_rendezvous="([^"]*)"')
 
     @property
     def path(self) -> str:
-        """JAX's name for the operation: the functions around it, joined by slashes."""
+        """JAX's name of the operation: the enclosing functions, joined by slashes."""
         return self.attribute(r'op_name="([^"]*)"') or ""
 
 
@@ -88,7 +88,7 @@ def parse(line: str) -> Instruction:
         name.removeprefix("%"),
         rest[:begin],
         tuple(_shapes(shapes)),
-        # A parameter's place and a number that is constant stand where others have operands.
+        # A parameter's index or a constant's value is written in place of operands.
         (rest[begin + 1 : end],) if NUMBERED.match(rest) else tuple(_names(rest[begin : end + 1])),
         rest[end + 1 :],
     )
@@ -99,7 +99,7 @@ def _names(text: str) -> list[str]:
 
 
 def _closing(text: str, begin: int) -> int:
-    """Where the parenthesis that opens at `begin` is closed."""
+    """The index of the parenthesis that closes the one at `begin`."""
     depth = 0
     for place in range(begin, len(text)):
         depth += {"(": 1, ")": -1}.get(text[place], 0)
@@ -108,9 +108,9 @@ def _closing(text: str, begin: int) -> int:
     raise ValueError(f"a parenthesis is never closed: {text[:80]}")
 
 
-def _shapes(text: str) -> Iterator[Shape]:
+def _shapes(text: str) -> Iterator[HloShape]:
     for kind, sizes, layout in re.findall(r"\b([a-z]\w*)\[([\d,<=]*)\](\{[^}]*\})?", text):
-        yield Shape(kind, tuple(int(size.lstrip("<=")) for size in sizes.split(",") if size), "S(1)" in layout)
+        yield HloShape(kind, tuple(int(size.lstrip("<=")) for size in sizes.split(",") if size), "S(1)" in layout)
 
 
 def axes(instruction: Instruction, name: str) -> list[int]:
@@ -118,12 +118,13 @@ def axes(instruction: Instruction, name: str) -> list[int]:
     return [int(axis) for axis in found.split(",") if axis]
 
 
-def convolution(
+def convolution_size(
     instruction: Instruction, inputs: tuple[int, ...], kernel: tuple[int, ...], outputs: tuple[int, ...]
 ) -> tuple[int, int, int]:
-    """Rows are the pairs of an input and a kernel entry that meet, over all outputs: padding and dilation are no work.
+    """Rows, columns and depth of a convolution as a matrix product.
 
-    A TPU's compiler writes products of matrices so, too, with windows that reach far beyond the array.
+    Rows are the pairs of an input and a kernel entry that meet, over all outputs: padding and dilation do not count. A
+    TPU's compiler also writes matrix products like this, with windows that reach far beyond the array.
     """
     labels = instruction.attribute(r"dim_labels=([\w?]+_[\w?]+->[\w?]+)")
     assert labels is not None
@@ -139,7 +140,7 @@ def convolution(
     strides, pads = settings("stride", "1"), settings("pad", "0_0")
     spread, apart = settings("lhs_dilate", "1"), settings("rhs_dilate", "1")
     for place, label in enumerate(spatial):
-        rows *= meetings(
+        rows *= kernel_overlaps(
             inputs[left.index(label)],
             kernel[right.index(label)],
             outputs[out.index(label)],
@@ -151,8 +152,12 @@ def convolution(
     return rows, outputs[out.index("f")], kernel[right.index("i")]
 
 
-def meetings(inputs: int, kernel: int, outputs: int, *, stride: int, pad: int, spread: int = 1, apart: int = 1) -> int:
-    """Pairs of an input and a kernel entry that meet along a dimension of so many; between inputs lie `spread` - 1
-    zeros, between kernel entries `apart` - 1."""
+def kernel_overlaps(
+    inputs: int, kernel: int, outputs: int, *, stride: int, pad: int, spread: int = 1, apart: int = 1
+) -> int:
+    """Pairs of an input and a kernel entry that meet along a dimension with these sizes.
+
+    There are `spread` - 1 zeros between inputs and `apart` - 1 between kernel entries.
+    """
     at = np.arange(outputs) * stride + np.arange(kernel)[:, None] * apart - pad
     return int(((at >= 0) & (at <= (inputs - 1) * spread) & (at % spread == 0)).sum())

@@ -1,24 +1,24 @@
-"""What a call of oneDNN multiplies: XLA's CPU backend, where it is told to, writes products and convolutions so."""
+"""Products in calls of oneDNN, which XLA's CPU backend can use for products and convolutions."""
 
 import json
 import math
 from typing import Any
 
-from mmjax.profiling.instruction import Instruction, meetings
+from mmjax.profiling.instruction import Instruction, kernel_overlaps
 
 PRODUCT, CONVOLUTION = "__onednn$matmul", "__onednn$convolution"
 
 
-def has(instruction: Instruction) -> bool:
-    """Whether an instruction is such a call."""
+def is_onednn_call(instruction: Instruction) -> bool:
+    """Whether an instruction is a call of oneDNN."""
     target = r'custom_call_target="([^"]*)"'
     return instruction.opcode == "custom-call" and instruction.attribute(target) in (PRODUCT, CONVOLUTION)
 
 
-def product(
+def product_size(
     instruction: Instruction, left: tuple[int, ...], right: tuple[int, ...], out: tuple[int, ...]
 ) -> tuple[int, int, int]:
-    """Rows, columns, and what is summed over, as of a product of matrices; of a convolution as `convolution` counts."""
+    """Rows, columns and depth of the call's matrix product; for a convolution see `convolution`."""
     settings = _settings(instruction)
     if "onednn_matmul_config" in settings:
         turned = settings["onednn_matmul_config"].get("transpose_a", False)
@@ -28,7 +28,7 @@ def product(
     window = conv["window"]
     rows = out[int(made["batch_dim"])]
     for place, axis in enumerate(made["spatial_dims"]):
-        rows *= meetings(
+        rows *= kernel_overlaps(
             left[int(read["spatial_dims"][place])],
             right[int(kernel["spatial_dims"][place])],
             out[int(axis)],
@@ -40,7 +40,7 @@ def product(
 
 
 def _settings(instruction: Instruction) -> dict[str, Any]:
-    """What the compiler notes for itself on the call."""
+    """The backend config of the call."""
     text = instruction.attributes.partition("backend_config=")[2]
     found: dict[str, Any] = json.JSONDecoder().raw_decode(text)[0]
     return found

@@ -1,9 +1,8 @@
-"""The report of an ablation: which choice is best, by how much, at what cost, and what it makes of its modalities."""
+"""The report of an ablation: the best choice, its lead, its cost, and its use of the modalities."""
 
-import math
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,23 +17,33 @@ from mmjax.reports.ablation_plots import (
     NARROW,
     SMALL,
     WIDE,
-    Line,
     Number,
     Point,
     bars_svg,
-    curves_svg,
     growth_svg,
     scatter_svg,
     span,
     style,
 )
-from mmjax.reports.page import render
-from mmjax.reports.plots import DASHES
+from mmjax.reports.ablation_summary import (
+    UNKNOWN,
+    Table,
+    cautions,
+    chance,
+    decimals_of,
+    fixed,
+    headline,
+    interval_cell,
+    probability,
+    ranked,
+    scaled,
+)
+from mmjax.reports.page import Cell, Drawing, Key, Section, write_page
+from mmjax.reports.page import Table as PageTable
+from mmjax.reports.plots import DASHES, Line, lines_svg
 
 SIGNIFICANT = 0.05
-UNKNOWN = "–"
 DIFFERENCE = "difference to the baseline"
-PREFIXES = {-3: "n", -2: "µ", -1: "m", 0: "", 1: "k", 2: "M", 3: "G", 4: "T", 5: "P"}
 # What a choice costs: how its column is called, how an axis is, and its unit.
 COSTS = {
     "parameters": ("parameters", "parameters", ""),
@@ -48,8 +57,6 @@ DRAWN = ("flops", "step_seconds", "parameters")
 MATCHES = {"flops": ("flops", "FLOPs"), "params": ("parameters", "parameters")}
 PARTS = ("unique_a", "unique_b", "redundant", "synergy")
 
-Table = Mapping[str, Any]
-
 
 def write_ablation_report(folder: str | os.PathLike[str], table: Table) -> Path:
     """Writes `folder`/report.html, all at once, and returns its path; `table` is what table.json holds.
@@ -57,39 +64,38 @@ def write_ablation_report(folder: str | os.PathLike[str], table: Table) -> Path:
     What is None in it is shown as unknown, and a section that has nothing to show is left out. The same table makes the
     same page. Raises UserError where the page cannot be written.
     """
-    page = render(
-        "ablation_report.html",
-        table=table,
-        ranked=ranked(table),
-        headline=headline(table),
-        facts=_facts(table),
-        columns=_columns(table),
-        notes={name: _notes(table, name, entry) for name, entry in ranked(table).items()},
-        tones=_tones(table),
-        difference=DIFFERENCE,
-        costs=_costs(table),
-        curves=_curves(table),
-        robustness=_robustness(table),
-        contributions=_contributions(table),
-        interactions=_interactions(table),
-        verdicts={name: entry["verdict"] for name, entry in ranked(table).items() if entry.get("verdict")},
-        growth=_growth(table),
-    )
-    return write_atomic(local_path(folder) / "report.html", page)
+    first, second = headline(table)
+    doubts = cautions(table)
+    sections = [
+        Section(first, " ".join([second, chance(table)])),
+        *([Section("Few seeds or steps", " ".join(doubts), warning=True)] if doubts else []),
+        *_comparison(table),
+        *_costs(table),
+        *_curves(table),
+        *_robustness(table),
+        *_contributions(table),
+        *_interactions(table),
+        *_findings(table),
+        *_growth(table),
+        *_failed(table),
+        _reading(table),
+    ]
+    title = f"Ablation of {', '.join(table['over'])} in {table['experiment']}"
+    return write_page(local_path(folder) / "report.html", title, _facts(table), sections)
 
 
 def write_ablation_markdown(folder: str | os.PathLike[str], table: Table) -> Path:
-    """Writes `folder`/table.md: the headline, the comparison and what failed, for a README or a pull request."""
+    """Writes `folder`/table.md: the headline, the comparison and what failed."""
     names, columns = ranked(table), _columns(table)
     first, second = headline(table, _escaped)
     title = f"# Ablation of `{', '.join(table['over'])}` in `{table['experiment']}`"
-    lines = [title, "", f"**{first}** {second}".strip()]
+    lines = [title, "", " ".join(filter(None, [f"**{first}**", second, chance(table), *cautions(table)]))]
     if names:
         lines += ["", _line("choice", *columns), _line("---", *("---:" for _ in columns))]
     for index, (name, entry) in enumerate(names.items()):
         notes = _notes(table, name, entry)
         label = _escaped(name) + (f" ({', '.join(notes)})" if notes else "")
-        lines.append(_line(label, *(cells[index] for cells in columns.values())))
+        lines.append(_line(label, *(" ".join(filter(None, cells[index][:2])) for cells in columns.values())))
     lines += ["", "Failed:", ""] if table["failed"] else []
     for cell in table["failed"]:
         lines.append(f"- {_escaped(cell['choice'])}, seed {cell['seed']}: {_escaped(cell['reason'])}")
@@ -105,99 +111,38 @@ def _escaped(text: str) -> str:
     return re.sub(r"([\\`*\[\]<>|&~$])", r"\\\1", " ".join(text.split()))
 
 
-def ranked(table: Table) -> dict[str, Mapping[str, Any]]:
-    """Choices with their summaries, the best first; those of which no metric is known last."""
-    sign = -1 if table["higher_is_better"] else 1
-
-    def place(item: tuple[str, Mapping[str, Any]]) -> tuple[Number, str]:
-        mean = item[1]["mean"]
-        return (math.inf if mean is None else sign * mean), item[0]
-
-    return dict(sorted(table["summary"].items(), key=place))
-
-
-def headline(table: Table, named: Callable[[str], str] = str) -> tuple[str, str]:
-    """Who won, with what, and from whom it can be told apart. `named` is applied to what others have named."""
-    winner = table["winner"]
-    if winner is None:
-        return "No choice can be called the best.", ""
-    best = winner["choice"]
-    names = ranked(table)
-    seeds = names[best]["seeds"]
-    ahead = "is best" if winner["better_than"] else "is ahead"
-    first = f"{named(best)} {ahead}: {named(table['metric'])} {_interval(winner, _decimals(table))}"
-    first += f" over {seeds} seed{'' if seeds == 1 else 's'}." if seeds else "."
-    worse = [named(name) for name in names if name in winner["better_than"]]
-    alike = [named(name) for name in names if name != best and name not in winner["better_than"]]
-    if worse and alike:
-        second = f"It is significantly better than {_listed(worse)}; it cannot be told apart from {_listed(alike)}."
-    elif worse:
-        second = f"It is significantly better than {'all others: ' if len(worse) > 1 else ''}{_listed(worse)}."
-    elif alike:
-        second = f"It cannot be told apart from {'any of the others: ' if len(alike) > 1 else ''}{_listed(alike)}."
-    else:
-        second = "" if not table["failed"] else "It is the only one that came to its end."
-    return first, second
-
-
-def _listed(names: Sequence[str]) -> str:
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
-
-
-def _decimals(table: Table) -> int:
-    """How many decimals the metric is shown with: three of an accuracy, enough of anything else."""
-    largest = max((abs(entry["mean"]) for entry in table["summary"].values() if entry["mean"]), default=1.0)
-    size = math.floor(math.log10(largest))
-    return max(0, 3 - size if size >= 0 else 2 - size)
-
-
-def _fixed(value: Number | None, decimals: int, sign: str = "") -> str:
-    return UNKNOWN if value is None else f"{value:{sign}.{decimals}f}".replace("-", "−")
-
-
-def _interval(entry: Mapping[str, Any] | None, decimals: int, sign: str = "") -> str:
-    """ "mean [low, high]", or as much of it as is known."""
-    if entry is None or entry["mean"] is None:
-        return UNKNOWN
-    mean, low, high = (_fixed(entry[key], decimals, sign) for key in ("mean", "low", "high"))
-    return mean if entry["low"] is None or entry["high"] is None else f"{mean} [{low}, {high}]"
-
-
-def _probability(entry: Mapping[str, Any] | None) -> str:
-    value = None if entry is None else entry["p_holm"]
-    if value is None:
-        return UNKNOWN
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def _scaled(values: Sequence[Number | None]) -> tuple[str, list[str]]:
-    """A prefix under which no value is below 1, and the values under it, three digits of the smallest."""
-    smallest = min((abs(value) for value in values if value), default=1.0)
-    power = min(max(math.floor(math.log10(smallest) / 3), min(PREFIXES)), max(PREFIXES))
-    decimals = max(0, 2 - math.floor(math.log10(smallest / 1000.0**power)))
-    shown = [UNKNOWN if value is None else f"{value / 1000.0**power:,.{decimals}f}" for value in values]
-    return PREFIXES[power], shown
-
-
-def _columns(table: Table) -> dict[str, list[str]]:
+def _columns(table: Table) -> dict[str, list[Cell]]:
     """The comparison by column, the rows as they rank; columns of which nothing is known are left out."""
     entries = list(ranked(table).values())
-    decimals = _decimals(table)
+    decimals = decimals_of(table)
     columns = {
-        table["metric"]: [_interval(entry, decimals) for entry in entries],
-        DIFFERENCE: [_interval(entry["difference"], decimals, "+") for entry in entries],
-        "p (Holm)": [_probability(entry["difference"]) for entry in entries],
+        table["metric"]: [interval_cell(entry, decimals) for entry in entries],
+        DIFFERENCE: [interval_cell(entry["difference"], decimals, "+") for entry in entries],
+        "p (Holm)": [Cell(probability(entry["difference"])) for entry in entries],
     }
     for key, (title, _, unit) in COSTS.items():
-        prefix, cells = _scaled([entry[key] for entry in entries])
+        prefix, cells = scaled([entry[key] for entry in entries])
         # "step FLOPs (GFLOP)" would say it twice.
         unit = prefix + unit.replace("FLOP", "")
-        columns[f"{title} ({unit})" if unit else title] = cells
-    columns["width"] = [UNKNOWN if entry["width"] is None else str(entry["width"]) for entry in entries]
+        columns[f"{title} ({unit})" if unit else title] = list(map(Cell, cells))
     if table["match"] in MATCHES:
-        columns[f"{MATCHES[table['match']][1]} / baseline"] = [_fixed(entry["matched"], 2) for entry in entries]
-    columns["Pareto"] = ["✓" if entry["pareto"] else "" for entry in entries]
-    return {title: cells for title, cells in columns.items() if set(cells) - {"", UNKNOWN}}
+        columns["width"] = [Cell(UNKNOWN if entry["width"] is None else str(entry["width"])) for entry in entries]
+        columns[f"{MATCHES[table['match']][1]} / baseline"] = [Cell(fixed(entry["matched"], 2)) for entry in entries]
+    columns["Pareto"] = [Cell("✓" if entry["pareto"] else "") for entry in entries]
+    return {title: cells for title, cells in columns.items() if {cell.text for cell in cells} - {"", UNKNOWN}}
+
+
+def _comparison(table: Table) -> list[Section]:
+    names, columns, tones = ranked(table), _columns(table), _tones(table)
+    rows = []
+    for index, (name, entry) in enumerate(names.items()):
+        best = table["winner"] is not None and name == table["winner"]["choice"]
+        cells = [
+            column[index]._replace(tone=tones.get(name, "") if title == DIFFERENCE else "")
+            for title, column in columns.items()
+        ]
+        rows.append([Cell(name, ", ".join(_notes(table, name, entry)), "best" if best else ""), *cells])
+    return [Section("Comparison", tables=[PageTable(["choice", *columns], rows)])] if rows else []
 
 
 def _tones(table: Table) -> dict[str, str]:
@@ -226,11 +171,12 @@ def _facts(table: Table) -> dict[str, str]:
         "baseline": table["baseline"],
         "made equal": MATCHES.get(table["match"], ("", ""))[1],
         "time, summed over runs": duration(table["seconds"]) if table["seconds"] else "",
+        "fingerprint": table["fingerprint"] or "",
     }
-    return {label: value for label, value in facts.items() if value}
+    return facts
 
 
-def _costs(table: Table) -> list[str]:
+def _costs(table: Table) -> list[Section]:
     """Metric by cost: two plots, of costs that were not made equal and are known."""
     plots = []
     for key in DRAWN:
@@ -247,12 +193,13 @@ def _costs(table: Table) -> list[str]:
         if key != MATCHES.get(table["match"], ("", ""))[0] and points:
             _, title, unit = COSTS[key]
             texts = {"xlabel": title, "unit": unit, "ylabel": table["metric"]}
-            plots.append(scatter_svg(points, f"cost{key}", **texts, higher_is_better=table["higher_is_better"]))
-    return plots[:2]
+            plots.append(scatter_svg(points, **texts, higher_is_better=table["higher_is_better"]))
+    about = "The dashed line joins the choices that are better than all that cost no more. The diamond is the baseline."
+    return [Section("Metric and cost", about, drawings=plots[:2])] if plots else []
 
 
-def _curves(table: Table) -> dict[str, Any] | None:
-    """All curves in one plot if there are as many colours, otherwise each in a plot of its own beside the baseline."""
+def _curves(table: Table) -> list[Section]:
+    """All curves in one plot if there are as many colours, otherwise each beside the baseline."""
     lines = []
     for name in ranked(table):
         values: dict[Number, list[Number]] = {}
@@ -263,31 +210,34 @@ def _curves(table: Table) -> dict[str, Any] | None:
         if values:
             steps = sorted(values)
             mean, low, high = np.array([(np.mean(v), min(v), max(v)) for v in (values[step] for step in steps)]).T
-            note = _fixed(mean[-1], _decimals(table))
+            note = fixed(mean[-1], decimals_of(table))
             lines.append(Line(name, np.array(steps, np.float64), mean, low, high, note=note))
     if not lines:
-        return None
+        return []
     limits = span(lines)
     metric = table["metric"].partition("/")[2]  # of another split: the test split is not looked at while training
+    about = (
+        f"{metric} on the validation split while training: the mean over seeds, in a band from the lowest to the "
+        "highest seed."
+    )
     if len(lines) <= COLOURS:
         lines = [replace(line, hue=index) for index, line in enumerate(lines)]
-        return {
-            "metric": metric,
-            "all": lines,
-            "svg": curves_svg(lines, "curves", ylabel=metric, limits=limits, width=WIDE),
-        }
+        keys = [Key(line.name, line.hue, line.dash, line.note) for line in lines]
+        svg = lines_svg(lines, ylabel=metric, limits=limits, size=(WIDE, 3.6))
+        return [Section("Learning curves", about, drawings=[Drawing(svg, "", keys)])]
     others = [replace(line, hue=GREY, dash=DASHES["validation"]) for line in lines if line.name == table["baseline"]]
     plots = []
-    for index, line in enumerate(lines):
+    for line in lines:
         beside = [other for other in others if other.name != line.name]
-        svg = curves_svg([*beside, line], f"curve{index}", ylabel="", limits=limits, width=SMALL)
-        plots.append((line, svg))
-    return {"metric": metric, "each": plots, "beside": others}
+        svg = lines_svg([*beside, line], limits=limits, size=(SMALL, 1.8))
+        plots.append(Drawing(svg, f"{line.name}: {line.note}"))
+    baseline = f" The dashed line is the baseline, {table['baseline']}." if others else ""
+    return [Section("Learning curves", about + baseline, drawings=plots)]
 
 
-def _robustness(table: Table) -> dict[str, Any] | None:
-    """The metric with one modality hidden or in noise: as shown, its change, and how dark the cell is (0 to 1)."""
-    names, sign, decimals = ranked(table), (1 if table["higher_is_better"] else -1), _decimals(table)
+def _robustness(table: Table) -> list[Section]:
+    """The metric with one modality hidden or in noise and its change, the darker the more is lost."""
+    names, sign, decimals = ranked(table), (1 if table["higher_is_better"] else -1), decimals_of(table)
     columns = {
         (kind, modality): f"{words} {modality}"
         for kind, words in (("missing", "without"), ("noise", "noise in"))
@@ -300,33 +250,36 @@ def _robustness(table: Table) -> dict[str, Any] | None:
         values = [(entry.get(kind) or {}).get(modality) for kind, modality in columns]
         changes = [None if value is None or full is None else value - full for value in values]
         found.append((name, full, entry.get("none"), values, changes))
-    worst = max((-sign * change for *_, changes in found for change in changes if change is not None), default=0.0)
+    worst = max((_loss(change, sign) for *_, changes in found for change in changes), default=0.0)
     rows = [
-        {
-            "name": name,
-            "full": _fixed(full, decimals),
-            "none": _fixed(none, decimals),
-            "cells": [
-                (
-                    _fixed(value, decimals),
-                    _fixed(change, decimals, "+"),
-                    max(0.0, -sign * (change or 0.0)) / (worst or 1),
-                )
+        [
+            *(Cell(name), Cell(fixed(full, decimals)), Cell(fixed(none, decimals))),
+            *(
+                Cell(fixed(value, decimals), fixed(change, decimals, "+"), "", _loss(change, sign) / (worst or 1))
                 for value, change in zip(values, changes, strict=True)
-            ],
-        }
+            ),
+        ]
         for name, full, none, values, changes in found
         if any(value is not None for value in values)
     ]
-    return {"columns": list(columns.values()), "rows": rows} if rows else None
+    about = (
+        f"{table['metric']} of the probed examples, and its change from that with all modalities. The darker, the more "
+        "is lost."
+    )
+    heads = ["choice", "with all", "with none", *columns.values()]
+    return [Section("Robustness", about, [PageTable(heads, rows)])] if rows else []
 
 
-def _contributions(table: Table) -> dict[str, Any] | None:
-    """Shapley values by choice, as gains: what a modality adds lies to the right, also where lower is better."""
+def _loss(change: Number | None, sign: int) -> float:
+    return max(0.0, -sign * (change or 0.0))
+
+
+def _contributions(table: Table) -> list[Section]:
+    """Shapley values by choice, as gains: to the right, also where lower is better."""
     given = {name: entry.get("shapley") or {} for name, entry in ranked(table).items()}
     known = {name: values for name, values in given.items() if set(values.values()) - {None}}
     if not known:
-        return None
+        return []
     modalities = list(dict.fromkeys(modality for values in known.values() for modality in values))
     sign = 1 if table["higher_is_better"] else -1
     bars = [
@@ -335,35 +288,46 @@ def _contributions(table: Table) -> dict[str, Any] | None:
     ]
     gain = "gain in" if sign > 0 else "reduction of"
     xlabel = f"{gain} {table['metric']} over no modality"
-    return {"parts": modalities, "svg": bars_svg(bars, "shapley", xlabel=xlabel, width=WIDE)}
+    drawing = Drawing(bars_svg(bars, xlabel=xlabel, width=WIDE), "", _keys(modalities))
+    return [Section("Contributions of modalities", drawings=[drawing])]
 
 
-def _interactions(table: Table) -> list[dict[str, Any]]:
-    """For every pair of modalities, what each choice found of the information they hold; above it, what there is."""
+def _keys(names: Sequence[str]) -> list[Key]:
+    """The legend of stacked bars."""
+    return [Key(name, index % 8) for index, name in enumerate(names)]
+
+
+def _interactions(table: Table) -> list[Section]:
+    """What each choice found of the information that two modalities hold, below what there is."""
     truth, ranks = table["truth"], ranked(table).items()
     found = [
         (name, item) for name, entry in ranks for item in entry.get("information") or () if item["total"] is not None
     ]
     pairs = dict.fromkeys((item["a"], item["b"]) for _, item in found)
     plots = []
-    for index, (a, b) in enumerate(pairs):
+    for a, b in pairs:
         bars = [("ground truth", [truth[part] for part in PARTS])] if truth else []
         bars += [(name, [item[part] for part in PARTS]) for name, item in found if (item["a"], item["b"]) == (a, b)]
         width = WIDE if len(pairs) == 1 else NARROW
-        svg = bars_svg(bars, f"pair{index}", xlabel="bits about the label", width=width, apart=1 if truth else 0)
+        svg = bars_svg(bars, xlabel="bits about the label", width=width, apart=1 if truth else 0)
         parts = [f"only {a}", f"only {b}", "either alone (redundant)", "only both together (synergy)"]
-        plots.append({"title": f"{a} and {b}", "parts": parts, "svg": svg})
-    return plots
+        plots.append(Drawing(svg, f"{a} and {b}", _keys(parts)))
+    return [Section("Interaction of modalities", drawings=plots)] if plots else []
 
 
-def _growth(table: Table) -> dict[str, Any] | None:
-    """What a forward pass costs by the number of tokens; the legend is in the order in which the lines of FLOPs end."""
+def _findings(table: Table) -> list[Section]:
+    """What each choice found of the information that there is, where that is known."""
+    rows = [[name, entry["verdict"]] for name, entry in ranked(table).items() if entry.get("verdict")]
+    return [Section("Information found", tables=[PageTable(["choice", "what it found"], rows)])] if rows else []
+
+
+def _growth(table: Table) -> list[Section]:
+    """What a forward pass costs by the number of tokens; the costliest is first in the legend."""
     growth = table["growth"]
     if growth is None:
-        return None
+        return []
     names = sorted(growth["flops"], key=lambda name: (-(growth["flops"][name][-1] or 0.0), name))
-    plots: list[str] = []
-    legend: dict[str, Line] = {}
+    plots: list[Drawing] = []
     for key, title, unit in (("flops", "FLOPs of a forward pass", "FLOP"), ("seconds", "time of a forward pass", "s")):
         lines = []
         for index, name in enumerate(names):
@@ -371,12 +335,51 @@ def _growth(table: Table) -> dict[str, Any] | None:
             # What is 0, such as the FLOPs of a fusion without matrix products, has no logarithm.
             known = [(size, value) for size, value in zip(growth["tokens"], values, strict=False) if value]
             hue, dash = style(index)
-            exponent = growth["exponents"].get(name)
+            exponent = growth["exponents"].get(name) if key == "flops" else None
             note = "" if exponent is None else f"exponent {exponent:.2f}"
             if known:
                 sizes, costs = np.array(known, np.float64).T
                 lines.append(Line(name, sizes, costs, hue=hue, dash=dash, note=note))
         if lines:
-            plots.append(growth_svg(lines, f"growth{key}", ylabel=title, unit=unit))
-        legend |= {line.name: line for line in lines}
-    return {"plots": plots, "legend": [legend[name] for name in names if name in legend]} if plots else None
+            keys = [Key(line.name, line.hue, line.dash, line.note) for line in lines]
+            plots.append(Drawing(growth_svg(lines, ylabel=title, unit=unit), "", keys))
+    about = (
+        "The fusion by itself, on one example at width 64, whatever the experiment's own: its forward pass by the "
+        "tokens that each modality has. The exponent is that of FLOPs between the two largest sizes; below 1 a fixed "
+        "cost still counts."
+    )
+    return [Section("Growth of cost", about, drawings=plots)] if plots else []
+
+
+def _failed(table: Table) -> list[Section]:
+    rows = [[cell["choice"], str(cell["seed"]), cell["reason"]] for cell in table["failed"]]
+    return [Section("Failed", tables=[PageTable(["choice", "seed", "why"], rows)])] if rows else []
+
+
+def _reading(table: Table) -> Section:
+    """What the page's terms mean."""
+    cost = "time" if table["match"] == "flops" else "FLOPs"
+    terms = {
+        "[low, high]": "The 95 % interval of the figure above it, for other seeds and other test examples. "
+        "Differences are those of the same seeds and examples, so they can be significant where intervals overlap. "
+        "Each interval stands by itself and is not corrected for the number of comparisons.",
+        "p (Holm)": "The probability of a difference this large where there is none, corrected for the number of "
+        "comparisons (Holm 1979). Below 0.05 a difference is called significant, and coloured; a choice with no "
+        "significant difference is not distinguishable.",
+        "Differences that cannot be detected": "Those within the 95 % interval of the paired t test: its half width is "
+        "t(97.5 %, seeds − 1) × the deviation of the differences between seeds / √seeds, pooled over choices. "
+        "Choices whose seeds differ less can be distinguishable by smaller differences.",
+        "Pareto": f"No other choice is better in both metric and {cost} of a step.",
+    }
+    if _contributions(table):
+        terms["Contributions"] = (
+            "Shapley values (1953): what a modality adds, on average over all orders in which modalities can be added. "
+            "They sum up to what all reach less what none does."
+        )
+    if _interactions(table):
+        terms["Interaction"] = (
+            "What a model gathers about the label from two modalities, in bits: what only one has (unique), what "
+            "either has (redundant), and what only both together have (synergy; Williams & Beer 2010, Bertschinger "
+            "et al. 2014). It is measured with recalibrated probabilities, so it can exceed what the accuracy suggests."
+        )
+    return Section("How to read it", terms=[*terms.items()], folded=True)

@@ -1,8 +1,7 @@
-"""Plots that compare choices, as SVG in the page's colours: curves with bands, metric against cost, stacked bars."""
+"""Plots that compare choices: metric against cost, growth of cost, stacked bars."""
 
 import dataclasses
 import functools
-import io
 import itertools
 import math
 from collections.abc import Sequence
@@ -11,19 +10,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float
 
-from mmjax.reports.plots import DASHES, GRID, HUES, INK, adopted
+from mmjax.reports.plots import CARD, DASHES, HUES, INK, Line, plain_axes, to_svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 
-# Becomes the colour behind a plot, for what is written on a bar or has to stand out from a line it crosses.
-CARD = "#040507"
 # The last hue is grey: for what is shown only to compare with.
 COLOURS, GREY = len(HUES) - 1, len(HUES) - 1
-WIDE, NARROW, SMALL = 11.4, 5.5, 2.6  # inches across the page, half of it, a quarter of it
-POINTS = 120
+WIDE, NARROW, SMALL = 9.6, 5.5, 2.6  # inches across the page, half of it, a quarter of it
 GAPS = (6, 14, 24, 36, 50, 66)  # points between a marker and its name, tried in this order
 LONGEST_NAME = 28
 
@@ -31,22 +26,8 @@ Number = float | int  # JSON has whole numbers without a point
 
 
 @dataclasses.dataclass(frozen=True)
-class Line:
-    """A curve; `low` and `high` are the bounds of the band around it. `note` is what the legend adds to its name."""
-
-    name: str
-    x: Float[np.ndarray, " N"]
-    y: Float[np.ndarray, " N"]
-    low: Float[np.ndarray, " N"] | None = None
-    high: Float[np.ndarray, " N"] | None = None
-    hue: int = 0
-    dash: tuple[float, ...] | None = None
-    note: str = ""
-
-
-@dataclasses.dataclass(frozen=True)
 class Point:
-    """A choice by cost and metric, which `low` and `high` bound. One that is `marked` is drawn as a diamond."""
+    """A choice by cost and metric from `low` to `high`. One that is `marked` is drawn as a diamond."""
 
     name: str
     cost: Number
@@ -68,34 +49,11 @@ def span(lines: Sequence[Line]) -> tuple[float, float]:
     return float(values.min()) - margin, float(values.max()) + margin
 
 
-def curves_svg(lines: Sequence[Line], prefix: str, *, ylabel: str, limits: tuple[float, float], width: float) -> str:
-    """A metric by training step, with bands. `prefix` keeps the ids of this plot apart from those of others."""
-    from matplotlib.ticker import EngFormatter, MaxNLocator
-
-    figure, axes = _figure(width, 1.8 if width == SMALL else 3.6)
-    for line in lines:
-        few = len(line.x) <= 12
-        keep = np.unique(np.linspace(0, len(line.x) - 1, min(POINTS, len(line.x))).round().astype(int))
-        if line.low is not None and line.high is not None:
-            axes.fill_between(line.x[keep], line.low[keep], line.high[keep], color=HUES[line.hue], alpha=0.18, lw=0)
-        drawn = axes.plot(line.x[keep], line.y[keep], color=HUES[line.hue], lw=1.6, marker="o" if few else None, ms=3)
-        if line.dash is not None:
-            drawn[0].set_dashes(line.dash)
-    axes.set_ylim(*limits)
-    axes.set_xlabel("step", color=INK, fontsize=8)
-    axes.set_ylabel(ylabel, color=INK, fontsize=8, parse_math=False)
-    ticks = 3 if width == SMALL else 6
-    axes.xaxis.set_major_locator(MaxNLocator(ticks, integer=True, steps=[1, 2, 2.5, 5, 10]))
-    axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    return _svg(figure, prefix)
-
-
-def growth_svg(lines: Sequence[Line], prefix: str, *, ylabel: str, unit: str) -> str:
+def growth_svg(lines: Sequence[Line], *, ylabel: str, unit: str) -> str:
     """A cost by the number of tokens a modality has, both axes logarithmic."""
     from matplotlib.ticker import EngFormatter
 
-    figure, axes = _figure(NARROW, 3.6)
+    figure, axes = plain_axes(NARROW, 3.6)
     for line in lines:
         drawn = axes.loglog(line.x, line.y, color=HUES[line.hue], lw=1.6, marker="o", ms=3)
         if line.dash is not None:
@@ -106,7 +64,7 @@ def growth_svg(lines: Sequence[Line], prefix: str, *, ylabel: str, unit: str) ->
     axes.minorticks_off()
     axes.set_xlabel("tokens per modality", color=INK, fontsize=8)
     axes.set_ylabel(ylabel, color=INK, fontsize=8, parse_math=False)
-    return _svg(figure, prefix)
+    return to_svg(figure)
 
 
 def front(points: Sequence[Point], higher_is_better: bool) -> list[Point]:
@@ -119,13 +77,11 @@ def front(points: Sequence[Point], higher_is_better: bool) -> list[Point]:
     return found
 
 
-def scatter_svg(
-    points: Sequence[Point], prefix: str, *, xlabel: str, unit: str, ylabel: str, higher_is_better: bool
-) -> str:
+def scatter_svg(points: Sequence[Point], *, xlabel: str, unit: str, ylabel: str, higher_is_better: bool) -> str:
     """Metric by cost with intervals, names and the Pareto front; logarithmic where costs differ much."""
     from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
 
-    figure, axes = _figure(NARROW, 4.2)
+    figure, axes = plain_axes(NARROW, 4.2)
     best = front(points, higher_is_better)
     for point in points:
         colour = HUES[0] if point in best else HUES[GREY]
@@ -146,7 +102,7 @@ def scatter_svg(
     axes.set_xlabel(xlabel, color=INK, fontsize=8, parse_math=False)
     axes.set_ylabel(ylabel, color=INK, fontsize=8, parse_math=False)
     _name_points(axes, points, best)
-    return _svg(figure, prefix)
+    return to_svg(figure)
 
 
 def _name_points(axes: "Axes", points: Sequence[Point], joined: Sequence[Point]) -> None:
@@ -195,7 +151,7 @@ def _name_points(axes: "Axes", points: Sequence[Point], joined: Sequence[Point])
 
 
 def _offsets(half: Float[np.ndarray, "2"]) -> list[Float[np.ndarray, "2"]]:
-    """Where the middle of a name of this half size may lie, seen from its point: eight ways, near before far."""
+    """Where the middle of a name may lie, seen from its point: in eight directions, near before far."""
     ways = [(1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (1, -1), (-1, 1), (-1, -1)]
     return [np.array(way) * (half + gap) for gap, way in itertools.product(GAPS, ways)]
 
@@ -209,7 +165,7 @@ def _crowding(
     crossed: Float[np.ndarray, "K 4"],
     frame: Float[np.ndarray, "4"],
 ) -> float:
-    """How bad a place for a name is: out of the frame, on a marker or name, nearer to another point, on a line, far."""
+    """How bad a place for a name is: outside, covered, nearer to another point, on a line, or far."""
     low, high = middle - half - 1, middle + half + 1
     outside = np.maximum(frame[:2] - low, 0).sum() + np.maximum(high - frame[2:], 0).sum()
     gaps = np.linalg.norm(np.maximum(np.maximum(low - markers[:, 2:], markers[:, :2] - high), 0), axis=1)
@@ -224,14 +180,12 @@ def _covered(
     return np.maximum(np.minimum(high, boxes[:, 2:]) - np.maximum(low, boxes[:, :2]), 0).prod(1).sum()
 
 
-def bars_svg(
-    bars: Sequence[tuple[str, Sequence[Number | None]]], prefix: str, *, xlabel: str, width: float, apart: int = 0
-) -> str:
-    """Stacked bars from the top down, parts in the order of the hues, what is negative to the left; sums at the ends.
+def bars_svg(bars: Sequence[tuple[str, Sequence[Number | None]]], *, xlabel: str, width: float, apart: int = 0) -> str:
+    """Stacked bars from the top down with sums at the ends; negative parts lie to the left.
 
     The `apart` first bars stand apart from the others.
     """
-    figure, axes = _figure(width, 0.75 + 0.23 * (len(bars) + (apart > 0)))
+    figure, axes = plain_axes(width, 0.75 + 0.23 * (len(bars) + (apart > 0)))
     heights = [-(index + (index >= apart > 0)) for index in range(len(bars))]
     known = [[value or 0.0 for value in values] for _, values in bars]
     ends = [(sum(min(v, 0) for v in values), sum(max(v, 0) for v in values)) for values in known]
@@ -254,7 +208,7 @@ def bars_svg(
     axes.grid(visible=False, axis="y")
     axes.spines["left"].set_visible(False)
     axes.set_xlabel(xlabel, color=INK, fontsize=8, parse_math=False)
-    return _svg(figure, prefix)
+    return to_svg(figure)
 
 
 def _fixed(value: Number, decimals: int) -> str:
@@ -263,31 +217,3 @@ def _fixed(value: Number, decimals: int) -> str:
 
 def _shortened(name: str) -> str:
     return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
-
-
-def _figure(width: float, height: float) -> tuple["Figure", "Axes"]:
-    """An empty plot that looks like the curves of a run. A pixel is a point: sizes are measured as they are drawn."""
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=72, layout="constrained")
-    FigureCanvasSVG(figure)
-    axes = figure.subplots()
-    axes.tick_params(which="both", colors=INK, labelsize=8, length=0)
-    axes.grid(color=GRID, lw=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(GRID)
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.get_offset_text().set(color=INK, fontsize=8)
-    return figure, axes
-
-
-def _svg(figure: "Figure", prefix: str) -> str:
-    """A figure as an element of the page, the same for the same figure."""
-    from matplotlib import rc_context
-
-    drawn = io.StringIO()
-    with rc_context({"svg.hashsalt": "mmjax"}):  # ids are random otherwise
-        figure.savefig(drawn, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    return adopted(drawn.getvalue().replace(CARD, "var(--card)"), prefix)

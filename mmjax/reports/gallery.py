@@ -1,4 +1,4 @@
-"""What a model has made, to look at and to listen to: files, a contact sheet, and one page that holds it all."""
+"""Generated images, audio and texts as files, a contact sheet, and one page that shows them all."""
 
 import dataclasses
 import io
@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 
+from mmjax.data.audio_inputs import real_frames
 from mmjax.data.clean import opencv
-from mmjax.data.inputs import Input, SpectrogramInput, TextInput, WaveformInput
+from mmjax.data.inputs import Input
 from mmjax.data.sources.base import Recording
 from mmjax.files import explained, write_atomic
-from mmjax.metrics.audio import frames
-from mmjax.reports.page import render
-from mmjax.reports.plots import data_uri, png, spectrum_pixels
-from mmjax.types import Batch, Image, Label, Spectrogram, Text, Vector
+from mmjax.metrics.audio import log_mel_frames
+from mmjax.reports.page import Card, Picture, Section, write_page
+from mmjax.reports.plots import data_uri, picture_uri, png, spectrum_pixels, spectrum_uri
+from mmjax.types import Batch, Feature
 
 SHEET, PAGE = "sheet.png", "report.html"
 # Of a contact sheet: how large a picture is and how far it is from the next, pixels, and how many are in a row at most.
@@ -26,7 +27,7 @@ TILE, GAP, COLUMNS = 128, 8, 8
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """One thing made, or given: as a file, to be seen, and in words; None where it is not so to be had."""
+    """One generated or given item: as a file, as pixels, and in words; None where it has no such form."""
 
     suffix: str = ""
     content: bytes | None = None
@@ -35,20 +36,14 @@ class Piece:
     answer: Any = None
     """What JSON keeps of it."""
 
-    @property
-    def shown(self) -> dict[str, Any]:
-        """What a page shows of it."""
-        sounds = self.suffix == ".wav"
-        look = "spectrum" if sounds else "small" if self.pixels is not None and max(self.pixels.shape) < 96 else ""
-        return {
-            "picture": None if self.pixels is None else data_uri("image/png", png(self.pixels)),
-            "look": look,
-            "sound": data_uri("audio/wav", self.content) if sounds and self.content is not None else None,
-            "words": self.words,
-        }
+    def picture(self, caption: str) -> Picture:
+        """It as a page shows it."""
+        uri = "" if self.pixels is None else data_uri("image/png", png(self.pixels))
+        sound = self.content if self.suffix == ".wav" else None
+        return Picture(uri, caption, "" if sound is None else data_uri("audio/wav", sound))
 
 
-def show_made(input: Input, predicted: Mapping[str, np.ndarray]) -> list[Piece]:
+def show_generated(input: Input, predicted: Mapping[str, np.ndarray]) -> list[Piece]:
     """What an output made of a feature that `input` reads, example by example.
 
     `predicted` are its predictions, by what the feature is: `ids` Int[B N] of a text, `values` of a picture Float[B H W
@@ -66,7 +61,7 @@ def show_raw(raw: UInt8[np.ndarray, "H W C"] | Recording) -> Piece:
     """A picture, or a recording with its spectrogram."""
     if not isinstance(raw, Recording):
         return Piece(".png", png(raw), raw)
-    return Piece(".wav", _wav(raw), spectrum_pixels(frames(raw.samples, raw.rate)))
+    return Piece(".wav", _wav(raw), spectrum_pixels(log_mel_frames(raw.samples, raw.rate)))
 
 
 def show_given(inputs: Mapping[str, Input], batch: Batch) -> dict[str, Piece]:
@@ -74,52 +69,33 @@ def show_given(inputs: Mapping[str, Input], batch: Batch) -> dict[str, Piece]:
     pieces = {}
     for name, input in inputs.items():
         if batch.present[name][0]:
-            values = batch.values[name][0]
-            row = {"ids": values} if isinstance(input, TextInput) else {"values": values}
+            row = {"values": batch.values[name][0]}
             pieces[name] = _show(input, row | ({"mask": batch.mask[name][0]} if name in batch.mask else {}))
     return pieces
 
 
 def _show(input: Input, row: Mapping[str, np.ndarray]) -> Piece:
-    """What a row of predictions, or of a batch, is; how texts read and frames sound is the input's to tell."""
-    match input.feature:
-        case Image():
-            return show_raw(unread(input, row))
-        case Spectrogram():
-            sound = unread(input, row)
-            assert isinstance(sound, Recording)
-            return Piece(".wav", _wav(sound), spectrum_pixels(_frames(row)))
-        case Text():
-            assert isinstance(input, TextInput)
-            text = input.decode(row["ids"])
-            return Piece(".txt", f"{text}\n".encode(), words=text, answer=text)
-        case Label(names, _):
-            best = [(names[int(slot.argmax())], float(slot.max())) for slot in row["probabilities"]]
-            words = ", ".join(f"{name} {share:.0%}" for name, share in best)
-            return Piece(words=words, answer=[{"class": name, "probability": share} for name, share in best])
-        case Vector():
-            slots = list(zip(row["mean"].tolist(), row["deviation"].tolist(), strict=True))
-            words = "; ".join(", ".join(f"{m:.2f} ± {d:.2f}" for m, d in zip(*slot, strict=True)) for slot in slots)
-            return Piece(words=words, answer=[{"mean": mean, "deviation": deviation} for mean, deviation in slots])
-    raise TypeError(f"{input.feature} is no feature")
+    """One row of predictions, or of a batch, as a piece."""
+    if "probabilities" in row:
+        best = [(input.feature.classes[int(slot.argmax())], float(slot.max())) for slot in row["probabilities"]]
+        words = ", ".join(f"{name} {share:.0%}" for name, share in best)
+        return Piece(words=words, answer=[{"class": name, "probability": share} for name, share in best])
+    if "mean" in row:
+        slots = list(zip(row["mean"].tolist(), row["deviation"].tolist(), strict=True))
+        words = "; ".join(", ".join(f"{m:.2f} ± {d:.2f}" for m, d in zip(*slot, strict=True)) for slot in slots)
+        return Piece(words=words, answer=[{"mean": mean, "deviation": deviation} for mean, deviation in slots])
+    raw = input.to_raw(row)
+    if input.feature.is_text:
+        return Piece(".txt", f"{raw}\n".encode(), words=raw, answer=raw)
+    if input.feature.drawn_as == "spectrogram":
+        return Piece(".wav", _wav(raw), spectrum_pixels(real_frames(row)))
+    return show_raw(raw)
 
 
-def unread(input: Input, row: Mapping[str, np.ndarray]) -> UInt8[np.ndarray, "H W C"] | Recording:
-    """The picture or recording that one row of predictions, or of a batch, is: what `input` might have read."""
-    if isinstance(input, WaveformInput):
-        return Recording(row["values"][row["mask"]], input.rate)
-    if not isinstance(input, SpectrogramInput):
-        return (row["values"] * 255).round().astype(np.uint8)
-    frames = _frames(row)
-    if "samples" not in row:
-        return input.sound(frames)
-    return Recording(row["samples"][: len(frames) * int(input.scale["hop"])], input.rate)
-
-
-def _frames(row: Mapping[str, np.ndarray]) -> Float[np.ndarray, "T M"]:
-    """The real frames, one at least: no files are empty."""
-    frames = row["values"][row["mask"]] if "mask" in row else row["values"]
-    return frames if len(frames) else np.zeros((1, frames.shape[1]), np.float32)
+def draw_feature(feature: Feature, values: np.ndarray, mask: np.ndarray | None) -> str | None:
+    """An example's image or spectrogram as a data URI; None of what is not drawn."""
+    draw = {"image": picture_uri, "spectrogram": spectrum_uri}.get(feature.drawn_as or "")
+    return None if draw is None else draw(values if mask is None else values[mask])
 
 
 def _wav(recording: Recording) -> bytes:
@@ -138,8 +114,9 @@ def write_gallery(
     given: Mapping[str, Piece],
     made: Mapping[str, Sequence[Piece]],
 ) -> dict[str, list[str]]:
-    """Writes `made`, by output, into a folder: OUTPUT-1.png, OUTPUT-2.png, ...; sheet.png, if there is something to
-    see; and report.html, which shows `facts` and `given` too.
+    """Writes what each output generated, `made`, into a folder as OUTPUT-1.png, OUTPUT-2.png, ...
+
+    sheet.png holds all pictures, if there are any; report.html shows `facts` and `given` too.
 
     Returns the names of every output's files. Raises UserError where they cannot be written.
     """
@@ -155,14 +132,23 @@ def write_gallery(
     sheet = draw_sheet(made)
     if sheet is not None:
         write_atomic(folder / SHEET, sheet)
-    shown = {name: [piece.shown for piece in pieces] for name, pieces in made.items()}
-    seen = {name: piece.shown for name, piece in given.items()}
-    write_atomic(folder / PAGE, render("gallery.html", title=title, facts=facts, given=seen, made=shown))
+    sections = [Section("Given", cards=[_card(list(given.items()))])] if given else []
+    for name, pieces in made.items():
+        numbered = [(str(number) if len(pieces) > 1 else "", piece) for number, piece in enumerate(pieces, 1)]
+        sections.append(Section(name, cards=[_card(numbered)]))
+    write_page(folder / PAGE, title, facts, sections)
     return files
 
 
+def _card(pieces: Sequence[tuple[str, Piece]]) -> Card:
+    """Pictures, sounds and texts with their names."""
+    pictures = [piece.picture(name) for name, piece in pieces if piece.words is None]
+    words = [(name, [(piece.words or "(nothing)", 0.0)]) for name, piece in pieces if piece.words is not None]
+    return Card("", pictures, words)
+
+
 def draw_sheet(made: Mapping[str, Sequence[Piece]]) -> bytes | None:
-    """A PNG of all pictures and spectrograms, in rows, each output in rows of its own; None where there are none."""
+    """A PNG of all pictures and spectrograms, each output in rows of its own; None if there are none."""
     tiles = [[_tile(piece.pixels) for piece in pieces if piece.pixels is not None] for pieces in made.values()]
     columns = min(COLUMNS, max(1, *map(len, tiles)))
     rows = []

@@ -1,11 +1,11 @@
-"""Plots as SVG in the page's colours (curves, confusion, reliability); images and spectrograms as data URIs."""
+"""Plots as SVG in the page's colours, and pictures as data URIs."""
 
 import base64
 import dataclasses
 import io
 import re
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
@@ -13,161 +13,104 @@ from jaxtyping import Float, Int, UInt8
 from mmjax.metrics.classification import BINS
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # Drawn in colours that no figure uses otherwise and that then become the page's, so that curves follow light and dark.
 INK, GRID = "#010203", "#040506"
 HUES = tuple(f"#0708{index:02x}" for index in range(8))
 DASHES: dict[str, tuple[float, ...] | None] = {"train": None, "validation": (5.0, 2.0), "test": (1.0, 1.5)}
+# Becomes the colour behind a plot, for what is written on a bar or has to stand out from a line it crosses.
+CARD = "#040507"
 POINTS = 300
 LARGEST_VALUE = 1e300  # beyond it Matplotlib finds no ticks
 LARGEST_SIDE = 256
-FIRST_PANELS = ("loss", "accuracy", "recall@1", "recall@5", "recall@10", "median_rank")
-LAST_PANELS = ("learning_rate", "gradient_norm", "steps_per_second", "examples_per_second", "utilisation")
 
 
 @dataclasses.dataclass(frozen=True)
-class Curve:
-    """One line of a panel: a metric of an output (or "") in a split, by step. `last` is its last finite value."""
+class Line:
+    """A curve in one of the page's hues, in a band from `low` to `high`. A single point is a marker."""
 
-    split: str
-    output: str
-    steps: np.ndarray
-    values: np.ndarray
-    last: float | None
+    name: str
+    x: Float[np.ndarray, " N"]
+    y: Float[np.ndarray, " N"]
+    low: Float[np.ndarray, " N"] | None = None
+    high: Float[np.ndarray, " N"] | None = None
     hue: int = 0
-
-    @property
-    def name(self) -> str:
-        return f"{self.split} {self.output}".strip()
-
-    @property
-    def dash(self) -> tuple[float, ...] | None:
-        return DASHES.get(self.split, (5.0, 1.0, 1.0, 1.0))
+    dash: tuple[float, ...] | None = None
+    note: str = ""
 
 
-@dataclasses.dataclass(frozen=True)
-class Panel:
-    """The curves of one metric, drawn together."""
+def lines_svg(
+    lines: Sequence[Line],
+    *,
+    ylabel: str = "",
+    limits: tuple[float, float] | None = None,
+    size: tuple[float, float] = (4.2, 2.3),
+) -> str:
+    """Curves over training steps, with bands, on a plot of this size in inches."""
+    from matplotlib.ticker import EngFormatter, MaxNLocator
 
-    title: str
-    curves: tuple[Curve, ...]
-
-
-def panels(history: Sequence[Mapping[str, Any]]) -> list[Panel]:
-    """The panels of a run: one a metric, the total apart from the outputs' own, at most 8 outputs each.
-
-    Losses, accuracies and recalls come first, then other metrics, then learning rate, gradient norm and throughput.
-    """
-    grouped: dict[tuple[str, bool], dict[tuple[str, str], str]] = {}
-    for key in dict.fromkeys(key for line in history for key in line if "/" in key):
-        split, output, metric = _parts(key)
-        grouped.setdefault((metric, bool(output)), {})[split, output] = key
-    found = []
-    for metric, own in sorted(grouped, key=lambda group: (_place(group[0]), group[0], group[1])):
-        keys = grouped[metric, own]
-        outputs = list(dict.fromkeys(output for _, output in keys))
-        for start in range(0, len(outputs), len(HUES)):
-            shown = outputs[start : start + len(HUES)]
-            curves = [
-                Curve(split, output, *_series(history, key), hue=shown.index(output) if own else _split_hue(split))
-                for (split, output), key in keys.items()
-                if output in shown
-            ]
-            title = metric.replace("_", " ") + (" by output" if own and (metric, False) in grouped else "")
-            found.append(Panel(title, tuple(curves)))
-    return found
-
-
-def _parts(key: str) -> tuple[str, str, str]:
-    """Split, output and metric of "split/output/metric"; the directions of a retrieval are outputs of one metric."""
-    split, *middle, metric = key.split("/")
-    family = re.search(r"(?:^|_)(recall@\d+|median_rank)$", metric)
-    if family:
-        middle.append(metric[: family.start()].replace("_", " "))
-        metric = family.group(1)
-    return split, " ".join(part for part in middle if part), metric
-
-
-def _place(metric: str) -> int:
-    if metric in FIRST_PANELS:
-        return FIRST_PANELS.index(metric)
-    return 200 + LAST_PANELS.index(metric) if metric in LAST_PANELS else 100
-
-
-def _split_hue(split: str) -> int:
-    return [*DASHES].index(split) if split in DASHES else len(DASHES)
-
-
-def _series(history: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray, float | None]:
-    """Steps and values of a metric, averaged over neighbours where there are more than can be seen; its last value."""
-    pairs = np.array([(line["step"], line[key]) for line in history if line.get(key) is not None], np.float64)
-    pairs = pairs.reshape(-1, 2)[(np.abs(pairs.reshape(-1, 2)) < LARGEST_VALUE).all(1)]
-    parts = np.array_split(pairs, min(POINTS, max(len(pairs), 1)))
-    means = np.array([part.mean(0) for part in parts if len(part)]).reshape(-1, 2)
-    return means[:, 0], means[:, 1], float(pairs[-1, 1]) if len(pairs) else None
-
-
-def curves_svg(panel: Panel, prefix: str) -> str:
-    """A panel as an SVG element to stand in the page. `prefix` keeps its ids apart from those of other panels."""
-    from matplotlib.ticker import MaxNLocator
-
-    figure, axes = plain_axes(4.2, 2.3)
-    for curve in panel.curves:
-        few = len(curve.steps) <= 12
-        line = axes.plot(curve.steps, curve.values, color=HUES[curve.hue], lw=1.6, marker="o" if few else None, ms=3)[0]
-        if curve.dash is not None:
-            line.set_dashes(curve.dash)
-    if re.match("accuracy|recall", panel.title):
-        axes.set_ylim(0, 1.03)
+    figure, axes = plain_axes(*size)
+    for line in lines:
+        keep = np.unique(np.linspace(0, len(line.x) - 1, min(POINTS, len(line.x))).round().astype(int))
+        if line.low is not None and line.high is not None:
+            axes.fill_between(line.x[keep], line.low[keep], line.high[keep], color=HUES[line.hue], alpha=0.18, lw=0)
+        marker = {"marker": "D", "ms": 5} if len(keep) == 1 else {"marker": "o" if len(keep) <= 12 else None, "ms": 3}
+        drawn = axes.plot(line.x[keep], line.y[keep], color=HUES[line.hue], lw=1.6, **marker)
+        if line.dash is not None:
+            drawn[0].set_dashes(line.dash)
+    if limits is not None:
+        axes.set_ylim(*limits)
     axes.set_xlabel("step", color=INK, fontsize=8)
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 2.5, 5, 10]))
+    axes.set_ylabel(ylabel, color=INK, fontsize=8, parse_math=False)
     axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
     axes.ticklabel_format(style="sci", scilimits=(-3, 4))
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.get_offset_text().set(color=INK, fontsize=8)
-    return to_svg(figure, prefix)
+    axes.xaxis.set_major_locator(MaxNLocator(3 if size[0] < 4 else 5, integer=True, steps=[1, 2, 2.5, 5, 10]))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    return to_svg(figure)
 
 
-def plain_axes(width: float, height: float) -> tuple["Figure", Any]:
-    """An empty figure of so many inches and its axes, to be drawn on in INK, GRID and HUES."""
+def plain_axes(width: float, height: float) -> tuple["Figure", "Axes"]:
+    """An empty figure of so many inches and its axes, for INK, GRID and HUES. A pixel is a point."""
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained", facecolor="none")
+    figure = Figure(figsize=(width, height), dpi=72, layout="constrained", facecolor="none")
+    FigureCanvasSVG(figure)
     axes = figure.subplots()
     axes.set_facecolor("none")
-    axes.tick_params(colors=INK, labelsize=8, length=0)
+    axes.tick_params(which="both", colors=INK, labelsize=8, length=0)
     axes.grid(color=GRID, lw=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(GRID)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.get_offset_text().set(color=INK, fontsize=8)
     return figure, axes
 
 
-def to_svg(figure: "Figure", prefix: str) -> str:
-    """The figure as an SVG element of the page, whose ids begin with `prefix`."""
+def to_svg(figure: "Figure") -> str:
+    """The figure as SVG in the page's colours, without a width; the same for the same figure."""
+    from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
     drawn = io.StringIO()
-    FigureCanvasSVG(figure).print_svg(drawn, metadata={"Date": None, "Creator": None})  # savefig would draw twice
-    return adopted(drawn.getvalue(), prefix)
-
-
-def adopted(svg: str, prefix: str) -> str:
-    """An SVG document as an element of the page: no prologue, ids of its own, the page's colours and width."""
+    with rc_context({"svg.hashsalt": "mmjax"}):  # ids are random otherwise
+        FigureCanvasSVG(figure).print_svg(drawn, metadata={"Date": None, "Creator": None})  # savefig would draw twice
+    svg = drawn.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", svg, flags=re.DOTALL)
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"| height="[0-9.]+pt"', r"\1", svg, count=2)
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)
-    svg = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{prefix}-", svg)
-    svg = svg.replace(INK, "currentColor").replace(GRID, "var(--grid)")
+    svg = svg.replace(INK, "currentColor").replace(GRID, "var(--grid)").replace(CARD, "var(--card)")
     for index, hue in enumerate(HUES):
         svg = svg.replace(hue, f"var(--hue-{index})")
     return re.sub(r"\s*\n\s*", "\n", svg)
 
 
 def picture_uri(image: Float[np.ndarray, "H W C"]) -> str:
-    """A picture of 1, 3 or 4 channels in [0, 1] as a PNG data URI, shrunk if it is larger than a card shows."""
+    """A picture of 1, 3 or 4 channels in [0, 1] as a PNG data URI of at most LARGEST_SIDE pixels."""
     import cv2
 
     shown = np.nan_to_num(np.asarray(image, np.float32)).clip(0, 1)
@@ -179,8 +122,9 @@ def picture_uri(image: Float[np.ndarray, "H W C"]) -> str:
 
 
 def spectrum_uri(frames: Float[np.ndarray, "T M"]) -> str:
-    """A spectrogram as a PNG data URI, drawn by `spectrum_pixels`."""
-    return data_uri("image/png", png(spectrum_pixels(frames)))
+    """A spectrogram as a PNG data URI, drawn by `spectrum_pixels`, bands repeated until it is no strip."""
+    pixels = spectrum_pixels(frames)
+    return data_uri("image/png", png(pixels.repeat(max(1, pixels.shape[1] // (2 * pixels.shape[0])), axis=0)))
 
 
 def spectrum_pixels(frames: Float[np.ndarray, "T M"]) -> UInt8[np.ndarray, "M W 3"]:
@@ -211,8 +155,8 @@ def data_uri(kind: str, content: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def confusion_svg(counts: Int[np.ndarray, "K K"], names: Sequence[str], prefix: str) -> str:
-    """A matrix of how often class k (row) is called class l (column), as shares of the rows."""
+def confusion_svg(counts: Int[np.ndarray, "K K"], names: Sequence[str]) -> str:
+    """A confusion matrix: true classes as rows, predicted classes as columns, normalized by row."""
     figure, axes = plain_axes(4.2, 3.6)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     # Squares as large as the shares: an image would be in colours of its own.
@@ -224,24 +168,38 @@ def confusion_svg(counts: Int[np.ndarray, "K K"], names: Sequence[str], prefix: 
     axes.set_yticks(ticks, names, parse_math=False)
     axes.set_xlim(-0.6, len(names) - 0.4)
     axes.set_ylim(len(names) - 0.4, -0.6)
-    axes.set_xlabel("said", color=INK, fontsize=8)
+    axes.set_xlabel("predicted", color=INK, fontsize=8)
     axes.set_ylabel("true", color=INK, fontsize=8)
-    return to_svg(figure, prefix)
+    return to_svg(figure)
 
 
-def reliability_svg(probabilities: Float[np.ndarray, "N K"], truth: Int[np.ndarray, "N"], prefix: str) -> str:
-    """How often answers are right by how sure they are (Guo et al. 2017, figure 1); points as large as their number."""
+def reliability_svg(probabilities: Float[np.ndarray, "N K"], truth: Int[np.ndarray, "N"]) -> str:
+    """Accuracy by confidence (Guo et al. 2017, figure 1), with points as large as their number."""
     figure, axes = plain_axes(4.2, 3.6)
     sure, right = probabilities.max(-1), probabilities.argmax(-1) == truth
     bins = np.clip(np.ceil(sure * BINS).astype(int) - 1, 0, BINS - 1)
     counts = np.bincount(bins, minlength=BINS)
     there = counts > 0
-    means = [np.bincount(bins, values, BINS)[there] / counts[there] for values in (sure, right)]
+    confidence, accuracy = (np.bincount(bins, values, BINS)[there] / counts[there] for values in (sure, right))
     axes.plot([0, 1], [0, 1], color=GRID, lw=1.2)
-    axes.plot(*means, color=HUES[0], lw=1.2)
-    axes.scatter(*means, s=12 + 90 * counts[there] / counts.max(), color=HUES[0], linewidths=0)
+    axes.plot(confidence, accuracy, color=HUES[0], lw=1.2)
+    sizes = 12 + 90 * counts[there] / counts.max()
+    axes.scatter(confidence, accuracy, s=sizes, color=HUES[0], linewidths=0)
     axes.set_xlim(0, 1.03)
     axes.set_ylim(0, 1.03)
     axes.set_xlabel("confidence", color=INK, fontsize=8)
-    axes.set_ylabel("share that is right", color=INK, fontsize=8)
-    return to_svg(figure, prefix)
+    axes.set_ylabel("accuracy", color=INK, fontsize=8)
+    return to_svg(figure)
+
+
+def regression_svg(truth: Float[np.ndarray, "N Q"], predicted: Float[np.ndarray, "N Q"]) -> str:
+    """Predicted by true values, a hue for each of Q numbers, about the line on which they are equal."""
+    figure, axes = plain_axes(4.2, 3.6)
+    known = np.concatenate([truth[np.isfinite(truth)], predicted[np.isfinite(predicted)]])
+    ends = [float(known.min()), float(known.max())] if len(known) else [0.0, 1.0]
+    axes.plot(ends, ends, color=GRID, lw=1.2)
+    for place in range(truth.shape[1]):
+        axes.scatter(truth[:, place], predicted[:, place], s=12, color=HUES[place % len(HUES)], alpha=0.7, linewidths=0)
+    axes.set_xlabel("true", color=INK, fontsize=8)
+    axes.set_ylabel("predicted", color=INK, fontsize=8)
+    return to_svg(figure)

@@ -43,7 +43,7 @@ def _bars(node: Flame, level: int, begin: float, least: float) -> Iterator[tuple
         begin += child.seconds
 
 
-def flame_svg(root: Flame, prefix: str) -> str:
+def flame_svg(root: Flame) -> str:
     """Bars as wide as functions took long, callers above what they called."""
     bars = list(_bars(root, 0, 0.0, SMALLEST * root.seconds))
     depth = 1 + max(level for level, _, _ in bars)
@@ -71,11 +71,11 @@ def flame_svg(root: Flame, prefix: str) -> str:
     axes.set_xlim(0, 1e3 * root.seconds)
     axes.grid(visible=False)
     axes.set_xlabel("ms of a step", color=INK, fontsize=8)
-    return to_svg(figure, prefix)
+    return to_svg(figure)
 
 
-def roofline_svg(points: Sequence[tuple[float, float, float]], peak: float, bandwidth: float, prefix: str) -> str:
-    """Kernels, each as (FLOP/byte, FLOP/s, share of the step), under what arithmetic and memory allow; logarithmic."""
+def roofline_svg(points: Sequence[tuple[float, float, float]], peak: float, bandwidth: float) -> str:
+    """A log-log roofline plot of kernels, given as (FLOP/byte, FLOP/s, share of the step)."""
     from matplotlib.ticker import EngFormatter
 
     figure, axes = plain_axes(6.0, 3.4)
@@ -89,14 +89,14 @@ def roofline_svg(points: Sequence[tuple[float, float, float]], peak: float, band
     axes.set_ylabel("FLOP/s", color=INK, fontsize=8)
     axes.yaxis.set_major_formatter(EngFormatter(""))
     axes.minorticks_off()
-    return to_svg(figure, prefix)
+    return to_svg(figure)
 
 
-def memory_svg(sizes: Sequence[int], prefix: str) -> str:
+def memory_svg(sizes: Sequence[int]) -> str:
     """Bytes of temporaries by the place in the program."""
     figure, axes = plain_axes(6.0, 2.0)
     axes.fill_between(range(len(sizes)), [size / 2**20 for size in sizes], color=HUES[0], alpha=0.4, lw=0, step="mid")
     axes.set_xlabel("instruction, in the program's order", color=INK, fontsize=8)
     axes.set_ylabel("MiB", color=INK, fontsize=8)
     axes.set_ylim(0)
-    return to_svg(figure, prefix)
+    return to_svg(figure)

@@ -1,55 +1,28 @@
-"""The report of a run: one HTML page that holds everything it shows, to be read, printed, or sent to somebody."""
+"""The report of a run: key results and what they mean, curves, examples, skipped data."""
 
-import dataclasses
 import json
+import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-from jaxtyping import Float
+from mmjax.files import local_path
+from mmjax.formatting import duration, number, percent
+from mmjax.reports.curves import curve_sections
+from mmjax.reports.page import Cell, Section, Table, write_page
+from mmjax.types import Feature, Label, Text, Vector
 
-from mmjax.files import local_path, write_atomic
-from mmjax.formatting import duration
-from mmjax.reports.page import render
-from mmjax.reports.plots import curves_svg, panels, picture_uri, spectrum_uri
-
-SPLITS = ("train", "validation", "test")
-# What keeps the page below 2 MB.
-LARGEST_EXAMPLES = 1_200_000
-MOST_PANELS = 24
-LONGEST_TEXT = 600
+SPLITS = ("test", "validation", "train")
 MOST_REASONS = 20
 
 
-class Prediction(NamedTuple):
-    """One answer of the model: confidence in [0, 1] or None; truth None if nobody knows it.
+class Meaning(NamedTuple):
+    """What a metric says, whether it is a share of 1, and what random guessing reaches if known."""
 
-    An answer that is not `exact` (a measured quantity, say) stands beside its truth, called neither right nor wrong.
-    """
-
-    name: str
-    truth: str | None
-    predicted: str
-    confidence: float | None = None
-    exact: bool = True
-
-    @property
-    def right(self) -> bool | None:
-        """Whether it is right; None if that cannot be said."""
-        return self.predicted == self.truth if self.exact and self.truth is not None else None
-
-
-@dataclasses.dataclass(frozen=True)
-class Example:
-    """One example as the report shows it: what went in (absent modalities left out) and what the model made of it."""
-
-    id: str
-    images: Mapping[str, Float[np.ndarray, "H W C"]] = dataclasses.field(default_factory=dict)
-    texts: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    spectra: Mapping[str, Float[np.ndarray, "T M"]] = dataclasses.field(default_factory=dict)
-    predictions: Sequence[tuple] = ()
+    words: str
+    share: bool = False
+    chance: float | None = None
 
 
 def write_report(
@@ -57,76 +30,155 @@ def write_report(
     experiment_json: Mapping[str, Any],
     history: Sequence[Mapping[str, Any]],
     summary: Mapping[str, Any],
-    examples: Sequence[Example],
+    examples: Sequence[Section],
     *,
-    facts: Mapping[str, Any] | None = None,
+    facts: Mapping[str, Any],
+    targets: Mapping[str, Feature],
+    sizes: Mapping[str, int],
+    stopped: str = "",
 ) -> Path:
     """Writes `run_dir`/report.html, all at once, and returns its path.
 
     `experiment_json` is what experiment.json holds, `history` the lines of metrics.jsonl, `summary` what summary.json
-    holds; `facts` are shown in the header beside steps and time (number of parameters, devices, ...). What
-    data_errors.jsonl in `run_dir` lists is summed up. Raises UserError where the page cannot be written.
+    holds; `examples` are those of `mmjax.reports.examples`, `facts` stand under the title beside steps and time,
+    `targets` are the features that outputs predict, `sizes` the examples of each split, and `stopped` is why the run
+    could not go on. What data_errors.jsonl in `run_dir` lists is summed up. Raises UserError where the page cannot be
+    written.
     """
-    from markupsafe import Markup
-
     run_dir = local_path(run_dir)
-    drawn = panels(history)
-    shown = list(_cards(examples))
-    page = render(
-        "report.html",
-        name=experiment_json.get("experiment", experiment_json).get("name", "run"),
-        summary=summary,
-        facts={"steps": summary["step"], "time": duration(summary["seconds"]), **(facts or {})},
-        table=_metrics_table(summary["metrics"]),
-        panels=[(panel, Markup(curves_svg(panel, f"p{i}"))) for i, panel in enumerate(drawn[:MOST_PANELS])],
-        panels_left_out=[panel.title for panel in drawn[MOST_PANELS:]],
-        cards=shown,
-        cards_left_out=len(examples) - len(shown),
-        skipped=_skipped(run_dir / "data_errors.jsonl"),
-        configuration=json.dumps(experiment_json, indent=2, ensure_ascii=False),
-    )
-    return write_atomic(run_dir / "report.html", page)
+    steps = {"steps": summary["step"], "time": duration(summary["seconds"])}
+    digests = f"parameters {summary['parameters_digest']}, examples {summary['examples_digest']}"
+    sections = [
+        *_warnings(summary, history, stopped),
+        _key_results(summary["metrics"], history, targets, sizes),
+        *curve_sections(history),
+        *examples,
+        _skipped(run_dir / "data_errors.jsonl"),
+        *_all_metrics(summary["metrics"]),
+        Section(
+            "Resolved configuration",
+            f"SHA-256 digests: {digests}.",
+            text=json.dumps(experiment_json, indent=2, ensure_ascii=False),
+            folded=True,
+        ),
+    ]
+    name = experiment_json.get("experiment", experiment_json).get("name", "run")
+    facts = {**steps, **facts, "fingerprint": summary["fingerprint"]}
+    return write_page(run_dir / "report.html", f"Run of {name}", facts, sections)
 
 
-def _metrics_table(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Final metrics as columns (splits) and rows (output and metric), those of one output together."""
+def _warnings(summary: Mapping[str, Any], history: Sequence[Mapping[str, Any]], stopped: str) -> list[Section]:
+    """Warnings before any result: why the run stopped, what is not finite, steps skipped."""
+    found = [Section(f"Stopped at step {summary['step']:,}", stopped, warning=True)] if stopped else []
+    invalid = [name for name, value in summary["metrics"].items() if value is None or not math.isfinite(value)]
+    if invalid:
+        found.append(Section("Metrics that are not finite", ", ".join(invalid), warning=True))
+    skipped = [line["train/skipped"] for line in history if line.get("train/skipped")]
+    if skipped and not stopped:
+        about = f"{number(skipped[-1])} steps changed nothing, because their loss or gradients were not finite."
+        found.append(Section("Skipped steps", about, warning=True))
+    return found
+
+
+def _key_results(
+    metrics: Mapping[str, Any],
+    history: Sequence[Mapping[str, Any]],
+    targets: Mapping[str, Feature],
+    sizes: Mapping[str, int],
+) -> Section:
+    """The main metrics of each output by split, beside chance where it is known, and what they mean."""
+    last = {name: value for line in history for name, value in line.items() if name.startswith("train/")}
+    known = last | dict(metrics)
+    splits = [split for split in SPLITS if any(name.startswith(f"{split}/") for name in known)]
+    names = dict.fromkeys(name.partition("/")[2] for name in known if name.count("/") > 1)
+    outputs: dict[str, list[str]] = {}
+    for name in names:
+        output, _, metric = name.rpartition("/")
+        outputs.setdefault(output, []).append(metric)
+    rows: list[Sequence[str | Cell]] = []
+    for output, own in outputs.items():
+        for metric, meaning in _meanings(own, targets.get(output), sizes.get(splits[0], 0)).items():
+            values = {split: known.get(f"{split}/{output}/{metric}") for split in splits}
+            if any(value is not None for value in values.values()):
+                first, *others = (Cell(_shown(value, meaning)) for value in values.values())
+                shown = [first._replace(tone="best"), *others]
+                chance = "" if meaning.chance is None else percent(meaning.chance)
+                note = _against_chance(values[splits[0]], meaning, sizes.get(splits[0], 0))
+                head, says = Cell(output, metric.replace("_", " ")), Cell(meaning.words, note)
+                rows.append([head, *shown, chance, says])
+    if "loss" in (name.partition("/")[2] for name in known):
+        losses = [_shown(known.get(f"{split}/loss"), Meaning("")) for split in splits]
+        rows.append([Cell("all outputs", "loss"), *losses, "", "what training minimizes, over all outputs"])
+    if not rows:
+        return Section("Key results", "No metrics were computed.")
+    titles = ["train, last logged" if split == "train" else _sized(split, sizes) for split in splits]
+    about = "" if set(splits) - {"train"} else "The run has not been evaluated: these are of the last training steps."
+    return Section("Key results", about, [Table(["output", *titles, "chance", "what it says"], rows)])
+
+
+def _sized(split: str, sizes: Mapping[str, int]) -> str:
+    return f"{split}, {sizes[split]:,} examples" if split in sizes else split
+
+
+def _meanings(metrics: Sequence[str], feature: Feature | None, examples: int) -> dict[str, Meaning]:
+    """The key metrics of an output, by what it predicts; of one whose kind is unknown its loss."""
+    match feature:
+        case Label(names, _):
+            found = {"accuracy": Meaning(f"predictions that are right, of {len(names)} classes", True, 1 / len(names))}
+        case Text():
+            found = {
+                "exact": Meaning("generated texts that equal the true one", True),
+                "word_error": Meaning("words to change, add or remove for each true word; lower is better"),
+            }
+        case Vector():
+            found = {"absolute_error": Meaning("distance between predicted and true value; lower is better")}
+        case None:
+            found = {}
+            for metric in metrics:
+                query, by, gallery = metric.removesuffix("_recall@1").partition("_to_")
+                if by and metric.endswith("_recall@1"):
+                    words = f"{query} queries whose first result of all {gallery} examples is the true one"
+                    found[metric] = Meaning(words, True, 1 / examples if examples else None)
+        case _:
+            error = "squared difference between generated and true values; lower is better"
+            found = {
+                "square_error": Meaning(error),
+                "spectral_distance": Meaning("distance of spectra; lower is better"),
+            }
+    found = {metric: meaning for metric, meaning in found.items() if metric in metrics}
+    return found or {"loss": Meaning("loss; lower is better")}
+
+
+def _shown(value: float | None, meaning: Meaning) -> str:
+    if value is None:
+        return ""
+    return percent(value) if meaning.share and math.isfinite(value) else number(value)
+
+
+def _against_chance(value: float | None, meaning: Meaning, examples: int) -> str:
+    """Says so where a share is within two standard errors of chance, or below it."""
+    if value is None or meaning.chance is None or not examples:
+        return ""
+    error = math.sqrt(meaning.chance * (1 - meaning.chance) / examples)
+    return "no better than chance" if value <= meaning.chance + 2 * error else ""
+
+
+def _all_metrics(metrics: Mapping[str, Any]) -> list[Section]:
+    """The final metrics as columns (splits) and rows (output and metric), those of one output together."""
     rows: dict[str, dict[str, Any]] = {}
     for name, value in metrics.items():
         split, _, rest = name.partition("/")
         rows.setdefault(rest, {})[split] = value
-    splits = {split for row in rows.values() for split in row}
-    columns = [*(split for split in SPLITS if split in splits), *sorted(splits - set(SPLITS))]
-    return {"columns": columns, "rows": dict(sorted(rows.items(), key=lambda row: row[0].rpartition("/")[0]))}
+    splits = list(dict.fromkeys(split for row in rows.values() for split in row))
+    cells = [
+        [name, *(number(row[split]) if split in row else "" for split in splits)]
+        for name, row in sorted(rows.items(), key=lambda row: row[0].rpartition("/")[0])
+    ]
+    return [Section("All final metrics", tables=[Table(["metric", *splits], cells)], folded=True)] if rows else []
 
 
-def _cards(examples: Sequence[Example]) -> Iterator[dict[str, Any]]:
-    """What the template needs of each example, for as many as the page may hold."""
-    size = 0
-    for example in examples:
-        predictions = [Prediction(*prediction) for prediction in example.predictions]
-        judged = [prediction.right for prediction in predictions if prediction.right is not None]
-        card = {
-            "id": example.id,
-            "images": [(name, picture_uri(image), max(image.shape[:2]) < 96) for name, image in example.images.items()],
-            "spectra": [(name, spectrum_uri(frames)) for name, frames in example.spectra.items()],
-            "texts": [(name, _shortened(text)) for name, text in example.texts.items()],
-            "predictions": predictions,
-            "right": sum(judged),
-            "judged": len(judged),
-        }
-        # The marks around them are about this long.
-        size += len(json.dumps(card)) + 400 * len(predictions) + 1000
-        if size > LARGEST_EXAMPLES:
-            return
-        yield card
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= LONGEST_TEXT else text[:LONGEST_TEXT] + " …"
-
-
-def _skipped(path: Path) -> dict[str, Any]:
-    """How often which feature was skipped for which reason, with the first examples of each; commonest first."""
+def _skipped(path: Path) -> Section:
+    """How often each feature was skipped for which reason, with examples; commonest first."""
     reasons: dict[tuple[str, str], list[Any]] = {}
     if path.exists():
         with path.open(encoding="utf-8", errors="replace") as lines:
@@ -139,9 +191,14 @@ def _skipped(path: Path) -> dict[str, Any]:
                 entry[0] += 1
                 if len(entry[1]) < 3 and error["id"] not in entry[1]:
                     entry[1].append(error["id"])
+    if not reasons:
+        return Section("Skipped data", "None: every value that was read could be used.", folded=True)
     ordered = sorted(reasons.items(), key=lambda item: -item[1][0])
-    return {
-        "total": sum(count for count, _ in reasons.values()),
-        "rows": [(feature, reason, count, ids) for (feature, reason), (count, ids) in ordered[:MOST_REASONS]],
-        "left_out": len(ordered[MOST_REASONS:]),
-    }
+    total = sum(count for count, _ in reasons.values())
+    about = f"{total:,} value{'' if total == 1 else 's'} could not be used and counted as absent."
+    if len(ordered) > MOST_REASONS:
+        about += f" {len(ordered) - MOST_REASONS} further reasons are in data_errors.jsonl."
+    rows = [
+        [feature, reason, f"{count:,}", ", ".join(ids)] for (feature, reason), (count, ids) in ordered[:MOST_REASONS]
+    ]
+    return Section("Skipped data", about, [Table(["feature", "reason", "times", "for example"], rows)])

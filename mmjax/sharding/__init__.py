@@ -1,5 +1,5 @@
-"""Meshes of devices, and which dimensions of arrays are split over them."""
+"""Device meshes, and the sharding of array dimensions over them."""
 
-from mmjax.sharding.topology import quiet_libtpu
+from mmjax.sharding.topology import silence_libtpu
 
-quiet_libtpu()
+silence_libtpu()

@@ -1,8 +1,7 @@
-"""Many processes, one mesh: how a process joins the others, and the few things processes tell each other.
+"""Multi-process runs: joining the other processes, barriers and small exchanges.
 
-`launch.local` and the scripts of `launch.cluster` say where the others are by three environment variables; under SLURM,
-Open MPI or on a TPU pod without them, JAX's own detection is asked. A process that is alone needs none of this, and
-every function here then answers at once.
+`launch.local` and the scripts of `launch.cluster` describe the processes by three environment variables; under SLURM,
+Open MPI or on a TPU pod without them, JAX's own detection is used. In a single process every function returns at once.
 """
 
 import json
@@ -29,16 +28,16 @@ RESUMABLE = 75
 
 
 def initialize(timeout: float = 300) -> None:
-    """Joins this process with the others of its run; does nothing when it is alone or has joined already.
+    """Joins this process with the others of its run; does nothing if it is alone or has joined already.
 
-    To be called before anything touches a device. From then on an exception that nobody catches ends the process at
-    once (see `leave`), and SIGTERM is the caller's to handle: JAX's own preemption service is off.
+    Call it before anything uses a device. Afterwards an uncaught exception ends the process at once (see `leave`), and
+    SIGTERM is the caller's to handle: JAX's own preemption service is off.
 
     Args:
-        timeout: seconds that all processes have to appear.
+        timeout: seconds within which all processes have to start.
 
     Raises:
-        UserError: the variables are malformed, or not all processes appeared in time.
+        UserError: the variables are malformed, or not all processes started in time.
     """
     if jax.distributed.is_initialized():
         return
@@ -50,8 +49,8 @@ def initialize(timeout: float = 300) -> None:
     _connect(arguments, timeout)
 
 
-def share_of_work() -> tuple[int, int]:
-    """Which of how many processes this is, for work that they divide without talking to each other.
+def process_index_and_count() -> tuple[int, int]:
+    """This process's index and the number of processes, for work divided without communication.
 
     Raises UserError where only JAX could find that out.
     """
@@ -65,13 +64,13 @@ def share_of_work() -> tuple[int, int]:
     return arguments["process_id"], arguments["num_processes"]
 
 
-def is_lead() -> bool:
-    """Whether this is the process that writes."""
+def is_main_process() -> bool:
+    """Whether this is the process that writes files."""
     return jax.process_index() == 0
 
 
 def gather_lines(lines: list[str]) -> list[str]:
-    """The lines of all processes in the order of processes, on every process. All must call it."""
+    """The lines of all processes in their order, on every process. All must call it."""
     if jax.process_count() == 1:
         return lines
     own = np.frombuffer(json.dumps(lines).encode(), np.uint8)
@@ -83,23 +82,23 @@ def gather_lines(lines: list[str]) -> list[str]:
 
 
 def any_process(flag: bool) -> bool:
-    """Whether any process raised its flag: the same answer on all. All must call it, and it waits for the devices."""
+    """Whether the flag is true on any process; all must call it, and it waits for the devices."""
     if jax.process_count() == 1:
         return flag
     return bool(multihost_utils.process_allgather(np.asarray(flag)).any())
 
 
 def barrier(name: str) -> None:
-    """Returns when every process has come to the barrier of this name."""
+    """Returns when every process has reached the barrier of this name."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
 
 
 def leave(code: int) -> NoReturn:
-    """Ends this process with an exit code; every command of `launch` ends so.
+    """Ends this process with an exit code; every command of `launch` ends with it.
 
-    A process that is done (0) or interrupted (75) waits for the others. One that failed must not: the others wait for
-    it in a collective, and would until the exit barrier of `jax.distributed` gave up.
+    A process that is done (0) or interrupted (75) waits for the others. One that failed does not: the others wait for
+    it in a collective until the exit barrier of `jax.distributed` gives up.
     """
     if code in (0, RESUMABLE) or not jax.distributed.is_initialized():
         sys.exit(code)
@@ -109,7 +108,7 @@ def leave(code: int) -> NoReturn:
 
 
 def _arguments(environment: Mapping[str, str]) -> dict[str, Any] | None:
-    """What `jax.distributed.initialize` is to be told: None if this process is alone, nothing if JAX is to find out."""
+    """Arguments of `jax.distributed.initialize`: None if alone, empty if JAX is to detect them."""
     coordinator = environment.get(COORDINATOR)
     if coordinator is None:
         return {} if _launched_by_others(environment) else None
@@ -123,7 +122,7 @@ def _arguments(environment: Mapping[str, str]) -> dict[str, Any] | None:
     except (KeyError, ValueError):
         values = ", ".join(f"{name}={environment.get(name, '')}" for name in (COORDINATOR, PROCESSES, PROCESS_ID))
         raise UserError(
-            f"{values} do not say which process of how many this is: unset them, or set host:port (or auto), a count "
+            f"{values} do not give this process's index and count: unset them, or set host:port (or auto), a count "
             "and an index"
         ) from None
     arguments = {"coordinator_address": coordinator, "num_processes": count, "process_id": index}
@@ -141,7 +140,7 @@ def _launched_by_others(environment: Mapping[str, str]) -> bool:
 
 
 def _connect(arguments: dict[str, Any], timeout: float) -> None:
-    """`jax.distributed.initialize` with a time-out of our own: JAX's aborts the process with a stack trace."""
+    """`jax.distributed.initialize` with our own timeout: JAX's aborts with a stack trace."""
     errors: list[Exception] = []
 
     def connect():
@@ -159,16 +158,16 @@ def _connect(arguments: dict[str, Any], timeout: float) -> None:
     where = f" at {arguments['coordinator_address']}" if arguments else ""
     if thread.is_alive():
         raise UserError(
-            f"{who} did not meet all the others{where} within {timeout:g} s: see that every process is started and "
-            "can reach that address"
+            f"{who} did not reach all other processes{where} within {timeout:g} s: check that every process is "
+            "started and can reach that address"
         )
     if errors and isinstance(errors[0], ValueError):
-        raise UserError(f"JAX does not see which process of how many this is ({errors[0]}): set {COORDINATOR}")
+        raise UserError(f"JAX cannot detect the processes ({errors[0]}): set {COORDINATOR}")
     if errors:
         raise errors[0]
 
 
 def _end_at_once(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """What Python does with an exception that nobody caught, without waiting for the other processes (see `leave`)."""
+    """Python's handling of an uncaught exception, without waiting for other processes (see `leave`)."""
     sys.__excepthook__(kind, error, trace)
     leave(130 if issubclass(kind, KeyboardInterrupt) else 1)

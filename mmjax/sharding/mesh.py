@@ -1,4 +1,4 @@
-"""Device meshes: what lies on this machine, one slice or several."""
+"""Device meshes of this machine, with one slice or several."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -15,19 +15,19 @@ from mmjax.sharding.rules import MESH_AXES, PRESETS, Rules
 
 @chz.chz
 class MeshShape:
-    """Devices along each mesh axis; one of them may be -1: what is left."""
+    """Devices along each mesh axis; one of them may be -1: all that remain."""
 
-    replica: int = chz.field(default=1, doc="whole copies, one per slice of a multi-slice pod")
-    data: int = chz.field(default=-1, doc="data parallelism: the batch is split, parameters are copied")
-    fsdp: int = chz.field(default=1, doc="data parallelism with parameters and optimizer state split too")
-    expert: int = chz.field(default=1, doc="data parallelism with the experts of a sparse mixture split")
-    tensor: int = chz.field(default=1, doc="tensor parallelism: heads and hidden units are split")
+    replica: int = chz.field(default=1, doc="copies of the whole, one per slice of a multi-slice pod")
+    data: int = chz.field(default=-1, doc="data parallelism: the batch is sharded, parameters are replicated")
+    fsdp: int = chz.field(default=1, doc="data parallelism with sharded parameters and optimizer state")
+    expert: int = chz.field(default=1, doc="expert parallelism: the experts of a sparse mixture are sharded")
+    tensor: int = chz.field(default=1, doc="tensor parallelism: heads and hidden units are sharded")
 
     @chz.validate
     def _sizes(self) -> None:
         sizes = self.sizes
         if any(size == 0 or size < -1 for size in sizes) or sizes.count(-1) > 1:
-            raise ValueError(f"mesh sizes are positive numbers and at most one -1, not {self.text}")
+            raise ValueError(f"mesh sizes must be positive, with at most one -1, not {self.text}")
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -36,14 +36,14 @@ class MeshShape:
 
     @property
     def text(self) -> str:
-        """The axes that are not 1, as they are written on a command line."""
+        """The axes that are not 1, as written on a command line."""
         pairs = zip(MESH_AXES, self.sizes, strict=True)
         return " ".join(f"mesh.{axis}={size}" for axis, size in pairs if size != 1) or "one device"
 
     def build(self, devices: Sequence[Any] | None = None) -> Mesh:
-        """An explicit-mode mesh over `devices`, or descriptions of them (default: all there are).
+        """An explicit-mode mesh over `devices`, or descriptions of them (default: all).
 
-        Raises UserError where the sizes cannot be had.
+        Raises UserError where the sizes are not possible.
         """
         devices = list(devices) if devices is not None else jax.devices()
         sizes = self.resolve(len(devices))
@@ -65,16 +65,18 @@ class MeshShape:
         return Mesh(grid, MESH_AXES, axis_types=(AxisType.Explicit,) * len(sizes))
 
     def resolve(self, available: int) -> tuple[int, ...]:
-        """Devices per axis where so many are there. Raises UserError where the sizes cannot be had."""
+        """Devices per axis for this many devices; raises UserError where that is not possible."""
         fixed = math.prod(size for size in self.sizes if size != -1)
         if fixed > available:
-            raise UserError(f"{self.text} needs {fixed} devices and there are {available}; lower one of the mesh sizes")
+            raise UserError(
+                f"{self.text} needs {fixed} devices, but there are {available}; lower one of the mesh sizes"
+            )
         if -1 in self.sizes and available % fixed:
             raise UserError(f"{self.text} does not divide the {available} devices; choose sizes whose product does")
         return tuple(available // fixed if size == -1 else size for size in self.sizes)
 
     def _hybrid(self, sizes: tuple[int, ...], devices: list[Any], slices: int) -> Mesh:
-        """A mesh over several slices, whose replica axis (else its data axis) crosses the slow network between them."""
+        """A mesh over several slices; its replica or else data axis crosses the network between them."""
         from jax.experimental import mesh_utils
 
         outer = [1] * len(sizes)
@@ -88,40 +90,40 @@ class MeshShape:
 
 
 def count_slices(devices: Iterable[Any]) -> int:
-    """Over how many slices of TPUs devices lie; other devices count as one."""
+    """The number of TPU slices of the devices; other devices count as one."""
     return len({getattr(device, "slice_index", 0) for device in devices})
 
 
-def sized(sizes: Sequence[int]) -> AbstractMesh:
-    """A mesh of so many devices an axis, of which nothing else is known."""
+def abstract_mesh(sizes: Sequence[int]) -> AbstractMesh:
+    """An abstract mesh with these axis sizes."""
     return AbstractMesh(tuple(sizes), MESH_AXES, axis_types=(AxisType.Explicit,) * len(MESH_AXES))
 
 
 def current_mesh() -> Mesh | AbstractMesh:
-    """The mesh in force; where it is of no devices, its sizes alone."""
+    """The current mesh; an abstract one if it has no devices."""
     mesh = jax.sharding.get_mesh()
     return jax.sharding.get_abstract_mesh() if mesh.empty else mesh
 
 
 def choose_rules(name: str, mesh: Mesh | AbstractMesh) -> Rules:
-    """The preset of that name.
+    """The preset rules of that name.
 
-    Raises UserError where it is unknown or leaves a mesh axis of several devices without work.
+    Raises UserError where it is unknown or does not use a mesh axis of several devices.
     """
     if name not in PRESETS:
-        raise UserError(f"rules={name} is no preset; choose one of {', '.join(PRESETS)}")
+        raise UserError(f"rules={name} is not a preset; choose one of {', '.join(PRESETS)}")
     rules = PRESETS[name]
     for axis, size in mesh.shape.items():
         if size > 1 and axis not in rules.axes():
             able = [other for other, table in PRESETS.items() if axis in table.axes()]
             raise UserError(
-                f"mesh.{axis}={size} but rules={name} splits nothing over it; choose rules={' or '.join(able)}"
+                f"mesh.{axis}={size} but rules={name} shards nothing over it; choose rules={' or '.join(able)}"
             )
     return rules
 
 
 def shard_bytes(tree: Any) -> int:
-    """The bytes that one device holds of a tree of arrays, or of shapes with shardings; random keys count nothing."""
+    """Bytes per device of a tree of arrays or of shapes with shardings; random keys are not counted."""
     return sum(
         math.prod(leaf.shape if sharding is None else sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)

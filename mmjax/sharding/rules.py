@@ -1,10 +1,12 @@
-"""Which mesh axes each logical dimension of an array is split over."""
+"""Rules that map the logical dimensions of arrays to mesh axes."""
 
 import dataclasses
-from typing import TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
 from jax.sharding import PartitionSpec
+from jaxtyping import Array
 
 Tree = TypeVar("Tree")
 
@@ -13,13 +15,13 @@ MESH_AXES = ("replica", "data", "fsdp", "expert", "tensor")
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
-    """One mesh axis tuple per logical dimension name; () keeps the dimension whole.
+    """The mesh axes of each logical dimension; () leaves the dimension unsharded.
 
     `embed` is how parameters are *stored* along the residual width (fully sharded data parallelism, Rajbhandari et al.
-    2020). They are gathered over it where they are used, so activations are whole along their width; `heads`, `mlp` and
-    `vocab` stay split in use (tensor parallelism, Shoeybi et al. 2019). Along the mesh axis of the experts the batch is
-    split as along `data`, except while experts read it: then each device holds some experts, and the tokens for them of
-    all examples of its `group` (expert parallelism, Lepikhin et al. 2021).
+    2020). They are gathered over it before use, so activations are not sharded along their width; `heads`, `mlp` and
+    `vocab` stay sharded in use (tensor parallelism, Shoeybi et al. 2019). The batch is also sharded over the `expert`
+    axis, except while experts read it: then each device holds some experts, and the tokens for them of all examples of
+    its `group` (expert parallelism, Lepikhin et al. 2021).
     """
 
     batch: tuple[str, ...] = ("replica", "data", "fsdp", "expert")
@@ -31,9 +33,9 @@ class Rules:
     expert: tuple[str, ...] = ("expert",)
 
     def spec(self, *names: str | None) -> PartitionSpec:
-        """The partition of an array whose dimensions are called `names`; None is a dimension kept whole.
+        """The partition of an array whose dimensions have these names; None leaves one unsharded.
 
-        Raises ValueError where two dimensions would lie on the same mesh axis.
+        Raises ValueError where two dimensions would use the same mesh axis.
         """
         table = dataclasses.asdict(self)
         axes = [tuple(table[name]) if name else () for name in names]
@@ -42,12 +44,16 @@ class Rules:
             raise ValueError(f"dimensions {names} would use a mesh axis twice: {axes}")
         return PartitionSpec(*(split[0] if len(split) == 1 else split or None for split in axes))
 
-    def in_use(self, *names: str | None) -> PartitionSpec:
-        """The partition of a parameter while it is multiplied with: gathered along its storage dimension `embed`."""
+    def out_sharding(self, *names: str | None) -> PartitionSpec | None:
+        """The `out_sharding` argument of operations: the partition, or None where no mesh is set."""
+        return under_mesh(self.spec(*names))
+
+    def gathered_spec(self, *names: str | None) -> PartitionSpec:
+        """The partition of a parameter in use: gathered along its storage dimension `embed`."""
         return self.spec(*(None if name == "embed" else name for name in names))
 
-    def summed(self, spec: PartitionSpec) -> PartitionSpec:
-        """The partition of a parameter whose gradient is to be added up over the devices that split the batch.
+    def unreduced_spec(self, spec: PartitionSpec) -> PartitionSpec:
+        """The partition of a parameter whose gradient is to be summed over the devices that shard the batch.
 
         In the types of explicit sharding it is "reduced" over their axes, and its gradient "unreduced".
         """
@@ -57,12 +63,29 @@ class Rules:
         return PartitionSpec(*spec, reduced=set(self.batch) - used if several else set())
 
     def gather(self, tree: Tree) -> Tree:
-        """The arrays, whole on every device; inside a compiled program."""
-        return jax.tree.map(lambda array: jax.sharding.reshard(array, self.spec(*[None] * array.ndim)), tree)
+        """Replicates the arrays on every device; for use inside `jit`."""
+        return jax.tree.map(lambda array: reshard(array, self.spec(*[None] * array.ndim)), tree)
 
     def axes(self) -> set[str]:
-        """Every mesh axis that splits something."""
+        """Every mesh axis that shards something."""
         return {axis for split in dataclasses.asdict(self).values() for axis in split}
+
+
+def under_mesh(spec: PartitionSpec) -> PartitionSpec | None:
+    """The partition; None where no mesh is set."""
+    return None if jax.sharding.get_abstract_mesh().empty else spec
+
+
+def reshard(x: Array, spec: PartitionSpec) -> Array:
+    """The array in that partition; as it is where no mesh is set."""
+    return x if jax.sharding.get_abstract_mesh().empty else jax.sharding.reshard(x, spec)
+
+
+def shard_map(function: Callable, in_specs: Any, out_specs: Any, check_vma: bool = True) -> Callable:
+    """The function of what each device holds; of everything where no mesh is set."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return function
+    return jax.shard_map(function, in_specs=in_specs, out_specs=out_specs, check_vma=check_vma)
 
 
 _TENSOR = {"heads": ("tensor",), "mlp": ("tensor",), "vocab": ("tensor",)}

@@ -1,4 +1,4 @@
-"""What a step is compiled for: the devices of this process, or slices of TPUs that are described and not here."""
+"""Compilation targets: the devices of this process, or TPU slices that are only described."""
 
 import dataclasses
 import math
@@ -22,7 +22,7 @@ ALONE = {"TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-4", "TPU_
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """`slices` slices of a generation of TPUs, each a grid or torus of so many chips a dimension."""
+    """`slices` slices of a TPU generation, each a grid or torus with this many chips per dimension."""
 
     generation: str
     shape: tuple[int, ...]
@@ -30,36 +30,37 @@ class Topology:
 
     @property
     def chips(self) -> int:
-        """All of them."""
+        """The number of chips of all slices."""
         return self.slices * math.prod(self.shape)
 
     @property
     def name(self) -> str:
-        """How it is written: "v5e:16x16", of several slices "4 x v5e:16x16"; or "here"."""
+        """Its name: "v5e:16x16", "4 x v5e:16x16" for several slices, or "here"."""
         if self.generation == HERE:
             return HERE
         shape = f"{self.generation}:{'x'.join(map(str, self.shape))}"
         return shape if self.slices == 1 else f"{self.slices} x {shape}"
 
-    def closed(self, dimension: int) -> bool:
-        """Whether the chips along a dimension form a ring: in a plane 16 of them do, in a cube each multiple of 4."""
+    def is_ring(self, dimension: int) -> bool:
+        """Whether the chips along a dimension form a ring: 16 in a plane, multiples of 4 in a torus."""
         size = self.shape[dimension]
         return size == 16 if len(self.shape) == 2 else size % 4 == 0
 
     def check(self) -> None:
-        """Raises UserError where what compiles for it is not installed."""
+        """Raises UserError where the compiler for it is not installed."""
         try:
             if self.generation != HERE:
                 version("libtpu")
         except PackageNotFoundError as error:
             raise UserError(
-                f"compiling for {self.name} needs libtpu, and no TPU: install it by pip install -e '.[plan]'"
+                f"compiling for {self.name} needs libtpu, and not a TPU: pip install -e '.[plan]', or plan for "
+                "topology=here"
             ) from error
 
     def devices(self) -> list[Any]:
-        """Its devices or descriptions of them, to make a mesh of.
+        """Its devices or descriptions of them, to build a mesh of.
 
-        Raises UserError where libtpu, which knows TPUs and compiles for them, is not installed or does not know these.
+        Raises UserError where libtpu, which compiles for TPUs, is not installed or does not know these.
         """
         if self.generation == HERE:
             return list(jax.devices())
@@ -78,8 +79,8 @@ class Topology:
             raise UserError(f"libtpu {version('libtpu')} cannot describe {self.name}: {reason}") from error
 
 
-def quiet_libtpu() -> None:
-    """Keeps an installed libtpu, which JAX tries on every machine, from alarms about a TPU that is not there."""
+def silence_libtpu() -> None:
+    """Stops an installed libtpu, which JAX always tries, from warning about a missing TPU."""
     # On import JAX sets the one where it finds no TPU on the PCI bus, and the other where it does.
     if os.environ.get("TPU_SKIP_MDS_QUERY") == "1" and not jax.config.jax_platforms:  # type: ignore[attr-defined]
         for name, value in ALONE.items():
@@ -87,14 +88,14 @@ def quiet_libtpu() -> None:
 
 
 def parse_topology(text: str, slices: int = 1) -> Topology:
-    """The topology called "v5e:16x16" or "here". Raises UserError, which lists those there are, for any other name."""
+    """The topology named "v5e:16x16" or "here"; raises UserError, listing all, for other names."""
     if text == HERE:
         if slices > 1:
-            raise UserError(f"slices={slices} is of TPUs; topology={HERE} is the devices there are")
+            raise UserError(f"slices={slices} needs a TPU topology; topology={HERE} means the devices of this process")
         return Topology(HERE, (jax.device_count(),))
     generation, _, shape = text.partition(":")
     if generation not in SHAPES:
-        raise UserError(f"topology={text}: there is no TPU {generation}; there are {', '.join(SHAPES)}, and {HERE}")
+        raise UserError(f"topology={text}: there is no TPU {generation}; choose one of {', '.join(SHAPES)}, and {HERE}")
     if shape not in SHAPES[generation]:
         known = ", ".join(SHAPES[generation])
         wrong = (

@@ -1,4 +1,4 @@
-"""data_errors.jsonl: what could not be read, and why."""
+"""data_errors.jsonl: the values of examples that could not be read, and why."""
 
 import dataclasses
 import json
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mmjax.data.loader import DataError
+from mmjax.data.loader import BadValue
 from mmjax.files import explained, write_atomic
 from mmjax.sharding.distributed import gather_lines
 
@@ -14,15 +14,15 @@ FORM = {"step": int, "split": str, "index": int, "id": str, "feature": str, "rea
 
 
 class DataErrorsLog:
-    """Collects unusable values and writes them, one JSON object a line, in the lead process.
+    """Collects values that could not be read; the lead process writes them, one JSON object a line.
 
-    `step` is the batch's in training and the number of steps done where a held-out split was read, whose errors are the
-    same every time and written once. A run that resumes at `step` forgets what was written of later steps: it will meet
-    them again.
+    `step` is the batch's in training, and the number of steps done in an evaluation. The errors of a held-out split are
+    the same every time and written once. A run that resumes at `step` drops the lines of later steps: it will read
+    those examples again.
     """
 
     def __init__(self, run_dir: Path, step: int, *, warn: Callable[[str], None] = print, writer: bool):
-        """`warn` is told, in one line, how many lines of the file are no errors; they are dropped."""
+        """`warn` gets a line about lines of the file that are not valid; they are dropped."""
         self._path, self._writer = run_dir / "data_errors.jsonl", writer
         self._pending: list[str] = []
         self._held_out: set[tuple[str, int, str]] = set()
@@ -37,31 +37,31 @@ class DataErrorsLog:
                 write_atomic(self._path, "".join(kept))
             self._new(kept)
 
-    def add(self, step: int, split: str, errors: tuple[DataError, ...]) -> None:
-        """Remembers the errors met in the batch of a step."""
+    def add(self, step: int, split: str, errors: tuple[BadValue, ...]) -> None:
+        """Adds the errors in the batch of a step."""
         for error in errors:
             self._pending.append(json.dumps({"step": step, "split": split} | dataclasses.asdict(error)))
 
     def flush(self) -> None:
-        """Writes what all processes have remembered. All must call it."""
+        """Writes the errors of all processes. All must call it."""
         lines = gather_lines(self._pending)
         self._pending = []
         self._write(lines)
 
     def close(self) -> None:
-        """Writes what this process has remembered since; for a run that was cut short, where others may not come."""
+        """Writes this process's errors since the last flush, without waiting for the others."""
         lines, self._pending = self._pending, []
         self._write(lines)
 
     def _write(self, lines: list[str]) -> None:
-        # Processes that hold the same rows have met the same errors.
+        # Processes that hold the same rows have the same errors.
         lines = self._new(list(dict.fromkeys(lines)))
         if lines and self._writer:
             with explained(self._path), self._path.open("a") as file:
                 file.write("".join(line + "\n" for line in lines))
 
     def _new(self, lines: list[str]) -> list[str]:
-        """Those of the lines that are of training, or of a held-out value for the first time."""
+        """The lines of the training split, and of held-out values that were not written before."""
         new = []
         for line in lines:
             error = json.loads(line)
@@ -74,7 +74,7 @@ class DataErrorsLog:
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:
-    """What a line of the file says; None if it is not of the form that is written."""
+    """The error in a line of the file; None if the line is not valid."""
     try:
         error = json.loads(line)
         return error if all(type(error[key]) is kind for key, kind in FORM.items()) else None
@@ -83,5 +83,5 @@ def _parse(line: bytes) -> dict[str, Any] | None:
 
 
 def _before(error: dict[str, Any], step: int) -> bool:
-    """Whether an error was met on the way to `step`: by a batch before it, or by an evaluation after so many steps."""
+    """Whether an error belongs to the first `step` steps, or to an evaluation up to then."""
     return error["step"] < step or (error["split"] != "train" and error["step"] == step)

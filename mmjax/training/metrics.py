@@ -1,4 +1,4 @@
-"""A run in figures: metrics.jsonl, TensorBoard curves, summary.json, the digest of its parameters."""
+"""The metrics of a run: metrics.jsonl and other writers, summary.json, the digest of its parameters."""
 
 import errno
 import hashlib
@@ -7,7 +7,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, SupportsFloat
 
@@ -17,42 +17,41 @@ import numpy as np
 from mmjax.errors import UserError
 from mmjax.files import explained, local_path, read_json, read_regular, write_atomic
 from mmjax.layers.tree import named_leaves
-
-# TensorBoard's file is flushed to the disk this often; metrics.jsonl after every line.
-TENSORBOARD_FLUSH_SECONDS = 10.0
+from mmjax.writers import Writer
 
 
 class MetricsLog:
-    """Appends logged steps to `run_dir`/metrics.jsonl and to TensorBoard event files in `run_dir`/tensorboard.
+    """Appends logged steps to `run_dir`/metrics.jsonl, and passes them on to other writers.
 
-    A line is `{"step": k, "seconds": since the run began, "split/output/metric": value, ...}`. JSON knows no NaN and no
-    infinity: such a value is written as null there (TensorBoard gets it as it is), and `history` reads null as NaN.
+    A line is `{"step": k, "seconds": since the run began, "split/output/metric": value, ...}`. JSON has no NaN and no
+    infinity: such a value is written as null there (other writers get it unchanged), and `history` reads null as NaN.
 
-    A run that resumes at `step` opens the log with it: what the session before wrote of later steps, and a last line
-    that was torn by its death, go away, so that the file holds every step once; `seconds` goes on from the last line
-    kept.
-    A process that is not the `writer` (every one but the lead) touches no file and may call everything.
+    A run that resumes at `step` opens the log with it: later steps of the session before, and a last line that is
+    incomplete because the process was killed, are removed, so that the file holds every step once; `seconds` goes on
+    from the last line kept. The `writers` are closed with the log.
+    A process that is not the lead touches no file and may call everything.
     """
 
-    def __init__(self, run_dir: str | os.PathLike[str], step: int = 0, *, writer: bool = True):
+    def __init__(
+        self, run_dir: str | os.PathLike[str], step: int = 0, *, writers: Sequence[Writer] = (), lead: bool = True
+    ):
         self.path = local_path(run_dir) / "metrics.jsonl"
-        self._writer = writer
+        self._writers, self._lead = writers, lead
         self._began = time.monotonic()
         self._last: dict[str, Any] = {"step": -1}
-        if not writer:
+        if not lead:
             return
         with explained(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             lines = self._cut(step)
             self._file = self.path.open("ab", buffering=0)
-            self._events = _EventFile(self.path.parent / "tensorboard", step)
         if lines:
             self._last = json.loads(lines[-1])
             self._began -= self._last["seconds"]
         self._start_of_last = self._file.tell() - (len(lines[-1]) if lines else 0)
 
     def _cut(self, step: int) -> list[bytes]:
-        """The lines up to `step`, which are then all that the file holds."""
+        """Cuts the file after `step`; returns the lines that are left."""
         if not self.path.exists():
             return []
         content = read_regular(self.path)
@@ -63,15 +62,15 @@ class MetricsLog:
 
     @property
     def seconds(self) -> float:
-        """Seconds that the run has taken so far, earlier sessions included (but not what was cut from them)."""
+        """The seconds the run has taken, with those of earlier sessions whose steps were kept."""
         return time.monotonic() - self._began
 
     def write(self, step: int, metrics: Mapping[str, SupportsFloat]) -> None:
-        """Logs the metrics of a step, in their order. The same step again adds to its line, newer values taking over.
+        """Logs the metrics of a step, in order. The same step again adds to its line; newer values win.
 
         Raises ValueError for a step before the last one logged, UserError if the disk is full.
         """
-        if not self._writer:
+        if not self._lead:
             return
         last = self._last["step"]
         if step < last:
@@ -88,7 +87,8 @@ class MetricsLog:
             # One unbuffered write: a process killed at any moment loses this line at most.
             if self._file.write(encoded) != len(encoded):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            self._events.write(step, values)
+            for writer in self._writers:
+                writer.write(step, values)
         self._last = line
 
     def history(self) -> list[dict[str, float | int]]:
@@ -97,49 +97,15 @@ class MetricsLog:
 
     def close(self) -> None:
         """Flushes and closes the files."""
-        if self._writer:
+        if self._lead:
             with explained(self.path):
                 self._file.close()
-                self._events.close()
-
-
-class _EventFile:
-    """TensorBoard scalars, written by the calling thread.
-
-    tensorboardX's SummaryWriter writes from a thread of its own, and waits for ever once that thread met a full disk;
-    its event writer underneath says so at once.
-    """
-
-    def __init__(self, directory: Path, step: int):
-        from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto.event_pb2 import Event, SessionLog
-
-        directory.mkdir(exist_ok=True)
-        resumed = any(directory.iterdir())
-        # A resumed session of the same second on the same host would otherwise write over the one before.
-        self._writer = EventsWriter(str(directory / "events"), filename_suffix=f".{os.getpid()}.{time.time_ns()}")
-        if resumed:  # tells TensorBoard to forget what earlier files hold after this step
-            start = SessionLog(status=SessionLog.START)
-            self._writer.write_event(Event(step=step + 1, wall_time=time.time(), session_log=start))
-        self._writer.flush()
-        self._flushed = time.monotonic()
-
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        from tensorboardX.proto.event_pb2 import Event
-        from tensorboardX.proto.summary_pb2 import Summary
-
-        scalars = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
-        self._writer.write_event(Event(step=int(step), wall_time=time.time(), summary=Summary(value=scalars)))
-        if time.monotonic() - self._flushed > TENSORBOARD_FLUSH_SECONDS:
-            self._writer.flush()
-            self._flushed = time.monotonic()
-
-    def close(self) -> None:
-        self._writer.close()
+                for writer in self._writers:
+                    writer.close()
 
 
 def read_history(run_dir: str | os.PathLike[str]) -> list[dict[str, float | int]]:
-    """The logged steps of a run directory, oldest first, null read as NaN; empty where nothing was logged."""
+    """The logged steps of a run directory, oldest first, null read as NaN; empty without a log."""
     path = local_path(run_dir) / "metrics.jsonl"
     if not path.exists():
         return []
@@ -149,7 +115,7 @@ def read_history(run_dir: str | os.PathLike[str]) -> list[dict[str, float | int]
 
 
 def _parsed(content: bytes, path: Path) -> list[tuple[bytes, dict[str, Any]]]:
-    """The whole lines of a metrics file with what they say. A torn last line is left out; any other is the user's."""
+    """The lines of a metrics file with their values, without an incomplete last one."""
     parsed = []
     for number, line in enumerate(content.splitlines(keepends=True), 1):
         if not line.endswith(b"\n"):
@@ -177,7 +143,7 @@ def _json(value: float) -> float | None:
 
 
 def read_summary(run_dir: str | os.PathLike[str]) -> dict[str, Any]:
-    """The outcome of a run, as `write_summary` wrote it. Raises UserError where it is not there or damaged."""
+    """The content of summary.json. Raises UserError where the file is missing or damaged."""
     path = local_path(run_dir) / "summary.json"
     try:
         summary = read_json(path)
@@ -198,7 +164,7 @@ def write_summary(
     parameters_digest: str,
     examples_digest: str,
 ) -> Path:
-    """Writes summary.json, the outcome of a run, all at once; non-finite metrics as null. Returns its path."""
+    """Writes summary.json atomically, non-finite metrics as null. Returns its path."""
     summary = {
         "fingerprint": fingerprint,
         "step": int(step),
@@ -211,8 +177,9 @@ def write_summary(
 
 
 def parameters_digest(tree: Any) -> str:
-    """SHA-256 over the leaves of `tree` in the order of their names: name, dtype, shape, and the values, row by row, in
-    little endian. It depends neither on the mesh nor on the number of processes.
+    """SHA-256 over the leaves of a tree, which depends neither on the mesh nor on the number of processes.
+
+    Leaves are taken in the order of their names: name, dtype, shape, and the values, row by row, in little endian.
 
     Every process of the run must call it: a leaf that lies on several is gathered, one leaf at a time.
     """

@@ -1,4 +1,4 @@
-"""What one sees while a run goes on: a bar on a terminal, a line now and then elsewhere. Always on standard error."""
+"""Progress of a run on standard error: a bar on a terminal, otherwise a line every few seconds."""
 
 import contextlib
 import dataclasses
@@ -18,7 +18,7 @@ WINDOW = 20
 
 @dataclasses.dataclass(frozen=True)
 class Rates:
-    """How fast a run goes. `utilisation` is the share of the machine's peak FLOP/s, None where that is not known."""
+    """The speed of a run. `utilisation` is the share of the machine's peak FLOP/s, None if unknown."""
 
     steps_per_second: float
     examples_per_second: float
@@ -34,15 +34,14 @@ class Rates:
 
 
 class Progress:
-    """Progress from `start` to `steps`: loss, steps and examples a second, model-FLOP utilisation, time left.
+    """Shows loss, steps and examples per second, model-FLOP utilisation and time left.
 
-    `update` is called with a loss whenever one has been fetched from the devices (only then is the step known to be
-    done, so the rates are taken from those calls), and may be called without one in between, which moves the bar and
-    nothing else. Rates leave out what happened before `start`, the first update (compilation), and what runs inside
-    `pause`.
+    `update` is called with a loss whenever one has been fetched from the devices: only then is the step known to be
+    done, so the rates are measured between those calls. Without a loss it only moves the bar. Rates leave out what
+    happened before `start`, the first update (compilation), and what runs inside `pause`.
 
     `model_flops` are those of one step on all devices, `peak` what all devices could do in a second. `enabled=False`
-    (every process but the lead) shows nothing and still knows the rates.
+    (every process but the lead) shows nothing and still measures the rates.
     """
 
     def __init__(
@@ -80,7 +79,7 @@ class Progress:
         return tqdm(total=self.steps, initial=self.step, **options)
 
     def update(self, step: int, loss: SupportsFloat | None = None) -> Rates | None:
-        """Tells that `step` steps are done. Returns the rates, None as long as they are not known."""
+        """Shows that `step` steps are done. Returns the rates, None until they are known."""
         self.step = step
         if loss is not None:
             self._loss = float(loss)
@@ -105,7 +104,7 @@ class Progress:
         if step == before[0] or busy <= 0:
             return
         seconds = busy / (step - before[0])
-        # What is left is guessed from all of this session, evaluations and checkpoints included.
+        # The time left is estimated from the whole session, evaluations and checkpoints included.
         since = (now[1] - self._first[1]) / (step - self._first[0])
         self.rates = Rates(
             steps_per_second=1 / seconds,
@@ -116,7 +115,7 @@ class Progress:
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
-        """What runs inside (an evaluation, a checkpoint) is not counted as time that steps take."""
+        """Leaves what runs inside (an evaluation, a checkpoint) out of the rates."""
         begin = self._clock()
         try:
             yield
@@ -129,7 +128,7 @@ class Progress:
             self._print(text)
 
     def close(self) -> None:
-        """Leaves the bar as it is and ends its line."""
+        """Ends the line of the bar."""
         if self._bar is not None:
             self._bar.refresh()
             self._bar.close()

@@ -1,4 +1,4 @@
-"""Everything a step reads and writes."""
+"""The train state: everything that a step reads and writes, other than the batch."""
 
 import dataclasses
 from typing import Any
@@ -30,7 +30,7 @@ class TrainState:
     critic_opt_state: Any = None
 
     @property
-    def judged(self) -> Any:
+    def eval_model(self) -> Any:
         """The model that is evaluated: the moving average where there is one."""
         return self.model if self.ema is None else self.ema
 
@@ -42,9 +42,9 @@ def init_state(
     critics: Any = None,
     critic_optimizer: optax.GradientTransformation | None = None,
 ) -> TrainState:
-    """The state before the first step, for a model just drawn or loaded, and its critics where it has some."""
+    """The state before the first step of a model, new or loaded, and of its critics if it has any."""
     zero = jnp.zeros((), jnp.int32)
-    # The average starts as a copy: the model's own buffers are given away at every step.
+    # The average starts as a copy: the model's own buffers are donated at every step.
     average = jax.tree.map(jnp.copy, model) if ema else None
     critic_opt_state = None if critic_optimizer is None else critic_optimizer.init(critics)
     return TrainState(zero, model, optimizer.init(model), average, zero, zero, critics, critic_opt_state)

@@ -27,12 +27,12 @@ def train_step(
     accumulate: int = 1,
     ema: float | None = None,
 ) -> tuple[TrainState, Metrics]:
-    """One gradient step on a global batch: (state, batch, the run's key) -> (state, averages to watch).
+    """One gradient step on a global batch: (state, batch, the run's key) -> (state, metrics).
 
-    The batch is worked through in `accumulate` parts whose gradients add up to those of the whole. The critics, where
-    there are some, step with the model, on what it made before. Where the loss or the gradients of either are not
-    finite, all parameters and optimizers stay as they were and the step counts as skipped; the learning rate follows
-    the number of steps, skipped ones included.
+    The batch is split into `accumulate` parts whose gradients add up to those of the whole. Critics, if there are any,
+    step with the model, on its outputs before the step. Where the loss or the gradients of either are not finite, all
+    parameters and optimizers keep their values and the step counts as skipped; the learning rate follows the number of
+    steps, skipped ones included.
     """
     key = jax.random.fold_in(key, state.step)
     players = (state.model, state.critics)
@@ -50,7 +50,7 @@ def _apply(
     critic_optimizer: optax.GradientTransformation | None,
     ema: float | None,
 ) -> tuple[TrainState, Metrics]:
-    """The state moved along the gradients, if they are finite."""
+    """The state after the optimizer's update, or the old parameters where a gradient is not finite."""
     norms = optax.tree.norm(grads[0]), optax.tree.norm(grads[1])
     good = jnp.isfinite(sum(losses)) & jnp.isfinite(sum(norms))
 
@@ -90,7 +90,7 @@ def _apply(
     if critic_optimizer is not None:
         scalars |= {"critic_loss": losses[1], "critic_gradient_norm": norms[1]}
     one = jnp.ones((), jnp.float32)
-    whole: Metrics = {name: metric.whole() for name, metric in metrics.items()}
+    whole: Metrics = {name: metric.summed() for name, metric in metrics.items()}
     return state, whole | {name: Average(scalar.astype(jnp.float32), one) for name, scalar in scalars.items()}
 
 
@@ -103,9 +103,10 @@ def compute_gradients(
     parts: int,
     step: jax.Array | None = None,
 ) -> tuple[tuple[jax.Array, jax.Array], Metrics, Gradients]:
-    """Losses, metrics and gradients of the model and its critics on a batch, computed in `parts` one after another.
+    """Losses, metrics and gradients of the model and its critics on a batch.
 
-    Exact for losses that are averages over examples; a contrastive loss compares within each part.
+    The batch is split into `parts`, computed one after another. Exact for losses that are averages over examples; a
+    contrastive loss compares within each part.
     """
 
     def part_loss(players: tuple[Multimodal, Any], part: Batch, key: jax.Array, weights: Any) -> tuple[jax.Array, Any]:
@@ -117,7 +118,7 @@ def compute_gradients(
     if parts == 1:
         grads, (losses, metrics) = gradient(players, batch, key, None)
         return losses, metrics, grads
-    weights = players[0].weigh(batch)
+    weights = players[0].loss_weights(batch)
 
     def add(total: Any, part_and_key: Any) -> tuple[Any, None]:
         return jax.tree.map(jnp.add, total, gradient(players, *part_and_key, weights)), None
@@ -135,7 +136,7 @@ def _zeros(shape: jax.ShapeDtypeStruct) -> jax.Array:
 
 
 def _deal(array: jax.Array, parts: int, rules: Rules) -> jax.Array:
-    """[B ...] as [parts B/parts ...], every device dealing from its own rows: part p takes rows p, p + parts, ..."""
+    """[B ...] as [parts B/parts ...]: part p takes rows p, p + parts, ..., without communication."""
     rest = array.shape[1:]
     spec = rules.spec("batch", None, *[None] * len(rest))
     dealt = jax.lax.reshape(array, (array.shape[0] // parts, parts, *rest), out_sharding=spec)

@@ -6,7 +6,8 @@ from launch import ablate
 
 TINY = (
     *("data.source.train=64", "data.source.validation=16", "data.source.test=40", "data.source.synergy=1"),
-    *("model.width=16", "model.unroll=false", "model.encoders.a.heads=2", "model.encoders.b.heads=2"),
+    *("model.width=16", "model.dtype=float32", "model.unroll=false"),
+    *("model.encoders.a.heads=2", "model.encoders.b.heads=2"),
     *("train.steps=6", "train.batch_size=16", "train.log_every=2", "train.evaluate_every=3", "checkpoint.every=3"),
     *("seeds=2", "match=none", "mesh.data=1"),
 )

@@ -26,7 +26,12 @@ def test_latents_make_the_cost_linear():
 
 
 def test_attention_of_all_tokens_makes_it_quadratic():
-    fusions = {"single": SingleStream(), "cross": CrossAttention(), "own": Bottleneck(own=True), "experts": Experts()}
+    fusions = {
+        "single": SingleStream(),
+        "cross": CrossAttention(),
+        "own": Bottleneck(self_attention=True),
+        "experts": Experts(),
+    }
     assert min(exponents(**fusions).values()) >= 1.8
 
 

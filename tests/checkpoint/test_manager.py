@@ -230,7 +230,7 @@ def test_any_damage_to_any_file_is_noticed(run):
                 assert run.said[0].startswith(said)
                 # A changed seal may accuse any file.
                 assert str(name) in run.said[0] or (kind, str(name)) == ("flipped", "digests.json")
-                assert run.said[0].endswith("put aside as damaged-2")
+                assert run.said[0].endswith("moved to damaged-2")
                 shutil.rmtree(run.folder / "damaged-2")
             shutil.rmtree(whole, ignore_errors=True)
             shutil.copytree(kept, whole)
@@ -263,12 +263,12 @@ def test_a_checkpoint_of_another_step_or_run_is_damaged(run, tmp_path):
         "checkpoint 3 (it is the checkpoint of step 2)",
         "checkpoint 2 (it is the checkpoint of step 3)",
     ]
-    other = Checkpoints(tmp_path / "other", Checkpoint(), fingerprint="b")
+    other = Checkpoints(tmp_path / "other", Checkpoint(), fingerprints=["b"])
     save_small(other, 4)
     other.close()
-    assert find_damage(tmp_path / "other" / "checkpoints" / "4", 4, "b") is None
+    assert find_damage(tmp_path / "other" / "checkpoints" / "4", 4, ["b"]) is None
     (tmp_path / "other" / "checkpoints" / "4").rename(run.folder / "4")
-    reader = Checkpoints(tmp_path, Checkpoint(), fingerprint="a", warn=run.said.append, read_only=True)
+    reader = Checkpoints(tmp_path, Checkpoint(), fingerprints=["a", "c"], warn=run.said.append, read_only=True)
     with pytest.raises(UserError, match=r"no whole checkpoint of step 4"):
         reader.restore(small(0), 4)
     reader.close()

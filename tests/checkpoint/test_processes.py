@@ -134,7 +134,7 @@ with jax.set_mesh(jax.make_mesh((4,), ("d",))):
     checkpoints = Checkpoints(run_dir, Checkpoint(keep=2, best_metric="m"), warn=said.append)
     restored = checkpoints.restore(jax.eval_shape(make, 0))
     assert restored.step == 2 and restored.extra == {"at": 2}, restored
-    assert len(said) == 1 and "put aside as damaged-3" in said[0], said
+    assert len(said) == 1 and "moved to damaged-3" in said[0], said
     want = make(2)
     for name in want:
         assert restored.state[name].sharding == want[name].sharding

@@ -11,17 +11,20 @@ import pytest
 
 from mmjax import encoders, fusion
 from mmjax.config import experiment_file
-from mmjax.config.experiment import Experiment
+from mmjax.config.experiment import Experiment, resolve_machine
 from mmjax.config.overrides import resolve
 from mmjax.config.schema import choices, is_builtin
 from mmjax.config.train import Train
 from mmjax.data import sources
-from mmjax.data.inputs import ImageInput, LabelInput, SpectrogramInput
+from mmjax.data.audio_inputs import SpectrogramInput
+from mmjax.data.formats import FORMATS
+from mmjax.data.inputs import ImageInput, LabelInput
 from mmjax.data.loader import Data
 from mmjax.data.sources import AvDigits
 from mmjax.encoders import AudioTransformer, ViT
 from mmjax.errors import UserError
 from mmjax.fusion import CrossAttention
+from mmjax.hardware.machine import Machine
 from mmjax.heads import Classify
 from mmjax.layers.output import Output
 from mmjax.model import OUTPUTS, Model
@@ -108,6 +111,8 @@ def test_a_class_that_is_no_node_of_mmjax_is_refused(path: str, line: str, monke
         "data.threads=7",
         "data.workers=2",
         "data.prefetch=9",
+        "model.dtype=float32",
+        "model.unroll=true",
     ],
 )
 def test_how_a_run_is_carried_out_does_not_change_the_fingerprint(pair: str):
@@ -128,7 +133,7 @@ def test_how_a_run_is_carried_out_does_not_change_the_fingerprint(pair: str):
         (["model.encoders.speech=None"], ["model.encoders.speech: AudioTransformer -> None"]),
         (["model.encoders.text=TextTransformer"], ["model.encoders.text: (absent) -> TextTransformer"]),
         (["model.fusion=Concat"], ["model.fusion: CrossAttention -> Concat"]),
-        (["model.dtype=float32", "seed=1"], ["model.dtype: bfloat16 -> float32", "seed: 0 -> 1"]),
+        (["model.width=64", "seed=1"], ["model.width: 128 -> 64", "seed: 0 -> 1"]),
     ],
 )
 def test_what_decides_the_result_changes_the_fingerprint(pairs: list[str], lines: list[str]):
@@ -161,6 +166,7 @@ def test_a_run_directory_belongs_to_one_experiment(tmp_path: Path, step):
     # No step was taken: whoever corrects the command may have the directory.
     (tmp_path / "metrics.jsonl").touch()
     (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "experiment.json").write_text("of a class that is not imported")
     experiment_file.claim(EXPERIMENT, tmp_path)
     (tmp_path / step).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / step).write_text('{"step": 1}')
@@ -171,7 +177,8 @@ def test_a_run_directory_belongs_to_one_experiment(tmp_path: Path, step):
     with pytest.raises(UserError) as caught:
         experiment_file.claim(changed("seed=3", "train.steps=9"), tmp_path)
     assert str(caught.value) == (
-        f"{tmp_path} belongs to another experiment (train.steps: 7 -> 9; seed: 0 -> 3); set another run_dir"
+        f"{tmp_path} belongs to another experiment (train.steps: 7 -> 9; seed: 0 -> 3); set another run_dir, "
+        "or fresh=true for launch.train to move it aside"
     )
     assert (tmp_path / "experiment.json").read_bytes() == before
 
@@ -187,19 +194,19 @@ def refused(folder: Path, content: Any) -> str:
 
 
 def test_a_damaged_file_is_named(tmp_path: Path):
-    with pytest.raises(UserError, match=r"is no run directory: it holds no experiment.json$"):
+    with pytest.raises(UserError, match=r"is not a run directory: it has no experiment.json;"):
         experiment_file.read(tmp_path)
     path = experiment_file.write(EXPERIMENT, tmp_path)
     whole = path.read_bytes()
     good = json.loads(whole)
     for cut in range(0, len(whole) - 3, 97):
-        assert refused(tmp_path, whole[:cut]).startswith(" is no valid JSON, perhaps cut short (")
-    assert refused(tmp_path, b"\xff" + whole) == " is damaged: it holds bytes that are no UTF-8"
-    assert refused(tmp_path, b"[" * 100_000) == " is no valid JSON (nested too deeply)"
+        assert refused(tmp_path, whole[:cut]).startswith(" is not valid JSON, perhaps cut short (")
+    assert refused(tmp_path, b"\xff" + whole) == " is damaged, it is not UTF-8 text: restore or delete it"
+    assert refused(tmp_path, b"[" * 100_000) == " is not valid JSON (nested too deeply)"
     twice = whole.replace(b'"seed": 0', b'"seed": 0, "seed": 1')
-    assert "a key stands twice" in refused(tmp_path, twice)
-    assert "NaN is no number" in refused(tmp_path, whole.replace(b'"seed": 0', b'"seed": NaN'))
-    assert refused(tmp_path, []) == " does not hold exactly the keys format, fingerprint and experiment"
+    assert "a key is given twice" in refused(tmp_path, twice)
+    assert "NaN is not a number" in refused(tmp_path, whole.replace(b'"seed": 0', b'"seed": NaN'))
+    assert refused(tmp_path, []) == " does not hold exactly the keys format, fingerprint, earlier and experiment"
     assert refused(tmp_path, good | {"format": 9}).startswith(" has the format 9, and this version")
     assert refused(tmp_path, good | {"fingerprint": "0"}).startswith(" was changed after the run wrote it")
 
@@ -209,7 +216,7 @@ def test_a_damaged_file_is_named(tmp_path: Path):
     assert refused(tmp_path, altered(seed=5)).startswith(" was changed after the run wrote it")
     assert refused(tmp_path, altered(seed="5")) == ": seed is '5': expected int"
     assert refused(tmp_path, altered(rules="diagonal")).startswith(": rules is 'diagonal': expected data | fsdp")
-    assert refused(tmp_path, altered(lr=5)).startswith(": lr is no key of Experiment, which has name, data, model,")
+    assert refused(tmp_path, altered(lr=5)).startswith(": lr is not a key of Experiment, which has name, data, model,")
     del good["experiment"]["model"]["fusion"]["heads"]
     assert refused(tmp_path, good) == ": model.fusion.heads is missing: CrossAttention needs it (int)"
 
@@ -241,10 +248,60 @@ def test_a_file_in_the_place_of_the_run_directory_is_named(tmp_path: Path):
     assert (tmp_path / "run").read_text() == ""
 
 
+MACHINE = Machine("float32", unroll=True, workers=3)
+
+
+def test_what_is_left_to_the_machine_is_filled_in_and_nothing_else():
+    resolved = resolve_machine(EXPERIMENT, MACHINE)
+    assert (resolved.model.dtype, resolved.model.unroll, resolved.data.workers) == ("float32", True, 3)
+    assert experiment_file.fingerprint(resolved) == experiment_file.fingerprint(EXPERIMENT)
+    given = changed("model.dtype=bfloat16", "model.unroll=false", "data.workers=0")
+    assert resolve_machine(given, MACHINE) == given
+
+
+def test_a_run_keeps_the_dtype_that_it_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.setattr(experiment_file, "this_machine", lambda: MACHINE)
+    experiment = changed(f"run_dir={tmp_path}")
+    experiment_file.write(resolve_machine(experiment, Machine("bfloat16", unroll=False, workers=1)), tmp_path)
+
+    def resolved(*pairs: str) -> tuple[str, bool | None, int | None]:
+        (found,) = experiment_file.resolve_runs([resolve(experiment, pairs)])
+        return found.model.dtype, found.model.unroll, found.data.workers
+
+    assert resolved() == ("float32", True, 3)  # it has not begun
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}')
+    assert resolved() == ("bfloat16", True, 3)
+    assert f"{tmp_path} goes on in bfloat16, as it began; model.dtype=auto is float32 here" in capsys.readouterr().err
+    assert resolved("model.dtype=float32") == ("float32", True, 3)
+    new = [chz.replace(experiment, run_dir=str(tmp_path / "new")), experiment]
+    assert [each.model.dtype for each in experiment_file.resolve_runs(new)] == ["bfloat16", "bfloat16"]
+
+
+def test_a_run_directory_is_moved_aside(tmp_path: Path, capsys):
+    run_dir = tmp_path / "run"
+    experiment_file.move_aside(run_dir)  # nothing is there
+    for number, content in enumerate(("one", "two"), 1):
+        experiment_file.write(EXPERIMENT, run_dir)
+        (run_dir / "metrics.jsonl").write_text(content)
+        with experiment_file.lock(run_dir), pytest.raises(UserError, match="another process is training in"):
+            experiment_file.move_aside(run_dir)
+        experiment_file.move_aside(run_dir)
+        assert not run_dir.exists()
+        assert (tmp_path / f"run.{number}" / "metrics.jsonl").read_text() == content
+        assert capsys.readouterr().err == f"moved {run_dir} to {run_dir}.{number}\n"
+
+
+def test_only_a_run_directory_is_moved_aside(tmp_path: Path):
+    (tmp_path / "thesis.tex").write_text("")
+    with pytest.raises(UserError, match=r"fresh=true moves run directories, and .* has no experiment.json"):
+        experiment_file.move_aside(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
 @pytest.mark.parametrize(
     ("base", "table"),
     [
-        (sources.Source, sources.TABLE),
+        (sources.Source, sources.TABLE | {source.__name__: source for source in FORMATS}),
         (encoders.Encoder, encoders.TABLE),
         (fusion.Fusion, fusion.TABLE),
         (Output, OUTPUTS),

@@ -13,6 +13,7 @@ from mmjax.config.overrides import parse_pairs, resolve
 from mmjax.config.schema import field_docs
 from mmjax.config.tree import tree_of_json, tree_of_value
 from mmjax.errors import UserError
+from tests.config.test_experiment import EXPERIMENT
 
 
 @chz.chz
@@ -265,10 +266,10 @@ def test_an_unknown_key_is_named_with_the_nearest_and_the_choices(pairs: list[st
         (["fusion.depth=10"], "fusion: so much depth cannot be afforded"),
         (["rules.2=Rule"], "rules.2.pattern is not given: set rules.2.pattern=text"),
         (["train.steps=3", "train.steps=3"], "train.steps is given twice: 3 and 3; give it once"),
-        (["train.steps"], "'train.steps' is no key=value; write for example seed=1"),
-        (["=3"], "'=3' is no key=value; write for example seed=1"),
+        (["train.steps"], "'train.steps' is not key=value; write for example seed=1"),
+        (["=3"], "'=3' is not key=value; write for example seed=1"),
         (["train.steps="], "train.steps= has no value; write train.steps=VALUE"),
-        (["--steps=3"], "--steps=3 is no key=value; keys are written without dashes, such as seed=1 (or --help)"),
+        (["--steps=3"], "--steps=3 is not key=value; keys are written without dashes, such as seed=1 (or --help)"),
         (["encoders.a b=ViT"], "encoders has an entry called 'a b'; a name is made of letters, digits, _ and -"),
     ],
 )
@@ -307,6 +308,28 @@ class Request:
     def _given(self) -> None:
         if self.from_ == "":
             raise ValueError("from must say something")
+
+
+@pytest.mark.parametrize(
+    ("word", "key"),
+    [
+        ("lr", "optimizer.learning_rate"),
+        ("optimizer.lr", "optimizer.learning_rate"),
+        ("wd", "optimizer.weight_decay"),
+        ("bs", "train.batch_size"),
+        ("batch_size", "train.batch_size"),
+        ("epochs", "train.steps"),
+        ("train.max_steps", "train.steps"),
+        ("num_workers", "data.workers"),
+        ("precision", "model.dtype"),
+        ("warmup_steps", "optimizer.schedule.warmup"),
+        ("grad_clip", "optimizer.clip"),
+        ("output_dir", "run_dir"),
+    ],
+)
+def test_a_common_name_or_initials_are_answered_with_the_key(word: str, key: str):
+    with pytest.raises(UserError, match=rf"^unknown key {word}; the nearest is {key}; "):
+        resolve(EXPERIMENT, [f"{word}=1"])
 
 
 def test_a_key_may_be_a_word_that_python_keeps():

@@ -126,11 +126,11 @@ def test_data_names_every_class_and_holds_every_value():
 
 def test_what_is_operational_can_be_left_out():
     config_tree = tree_of_value(FULL, "", Tree, "given")
-    assert config_tree.data(decisive=True) == {
+    assert config_tree.data(for_fingerprint=True) == {
         name: value for name, value in config_tree.data().items() if name != "log_every"
     }
     keys = {part.key for part in config_tree.walk()}
-    assert keys - {part.key for part in config_tree.walk(decisive=True)} == {"log_every"}
+    assert keys - {part.key for part in config_tree.walk(for_fingerprint=True)} == {"log_every"}
     assert {"part.inner.inner.size", "rules.1.scale", "spans.0", "parts.left-eye.shape", "parts.a"} <= keys
 
 
@@ -179,7 +179,7 @@ def test_a_class_that_cannot_stand_there_is_refused(cls: type):
         ({"part": None}, "part is None: expected Large | Small"),
         ({"part": 5}, "part is 5: expected Large | Small"),
         ({"part": {"class": class_path(Small)}}, "part.size is missing: Small needs it (int)"),
-        ({"part": {"class": class_path(Small), "sise": 1}}, "part.sise is no key of Small, which has size"),
+        ({"part": {"class": class_path(Small), "sise": 1}}, "part.sise is not a key of Small, which has size"),
         ({"rules": [{"class": class_path(Rule), "pattern": 3, "scale": 1.0}]}, "rules.0.pattern is 3: expected text"),
         ({"rules": {}}, "rules is {}: expected Rule,..."),
         ({"spans": [["x"]]}, "spans.0 is ['x']: expected text,float"),
@@ -196,7 +196,7 @@ def test_a_class_that_cannot_stand_there_is_refused(cls: type):
         ({"bands": [1, 2.0]}, "bands is [1, 2.0]: expected int,..."),
         ({"text": ["a" * 100]}, "text is ['aaa"),
         ({"rate": -1.0}, "rate=-1.0: rate cannot be negative"),
-        ({"extra": 1}, "extra is no key of Tree, which has part, parts, "),
+        ({"extra": 1}, "extra is not a key of Tree, which has part, parts, "),
         ({"limit": 2**31}, "limit=2147483648: must lie between -2147483647 and 2147483647"),
         ({"bands": [1, -(10**23)]}, "bands=1,-100000000000000000000000: must lie between -2147483647 and"),
         ({"rate": 1e39}, "rate=1e+39: must lie between -3.4e+38 and 3.4e+38"),
@@ -244,7 +244,8 @@ def test_a_class_whose_module_is_not_imported_is_refused_and_nothing_is_imported
     (tmp_path / "never_imported.py").write_text("raise SystemExit")
     monkeypatch.syspath_prepend(str(tmp_path))
     assert refused({"part": {"class": "never_imported:Small", "size": 1}}) == (
-        "part is of class 'never_imported:Small', whose module is not imported; name it by modules=never_imported"
+        "part is of class 'never_imported:Small', whose module is not imported; import it first, "
+        "by modules=never_imported in a command"
     )
 
 

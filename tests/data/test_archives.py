@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from mmjax.data import archives
 from mmjax.data.inputs import ImageInput
 from mmjax.data.prompt import make_prompt
-from mmjax.data.sources import archives, cifar10_builder, emoji_builder, fsdd, mnist, pairs
-from mmjax.data.sources.building import Stored, build
+from mmjax.data.sources import cifar10_builder, emoji_builder, fsdd, mnist, pairs
+from mmjax.data.sources.building import StoredExamples, build
 from mmjax.data.sources.cifar10 import CLASSES
 from mmjax.errors import UserError
 
@@ -55,7 +56,7 @@ def test_what_inflates_to_too_much_is_refused(tmp_path, monkeypatch):
     assert emoji_builder.read_pictures(path, "", ["a.png"]) == {"a.png": b""}
     path.write_bytes(gzip.compress(bomb))
     with pytest.raises(UserError, match="inflates to more than 1048576 bytes"):
-        pairs.read_pairs(path)
+        pairs.read_digit_pairs(path)
     with tarfile.open(path, "w:gz") as archive:
         member = tarfile.TarInfo("other")
         member.size = len(bomb)
@@ -82,18 +83,18 @@ def test_links_are_left_out(tmp_path):
 def test_files_of_mnist_that_are_too_short(content, tmp_path):
     path = tmp_path / "labels.gz"
     path.write_bytes(gzip.compress(bytes.fromhex(content)))
-    with pytest.raises(UserError, match="is not an idx file of labels"):
+    with pytest.raises(UserError, match="is not an IDX file of labels"):
         mnist.read_labels(path)
 
 
 def test_labels_of_mnist_are_digits_and_enough(tmp_path):
     path = tmp_path / "labels.gz"
     path.write_bytes(gzip.compress(bytes.fromhex("00000801 00000002 03ff")))
-    with pytest.raises(UserError, match="holds the label 255, which is no digit"):
+    with pytest.raises(UserError, match="holds the label 255, which is not a digit"):
         mnist.read_labels(path)
     path.write_bytes(gzip.compress(bytes.fromhex("00000801 00000002 0301")))
     with pytest.raises(UserError, match="too few for each split"):
-        pairs.make_pairs("recording_disjoint", mnist.read_labels(path), mnist.read_labels(path))
+        pairs.make_digit_pairs("recording_disjoint", mnist.read_labels(path), mnist.read_labels(path))
 
 
 @pytest.mark.parametrize("number", ["-1", "9" * 30, "9" * 5000])
@@ -101,13 +102,13 @@ def test_numbers_of_pairs_that_are_out_of_range(number, tmp_path):
     path = tmp_path / "pairs.csv.gz"
     lines = ["split,mnist_file,mnist_index,label,fsdd_file,noise_seed", f"train,train,0,3,3_theo_0.wav,{number}"]
     path.write_bytes(gzip.compress("\n".join(lines).encode()))
-    with pytest.raises(UserError, match=r"is no table of pairs \(line 2"):
-        pairs.read_pairs(path)
+    with pytest.raises(UserError, match=r"is not a table of pairs \(line 2"):
+        pairs.read_digit_pairs(path)
 
 
 READERS = {
     "idx": mnist.read_labels,
-    "pairs": pairs.read_pairs,
+    "pairs": pairs.read_digit_pairs,
     "table": emoji_builder.read_table,
     "gemoji": emoji_builder.read_gemoji,
     "zip": lambda path: emoji_builder.read_pictures(path, "", ["a.png"]),
@@ -135,7 +136,7 @@ def test_a_data_set_with_a_pipe_in_it_is_damaged(name, tmp_path):
     (tmp_path / name).unlink(missing_ok=True)
     os.mkfifo(tmp_path / name)
     with pytest.raises(UserError, match=r"is damaged .*: delete it and prepare the data again"):
-        Stored(tmp_path, "train")
+        StoredExamples(tmp_path, "train")
 
 
 def test_a_lock_that_is_a_pipe_is_no_wait(tmp_path):

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from mmjax.data.audio_inputs import SpectrogramInput
 from mmjax.data.augment import ImageAugment, SpectrogramAugment
-from mmjax.data.inputs import ImageInput, SpectrogramInput
+from mmjax.data.inputs import ImageInput
 from mmjax.data.sources.base import Recording
 
 
@@ -39,13 +40,13 @@ def test_random_numbers_decide():
         speech: Recording(0.1 * rng(2).standard_normal(4000, np.float32), 8000),
     }
     for node, value in raw.items():
-        assert node.random
+        assert node.is_random
         first, again, other, plain = (node.read(value, source)[0] for source in (rng(3), rng(3), rng(4), None))
         np.testing.assert_array_equal(first, again)
         assert np.abs(first - other).max() > 0.05
         assert np.abs(first - plain).max() > 0.05
-    assert not ImageInput(size=16).random
-    assert not SpectrogramInput().random
+    assert not ImageInput(size=16).is_random
+    assert not SpectrogramInput().is_random
 
 
 def test_flip():

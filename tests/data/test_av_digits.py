@@ -135,16 +135,16 @@ def test_noisy_speech_is_the_recipe(built, raw):
 
 def test_levels_of_the_mixture():
     rng = np.random.default_rng(0)
-    speech = noise.level((3000 * rng.standard_normal(6000)).astype(np.int16))
+    speech = noise.normalize_level((3000 * rng.standard_normal(6000)).astype(np.int16))
     assert noise.rms(speech[:6000]) == pytest.approx(0.1, rel=1e-4)
     assert not speech[6000:].any()
-    pool = np.stack([noise.level((500 * rng.standard_normal(9000)).astype(np.int16)) for _ in range(5)])
-    alone = noise.mix(np.zeros_like(speech), pool, seed=7) / 32767
+    pool = np.stack([noise.normalize_level((500 * rng.standard_normal(9000)).astype(np.int16)) for _ in range(5)])
+    alone = noise.mix_noise(np.zeros_like(speech), pool, seed=7) / 32767
     assert noise.rms(alone) == pytest.approx(0.1, rel=1e-3)
-    part = noise.mix(speech, pool, seed=7) / 32767 - alone
+    part = noise.mix_noise(speech, pool, seed=7) / 32767 - alone
     decibels = 20 * np.log10(noise.rms(part) * np.sqrt(8000 / 6000) / noise.rms(alone))
     assert decibels == pytest.approx(-10, abs=0.02)
-    shifts = {int(np.argmax(np.abs(noise.mix(impulse(), pool * 0, seed)))) for seed in range(300)}
+    shifts = {int(np.argmax(np.abs(noise.mix_noise(impulse(), pool * 0, seed)))) for seed in range(300)}
     assert 0 <= min(shifts) < 20
     assert 980 < max(shifts) <= 1000
 
@@ -158,10 +158,10 @@ def impulse() -> np.ndarray:
 
 def test_loud_mixtures_are_made_quieter_and_silence_stays_silent():
     click = impulse() * 10
-    mixed = noise.mix(click, np.zeros((1, 8000), np.float32), seed=0)
+    mixed = noise.mix_noise(click, np.zeros((1, 8000), np.float32), seed=0)
     assert np.abs(mixed).max() == 32767
     assert (np.abs(mixed) > 3276).sum() == 1  # the noise went down with the click
-    assert not noise.level(np.zeros(100, np.int16)).any()
+    assert not noise.normalize_level(np.zeros(100, np.int16)).any()
 
 
 def test_four_components_hold_the_documented_share_of_mnists_variance(pictures):
@@ -266,9 +266,9 @@ def test_broken_raw_files_leave_their_fields_out_and_nothing_else(damaged, built
     ("file", "content", "message"),
     [
         ("mnist/train-images-idx3-ubyte.gz", b"nonsense", "cannot be read"),
-        ("mnist/train-images-idx3-ubyte.gz", gzip.compress(b"\0\0\x08\x01\0\0\0\1\7"), "not an idx file of pictures"),
+        ("mnist/train-images-idx3-ubyte.gz", gzip.compress(b"\0\0\x08\x01\0\0\0\1\7"), "not an IDX file of pictures"),
         ("av_digits/pairs_recording_disjoint.csv.gz", gzip.compress(b"split,label\ntrain,3\n"), r"line 2: .*fsdd_file"),
-        ("av_digits/pairs_recording_disjoint.csv.gz", b"nonsense", "no table of pairs"),
+        ("av_digits/pairs_recording_disjoint.csv.gz", b"nonsense", "not a table of pairs"),
     ],
     ids=["no gzip", "no pictures", "no column", "no table"],
 )
@@ -290,12 +290,12 @@ import os, sys
 from mmjax.data.sources.av_digits import AvDigits
 from mmjax.data.sources.digit_strings import WORDS, DigitStrings
 from mmjax.data.sources import av_digits_builder
-make = av_digits_builder.Clean.__call__
+make = av_digits_builder.CleanExamples.__call__
 def die(self, split, row):
     if split == "validation" and row == 5:
         os.kill(os.getpid(), 9)
     return make(self, split, row)
-av_digits_builder.Clean.__call__ = die
+av_digits_builder.CleanExamples.__call__ = die
 AvDigits(noise="clean").prepare(*sys.argv[1:])
 """
 

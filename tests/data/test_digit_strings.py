@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from mmjax.data.inputs import ImageInput, SpectrogramInput, TextInput
+from mmjax.data.audio_inputs import SpectrogramInput
+from mmjax.data.inputs import ImageInput, TextInput
 from mmjax.data.sources.base import Recording
 from mmjax.data.sources.digit_strings import MOST_DIGITS, RATE, WORDS, DigitStringRecords, DigitStrings
 from mmjax.errors import UserError

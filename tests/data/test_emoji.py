@@ -127,7 +127,7 @@ def test_a_damaged_picture_is_absent(shared_data, tmp_path, lines):
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("emoji.jsonl", None, "is no table of emoji"),
+        ("emoji.jsonl", None, "is not a table of emoji"),
         ("emoji.jsonl", b'{"file": 1}\n', r"line 1: 'name'"),
         ("noto_emoji_png72.zip", None, "is missing: it is the archive"),
         ("noto_emoji_png72.zip", b"no archive", "cannot be read"),

@@ -6,8 +6,9 @@ import scipy.optimize
 import scipy.signal
 import soundfile
 
-from mmjax.data import griffin_lim, spectrogram
-from mmjax.layers.mel import mel_filters
+from mmjax.data import griffin_lim
+from mmjax.layers import spectrogram
+from mmjax.layers.spectrogram import mel_filters
 
 SETTINGS = {"rate": 8000, "window": 200, "bands": 40, "low": 50.0, "high": 4000.0}
 FILTERS = mel_filters(8000, 200, 40, 50.0, 4000.0)
@@ -31,7 +32,7 @@ def convergence(found: np.ndarray, truth: np.ndarray) -> float:
 
 
 def test_the_transform_is_that_of_the_log_mel(recording):
-    spectra = griffin_lim.transform(recording, window=200, hop=80, size=200)
+    spectra = griffin_lim.stft(recording, window=200, hop=80, size=200)
     mel = np.log(np.abs(spectra) ** 2 @ FILTERS + spectrogram.FLOOR)
     np.testing.assert_allclose(mel, spectrogram.log_mel(recording, hop=80, **SETTINGS), atol=2e-3)
 
@@ -39,8 +40,8 @@ def test_the_transform_is_that_of_the_log_mel(recording):
 @pytest.mark.parametrize(("window", "hop"), [(200, 50), (200, 63), (77, 10)])
 def test_the_inverse_undoes_the_transform(window, hop):
     samples = np.random.default_rng(0).normal(size=12 * window)
-    spectra = griffin_lim.transform(samples, window=window, hop=hop, size=spectrogram.fft_size(window))
-    found = griffin_lim.inverse(spectra, window, hop)
+    spectra = griffin_lim.stft(samples, window=window, hop=hop, size=spectrogram.fft_size(window))
+    found = griffin_lim.istft(spectra, window, hop)
     assert found.shape == (len(spectra) * hop,)
     told = window // 3  # where windows have risen from zero
     np.testing.assert_allclose(found[told : samples.size], samples[told:], atol=1e-6)
@@ -48,7 +49,7 @@ def test_the_inverse_undoes_the_transform(window, hop):
 
 
 def test_phases_are_found_and_sooner_with_momentum(recording):
-    magnitudes = np.abs(griffin_lim.transform(recording, window=200, hop=50, size=200))
+    magnitudes = np.abs(griffin_lim.stft(recording, window=200, hop=50, size=200))
     found = griffin_lim.griffin_lim(magnitudes, window=200, hop=50)
     plain = griffin_lim.griffin_lim(magnitudes, window=200, hop=50, momentum=0.0)
     begun = griffin_lim.griffin_lim(magnitudes, window=200, hop=50, iterations=0)
@@ -60,7 +61,7 @@ def test_phases_are_found_and_sooner_with_momentum(recording):
 
 def test_powers_fill_the_bands(recording):
     mel = np.exp(spectrogram.log_mel(recording, hop=80, **SETTINGS)).astype(np.float64)
-    power = griffin_lim.fill(mel, FILTERS)
+    power = griffin_lim.mel_to_powers(mel, FILTERS)
     assert power.shape == (len(mel), 101)
     assert (power >= 0).all()
     assert (power[:, FILTERS.sum(1) == 0] == 0).all()
@@ -70,13 +71,13 @@ def test_powers_fill_the_bands(recording):
     error = np.abs(np.log(power @ FILTERS / mel))
     assert np.percentile(error, 99) < 0.02
     assert error.max() < 0.2
-    assert (griffin_lim.fill(np.zeros((1, 40)), FILTERS) < 1e-9).all()
+    assert (griffin_lim.mel_to_powers(np.zeros((1, 40)), FILTERS) < 1e-9).all()
 
 
 @pytest.mark.parametrize("hop", [80, 100, 160])  # the last has frames that hardly overlap
 def test_a_recording_comes_back_from_its_log_mel(recording, hop):
     asked = spectrogram.log_mel(recording, hop=hop, **SETTINGS)
-    samples = griffin_lim.waveform(asked, hop=hop, **SETTINGS)
+    samples = griffin_lim.mel_to_waveform(asked, hop=hop, **SETTINGS)
     assert samples.dtype == np.float32
     assert samples.shape == (len(asked) * hop,)
     found = spectrogram.log_mel(samples, hop=hop, **SETTINGS)
@@ -89,6 +90,6 @@ def test_a_recording_comes_back_from_its_log_mel(recording, hop):
 def test_one_frame_and_silence():
     for count in (1, 5):
         silence = np.full((count, 40), np.log(spectrogram.FLOOR))
-        samples = griffin_lim.waveform(silence, hop=160, **SETTINGS)
+        samples = griffin_lim.mel_to_waveform(silence, hop=160, **SETTINGS)
         assert samples.shape == (160 * count,)
         assert np.abs(samples).max() < 1e-4

@@ -11,18 +11,10 @@ import pytest
 import soundfile
 
 from mmjax.data import TABLE
-from mmjax.data.clean import clean_picture
-from mmjax.data.headers import picture_size
-from mmjax.data.inputs import (
-    BadInput,
-    ImageInput,
-    Input,
-    LabelInput,
-    SpectrogramInput,
-    TextInput,
-    VectorInput,
-    WaveformInput,
-)
+from mmjax.data.audio_inputs import AudioInput, SpectrogramInput, WaveformInput
+from mmjax.data.clean import BadInput, decode_image
+from mmjax.data.headers import image_size
+from mmjax.data.inputs import ImageInput, Input, LabelInput, TextInput, VectorInput
 from mmjax.data.sources.base import Recording
 from mmjax.types import Image, Label, Spectrogram, Text, Vector, Waveform
 
@@ -73,7 +65,7 @@ def test_speech_sounds_as_it_was_read(shared_data):
 
 
 def test_the_table_has_every_input():
-    assert set(TABLE.values()) == set(Input.__subclasses__())
+    assert set(TABLE.values()) == {*Input.__subclasses__(), *AudioInput.__subclasses__()} - {AudioInput}
 
 
 def test_pictures_are_rgb_in_unit_range():
@@ -94,10 +86,10 @@ def test_a_jpeg_is_decoded_no_larger_than_need_be(side, size, decoded):
     coarse = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
     large = cv2.resize(coarse, (side, side), interpolation=cv2.INTER_CUBIC)
     raw = encode(large, ".jpg")
-    assert clean_picture(raw, 3, size).shape == (decoded, decoded, 3)
-    assert clean_picture(raw, 3).shape == (side, side, 3)
-    assert clean_picture(encode(large, ".png"), 3, size).shape == (side, side, 3)
-    expected = cv2.resize(clean_picture(raw, 3), (size, size), interpolation=cv2.INTER_AREA) / 255
+    assert decode_image(raw, 3, size).shape == (decoded, decoded, 3)
+    assert decode_image(raw, 3).shape == (side, side, 3)
+    assert decode_image(encode(large, ".png"), 3, size).shape == (side, side, 3)
+    expected = cv2.resize(decode_image(raw, 3), (size, size), interpolation=cv2.INTER_AREA) / 255
     np.testing.assert_allclose(ImageInput(size=size).read(raw, None)[0], expected, atol=0.02)
 
 
@@ -136,11 +128,11 @@ def test_shrinking_averages_and_growing_interpolates():
 
 
 @damaged(
-    (b"", "no bytes"),
-    (b"this is no picture", "no picture"),
+    (b"", "the image is empty"),
+    (b"this is no picture", "not an image"),
     (encode(picture(), ".png")[:-30], "PNG ends early"),
     (encode(picture(), ".jpg")[:-30], "JPEG ends early"),
-    (b"\x89PNG\r\n\x1a\n" + bytes(40) + b"IEND\xaeB`\x82", "no picture"),
+    (b"\x89PNG\r\n\x1a\n" + bytes(40) + b"IEND\xaeB`\x82", "not an image"),
     ("picture.png", "not str"),
     (np.zeros((4, 4), np.float32), "float32"),
     (np.zeros((0, 4, 3), np.uint8), "shape"),
@@ -165,13 +157,13 @@ BMP = b"BM" + struct.pack("<IIIIiiHHIIiiII", 100, 0, 54, 40, 60000, -17000, 1, 2
 
 
 @damaged(
-    (b"P5 60000 60000 255\n", "60000 x 60000 pixels, and max_pixels is 67108864"),
+    (b"P5 60000 60000 255\n", "60000 x 60000 pixels, more than max_pixels=67108864"),
     (huge_png(40_000, 40_000), "40000 x 40000"),
     (huge_png(30_000, 30_000), "30000 x 30000"),
     (BMP, "60000 x 17000"),
-    (b"P5 1 60000 255\n", "no picture"),
-    (encode(picture(), ".png")[:33] + b"\xff" + encode(picture(), ".png")[34:], "no picture"),
-    (b"P5 9999999999 1 255\n", "no picture"),
+    (b"P5 1 60000 255\n", "not an image"),
+    (encode(picture(), ".png")[:33] + b"\xff" + encode(picture(), ".png")[34:], "not an image"),
+    (b"P5 9999999999 1 255\n", "not an image"),
 )
 def test_pictures_that_announce_too_much_are_not_decoded(raw, reason):
     with pytest.raises(BadInput, match=reason):
@@ -181,17 +173,17 @@ def test_pictures_that_announce_too_much_are_not_decoded(raw, reason):
 @pytest.mark.parametrize("kind", [".png", ".jpg", ".bmp", ".ppm", ".gif", ".webp", ".tiff"])
 def test_the_largest_picture_is_a_setting(kind):
     raw = encode(np.concatenate([picture(32), picture(32)], 1), kind)
-    assert picture_size(raw) == (64, 32)
+    assert image_size(raw) == (64, 32)
     assert ImageInput(size=8, max_pixels=64 * 32).read(raw, None)[0].shape == (8, 8, 3)
-    with pytest.raises(BadInput, match="64 x 32 pixels, and max_pixels is 2047"):
+    with pytest.raises(BadInput, match="64 x 32 pixels, more than max_pixels=2047"):
         ImageInput(size=8, max_pixels=64 * 32 - 1).read(raw, None)
 
 
 def test_a_lossless_webp_tells_its_size_too():
     lossless = cv2.imencode(".webp", picture(24), [cv2.IMWRITE_WEBP_QUALITY, 101])[1].tobytes()
-    assert picture_size(lossless) == (24, 24)
+    assert image_size(lossless) == (24, 24)
     transparent = cv2.imencode(".webp", np.full((30, 20, 4), 100, np.uint8))[1].tobytes()
-    assert picture_size(transparent) == (20, 30)
+    assert image_size(transparent) == (20, 30)
 
 
 def test_sentences():
@@ -280,13 +272,13 @@ HUGE[100] = 1e30
     (wav(samples())[:-1], "truncated"),
     (wav(samples())[:30], "truncated"),
     (wav(np.zeros(0, np.float32)), "empty"),
-    (b"RIFF", "no recording"),
-    (b"", "no recording"),
+    (b"RIFF", "not a recording"),
+    (b"", "not a recording"),
     (Recording(np.zeros(0, np.int16), 8000), "empty"),
     (Recording(NAN, 8000), "1 of 4000 samples"),
     (wav(NAN), "1 of 4000 samples"),
     (Recording(HUGE, 8000), "full scale"),
-    (Recording(samples(), 0), "0 samples a second"),
+    (Recording(samples(), 0), "0 samples per second"),
     (Recording(np.zeros(10, np.int64), 8000), "int64"),
     (samples(), "float32"),
     (Recording(np.zeros((), np.float32), 8000), "empty"),
@@ -312,9 +304,9 @@ def flac(frames: int, claimed: int) -> bytes:
 @pytest.mark.parametrize("node", [SpectrogramInput(), WaveformInput()], ids=["speech", "wave"])
 def test_recordings_that_ask_for_too_much(node):
     """Each would take hundreds of gigabytes or minutes if its header were believed, or cut after it is resampled."""
-    with pytest.raises(BadInput, match="2147483647 samples a second"):
+    with pytest.raises(BadInput, match="2147483647 samples per second"):
         node.read(with_rate(wav(samples()), 2**31 - 1), None)
-    with pytest.raises(BadInput, match="no recording"):
+    with pytest.raises(BadInput, match="not a recording"):
         node.read(flac(4000, 2**32 - 2**28), None)
     assert node.read(with_rate(wav(np.tile(samples(), 250)), 7), None)[1].all()
     assert node.read(Recording(np.zeros(10**6, np.float32), 999_983), None)[1].all()
@@ -457,6 +449,7 @@ def test_features_tell_the_shapes():
         lambda: SpectrogramInput(hop=0.0),
         lambda: WaveformInput(seconds=0.0),
         lambda: LabelInput(names=()),
+        lambda: LabelInput(names=("a", "b", "a")),
         lambda: VectorInput(size=0),
     ],
 )

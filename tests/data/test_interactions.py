@@ -6,10 +6,11 @@ import itertools
 import numpy as np
 import pytest
 
-from mmjax.data.inputs import ImageInput, SpectrogramInput, TextInput
+from mmjax.data.audio_inputs import SpectrogramInput
+from mmjax.data.inputs import ImageInput, TextInput
 from mmjax.data.sources.interactions import BEAT, CELL, HERTZ, RATE, SECONDS, SIDE, WORDS, Interactions
 from mmjax.errors import UserError
-from mmjax.metrics.information import decompose
+from mmjax.metrics.information import decompose_information
 
 MIXED = {"unique_a": 1, "unique_b": 1, "redundant": 1, "synergy": 1}
 
@@ -58,7 +59,7 @@ def test_the_information_is_that_of_the_enumerated_table(noise):
         for flips in itertools.product((0, 1), repeat=4):
             label = int("".join(str(bit ^ flip) for bit, flip in zip(truth, flips, strict=True)), 2)
             joint[label, a, b] += noise ** sum(flips) * (1 - noise) ** (4 - sum(flips)) / 32
-    told, found = Interactions(**MIXED, noise=noise).information, decompose(joint)
+    told, found = Interactions(**MIXED, noise=noise).information, decompose_information(joint)
     for part, bits in dataclasses.asdict(told).items():
         assert bits == pytest.approx(getattr(found, part), abs=1e-3), part
     assert told.total == pytest.approx(found.total, abs=1e-3)

@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 
 from mmjax.data import prefetch
+from mmjax.data.audio_inputs import SpectrogramInput
 from mmjax.data.augment import ImageAugment, SpectrogramAugment
 from mmjax.data.check import check_inputs
-from mmjax.data.inputs import ImageInput, LabelInput, SpectrogramInput, TextInput, VectorInput
-from mmjax.data.loader import BadValueMonitor, Data, HostBatch, Loader, chain
+from mmjax.data.inputs import ImageInput, LabelInput, TextInput, VectorInput
+from mmjax.data.loader import BadValueMonitor, Data, HostBatch, Loader, chain_digest
 from mmjax.data.sources.base import Recording, Source
 from mmjax.data.tokenize import Bpe
 from mmjax.errors import Preempted, UserError
@@ -174,15 +175,15 @@ def test_ids_read_nothing(monkeypatch):
 
 
 def test_the_chain_of_digests():
-    first = chain("", ["train/1", "train/2"])
-    assert first == chain("", ("train/1", "train/2"))
+    first = chain_digest("", ["train/1", "train/2"])
+    assert first == chain_digest("", ("train/1", "train/2"))
     assert len(first) == 64
     others = [
-        chain("", ["train/2", "train/1"]),
-        chain("", ["train/1train/2"]),
-        chain(first, []),
-        chain(first, ["train/1"]),
-        chain("", ["train/1"]),
+        chain_digest("", ["train/2", "train/1"]),
+        chain_digest("", ["train/1train/2"]),
+        chain_digest(first, []),
+        chain_digest(first, ["train/1"]),
+        chain_digest("", ["train/1"]),
     ]
     assert len({first, *others}) == 6
 
@@ -254,7 +255,7 @@ def test_too_much_damage_ends_the_run():
         for step in range(100):
             tally.add(source.batch(step))
 
-    with pytest.raises(UserError, match=r"26 of .* values of 'image' .* no bytes.*max_bad_share"):
+    with pytest.raises(UserError, match=r"26 of .* values of 'image' .* the image is empty.*max_bad_share"):
         run(BadValueMonitor(0.1), loader(broken={index: {"image": b""} for index in range(8)}))
     with pytest.raises(UserError, match="1 of 8 values"):
         BadValueMonitor(0.0).add(loader(seed=None, broken={1: {"label": 77}}).batch(0))
@@ -395,16 +396,19 @@ def test_an_example_that_cannot_be_read_is_bad_input():
     [
         (
             {"label": 1.5},
-            "data.inputs.label cannot read the field label of train/0 in the split train: labels are integers",
+            "data.inputs.label cannot read the field label of train/0 in the split train: labels must be integers",
         ),
         (
             {"label": "z"},
             "label 'z' is not one of the 5 names, such as a, b, c; correct the data, or set data.inputs.label",
         ),
-        ({"caption": 7}, "data.inputs.text cannot read the field caption of train/0 in the split train: a text is str"),
+        (
+            {"caption": 7},
+            "data.inputs.text cannot read the field caption of train/0 in the split train: a text must be str",
+        ),
         (
             {"image": b"no picture"},
-            "data.inputs.image cannot read the field image .* no picture that OpenCV can decode",
+            "data.inputs.image cannot read the field image .* not an image that OpenCV can decode",
         ),
         (
             {"caption": "gone"},
@@ -460,7 +464,7 @@ def test_requests_that_make_no_sense():
     for setting in ({"threads": -1}, {"max_bad_share": 2.0}):
         with pytest.raises(ValueError, match=f"{next(iter(setting))} must"):
             data(**setting)
-    with pytest.raises(UserError, match="at least one"):
+    with pytest.raises(UserError, match="batch_size=0 must be at least 1"):
         loader(batch_size=0)
     with pytest.raises(UserError, match="no split 'validation': the source has train, test"):
         Loader(data(), "", "validation", 8).ids(0)

@@ -10,7 +10,8 @@ import pytest
 import soundfile
 from tokenizers import Tokenizer, models
 
-from mmjax.data.inputs import ImageInput, LabelInput, SpectrogramInput, TextInput
+from mmjax.data.audio_inputs import SpectrogramInput
+from mmjax.data.inputs import ImageInput, LabelInput, TextInput
 from mmjax.data.prompt import make_prompt
 from mmjax.data.tokenize import Bpe, train_bpe
 from mmjax.errors import UserError
@@ -106,14 +107,14 @@ def content(kind: str) -> bytes:
     ("name", "raw", "reason"),
     [
         ("image", None, "No such file or directory"),
-        ("image", b"", "the picture has no bytes"),
-        ("image", b"no picture", "10 bytes are no picture that OpenCV can decode"),
+        ("image", b"", "the image is empty"),
+        ("image", b"no picture", "10 bytes are not an image that OpenCV can decode"),
         ("image", content("png")[:-20], "the PNG ends early"),
-        ("image", content("wav"), r"\d+ bytes are no picture that OpenCV can decode"),
-        ("speech", content("png"), r"\d+ bytes are no recording that libsndfile can decode"),
+        ("image", content("wav"), r"\d+ bytes are not an image that OpenCV can decode"),
+        ("speech", content("png"), r"\d+ bytes are not a recording that libsndfile can decode"),
         ("speech", content("wav")[:-100], r"the WAV is truncated: \d+ bytes of \d+"),
-        ("speech", b"", "0 bytes are no recording that libsndfile can decode"),
-        ("image", b"P5 60000 60000 255\n", "the picture has 60000 x 60000 pixels, and max_pixels is 67108864"),
+        ("speech", b"", "0 bytes are not a recording that libsndfile can decode"),
+        ("image", b"P5 60000 60000 255\n", "the image has 60000 x 60000 pixels, more than max_pixels=67108864"),
         ("count", b"three", "label 'three' is not one of the 2 names, such as one, two"),
     ],
 )

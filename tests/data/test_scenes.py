@@ -220,7 +220,7 @@ def test_resampling_a_tone():
     times = np.arange(22050) / 22050
     tone = 10_000 * np.sin(2 * np.pi * 440 * times) + 5_000 * np.sin(2 * np.pi * 6000 * times)
     made = espeak.resample(tone.astype(np.int16), 22050)
-    expected = 10_000 * np.sin(2 * np.pi * 440 * np.arange(8000) / 8000)  # 6 kHz cannot be had at 8 kHz, and is gone
+    expected = 10_000 * np.sin(2 * np.pi * 440 * np.arange(8000) / 8000)  # 6 kHz cannot exist at 8 kHz, and is gone
     assert len(made) == 8000
     assert np.abs(made - expected)[200:-200].max() < 30
 
@@ -236,7 +236,7 @@ def test_fields_are_checked():
     for wrong in ({"seed": -1}, {"train": 0}):
         with pytest.raises(UserError, match="scenes needs a seed of 0 or more"):
             Scenes(**wrong)
-    with pytest.raises(UserError, match="leave manual_dir out"):
+    with pytest.raises(UserError, match="leave out manual_dir"):
         Scenes().prepare("nowhere", "somewhere")
 
 

@@ -15,7 +15,7 @@ import pytest
 from mmjax.data.sources import TABLE, fsdd, mnist
 from mmjax.data.sources.av_digits import AvDigits
 from mmjax.data.sources.base import Source, source_name
-from mmjax.data.sources.pairs import PAIRINGS, make_pairs, read_pairs
+from mmjax.data.sources.pairs import PAIRINGS, make_digit_pairs, read_digit_pairs
 from mmjax.errors import UserError
 
 
@@ -30,8 +30,8 @@ def test_table_of_sources():
 @pytest.mark.parametrize("pairing", PAIRINGS)
 def test_the_rule_makes_the_published_tables(shared_data, pairing):
     labels = {file: mnist.read_labels(shared_data / "mnist" / name) for file, name in mnist.LABELS.items()}
-    made = make_pairs(pairing, labels["train"], labels["t10k"])
-    published = read_pairs(shared_data / "av_digits" / f"pairs_{pairing}.csv.gz")
+    made = make_digit_pairs(pairing, labels["train"], labels["t10k"])
+    published = read_digit_pairs(shared_data / "av_digits" / f"pairs_{pairing}.csv.gz")
     assert made == published
     assert {split: len(rows) for split, rows in made.items()} == {"train": 55_000, "validation": 5_000, "test": 10_000}
     used = {split: {pair.fsdd_file for pair in rows} for split, rows in made.items()}
@@ -53,7 +53,7 @@ def archive(shared_data) -> bytes:
     """FSDD's repository as its host packs it."""
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w") as file:
-        for name in fsdd.names():
+        for name in fsdd.recording_names():
             path = f"free-spoken-digit-dataset-{fsdd.COMMIT}/recordings/{name}"
             file.writestr(path, (shared_data / "fsdd" / "recordings" / name).read_bytes())
         file.writestr("../../outside.txt", "an archive may name what it likes")
@@ -166,6 +166,6 @@ def test_recordings_that_are_not_whole_are_none():
 
 
 def test_names_of_recordings(shared_data):
-    assert set(fsdd.names()) == {path.name for path in (shared_data / "fsdd" / "recordings").iterdir()}
-    assert fsdd.describe("6_theo_13.wav") == (6, "theo", 13)
-    assert fsdd.describe("../6_theo_13.wav") is None
+    assert set(fsdd.recording_names()) == {path.name for path in (shared_data / "fsdd" / "recordings").iterdir()}
+    assert fsdd.parse_name("6_theo_13.wav") == (6, "theo", 13)
+    assert fsdd.parse_name("../6_theo_13.wav") is None

@@ -105,8 +105,8 @@ def test_trained_once_for_a_corpus(tmp_path):
 def test_what_is_stored_comes_first(tmp_path):
     first = Bpe(vocabulary=300).fit_tokenizers(corpus(tmp_path), None)
     other = corpus(tmp_path, ["entirely other words"] * 3, "other")
-    assert first.learned is not None
-    assert Bpe(vocabulary=300).fit_tokenizers(other, first.learned) == first
+    assert first.tokenizer_file is not None
+    assert Bpe(vocabulary=300).fit_tokenizers(other, first.tokenizer_file) == first
     assert Bpe(vocabulary=300).fit_tokenizers(other, tmp_path / "none").encode(TEXTS[0]) != first.encode(TEXTS[0])
 
 
@@ -114,7 +114,7 @@ def test_bytes_need_no_corpus(tmp_path):
     def refuse():
         raise AssertionError("nothing is to be read")
 
-    assert Bytes().fit_tokenizers(Corpus(refuse, "caption", tmp_path), None).learned is None
+    assert Bytes().fit_tokenizers(Corpus(refuse, "caption", tmp_path), None).tokenizer_file is None
     assert not list(tmp_path.iterdir())
 
 
@@ -130,7 +130,7 @@ def test_files_that_are_no_tokenizer(tmp_path):
     large = tmp_path / "large.json"
     large.write_text(train_bpe(TEXTS, 270))
     cases = {
-        "is no tokenizer": (broken, 300),
+        "is not a tokenizer": (broken, 300),
         "as id 0": (foreign, 300),
         "more than": (large, 269),
         "there is no": (tmp_path / "none", 300),

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mmjax.encoders import TABLE, AudioTransformer, ConvNet, Recurrent, TextTransformer, ViT
+from mmjax.encoders import TABLE, AudioTransformer, ConvNet, FTTransformer, Recurrent, TextTransformer, ViT
 from mmjax.errors import UserError
 from mmjax.layers.settings import Settings
 from mmjax.sharding.mesh import MeshShape
 from mmjax.sharding.rules import PRESETS
-from mmjax.types import Image, Spectrogram, Text
+from mmjax.types import Image, Spectrogram, Text, Vector
 from tests import reference
 from tests.reference import draw, wide
 from tests.small import FEATURES, make_batch
@@ -71,6 +71,20 @@ def test_text_transformer():
     expected = transform(encoder, wide(encoder.embed.table)[ids] + wide(encoder.position), mask)
     close(np.asarray(tokens.values)[mask], expected[mask])
     np.testing.assert_array_equal(tokens.mask, mask)
+
+
+def test_ft_transformer():
+    """Each number is a token: the number times its own weight, plus its own bias."""
+    feature = Vector(3, 2)
+    encoder = build(FTTransformer(depth=2, heads=2), feature)
+    values = np.random.default_rng(0).normal(size=(2, 2, 3)).astype(np.float32)
+    mask = np.asarray([[True, True], [True, False]])
+    tokens = run(encoder, values, mask)
+    x = values[..., None] * wide(encoder.weight) + wide(encoder.bias)
+    real = np.repeat(mask, 3, axis=1)
+    expected = transform(encoder, x.reshape(2, 6, WIDTH), real)
+    np.testing.assert_array_equal(tokens.mask, real)
+    close(np.asarray(tokens.values)[real], expected[real])
 
 
 def test_spectrogram_fills_up_to_whole_tokens():
@@ -204,7 +218,7 @@ def test_masked_places_do_not_reach_real_ones(config, name):
 
 
 def test_the_table_has_every_encoder():
-    assert set(TABLE) == {"ViT", "ConvNet", "TextTransformer", "AudioTransformer", "Recurrent"}
+    assert set(TABLE) == {"ViT", "ConvNet", "TextTransformer", "AudioTransformer", "Recurrent", "FTTransformer"}
 
 
 @pytest.mark.parametrize(

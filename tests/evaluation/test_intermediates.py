@@ -108,7 +108,11 @@ def test_models_of_other_kinds():
 
 @pytest.mark.parametrize(
     ("fusion", "layers"),
-    [(Bottleneck(depth=3, start=1, heads=2), 2), (Experts(depth=2, heads=2), 2), (Resampler(depth=1, heads=2), 1)],
+    [
+        (Bottleneck(depth=3, fusion_start=1, heads=2), 2),
+        (Experts(depth=2, heads=2), 2),
+        (Resampler(depth=1, heads=2), 1),
+    ],
     ids=lambda value: type(value).__name__,
 )
 def test_names_are_known_without_computing(fusion, layers):

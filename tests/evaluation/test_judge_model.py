@@ -17,14 +17,14 @@ from mmjax.config import experiment_file
 from mmjax.config.overrides import resolve
 from mmjax.data.loader import Loader
 from mmjax.errors import UserError
-from mmjax.evaluation.judge_model import JudgeModel, Reading
-from mmjax.evaluation.suites.generation import Asked, classifier_agreement, judge
+from mmjax.evaluation.judge_model import Judgement, JudgeModel
+from mmjax.evaluation.suites.generation import Targets, classifier_agreement, judge
 from mmjax.heads import Regress
 from mmjax.sharding.mesh import MeshShape
 from mmjax.sharding.rules import PRESETS
 from mmjax.training.loop import train
-from mmjax.training.program import Program
-from mmjax.training.run import RunDir
+from mmjax.training.run_dir import RunDir
+from mmjax.training.train_program import TrainProgram
 from tests.system.conftest import TINY
 
 STEPS = 3
@@ -70,7 +70,7 @@ def alone(experiment, held_out):
     with jax.set_mesh(mesh):
         rules = PRESETS["data"]
         sharding = NamedSharding(jax.sharding.get_mesh(), rules.spec("batch"))
-        abstract = Program(experiment, RunDir(experiment, sharding).data, rules).abstract
+        abstract = TrainProgram(experiment, RunDir(experiment, sharding).data, rules).abstract_state
         with contextlib.closing(Checkpoints(experiment.run_dir, experiment.checkpoint, read_only=True)) as checkpoints:
             model = checkpoints.restore(abstract).state.ema
     both = jax.jit(lambda model, batch: (model(batch)[0].pooled, model.predict(batch)))
@@ -104,7 +104,7 @@ def test_what_is_read_is_what_the_model_says_of_the_modality_alone(held_out, rea
         assert few.features[row] == pytest.approx(features, abs=2e-5)
         for name in LABELS:
             assert few.probabilities[name][row] == pytest.approx(said[name], abs=1e-5)
-            assert (few.answers[name][row] == said[name].argmax(-1)).all()
+            assert (few.classes[name][row] == said[name].argmax(-1)).all()
     for once, twice in zip(jax.tree.leaves(few[1:3]), jax.tree.leaves(many[1:3]), strict=True):
         np.testing.assert_array_equal(np.concatenate([once, once]), twice)
     # Examples are told apart, by more than what was allowed above.
@@ -127,32 +127,32 @@ def test_what_was_made_is_judged_by_a_named_reader(experiment, held_out, readers
     real = batch.values["image"]
     made = np.clip(real + 0.3 * rng.normal(size=real.shape), 0, 1).astype(np.float32)
     seen, shown = read("image", real), read("image", made)
-    assert {name: input.field for name, input in reader("image").asked.items()} == {name: name for name in LABELS}
+    assert {name: input.field for name, input in reader("image").truth.items()} == {name: name for name in LABELS}
     assert reader("image").input.field == "image"
-    asked = {name: Asked(batch.values[name], batch.mask[name]) for name in LABELS}
-    found = judge(shown, seen, asked)
-    assert found.reader == reader("image").name == f"scenes {experiment_file.fingerprint(experiment)}"
+    asked = {name: Targets(batch.values[name], batch.mask[name]) for name in LABELS}
+    distributions, statistics = judge(shown, seen, asked)
+    assert shown.judge == reader("image").name == f"scenes {experiment_file.fingerprint(experiment)}"
     names = {"fid", "kid", "precision", "recall", "density", "coverage"}
-    assert set(found.distributions) == names
-    assert set(found.statistics) == {
+    assert set(distributions) == names
+    assert set(statistics) == {
         f"classifier_agreement/{name}/{kind}" for name in LABELS for kind in ("accuracy", "exact")
     }
-    json.dumps(found.distributions, allow_nan=False)
+    json.dumps(distributions, allow_nan=False)
     for name in LABELS:
         truth, mask = batch.values[name], batch.mask[name]
         places = [(e, s) for e in range(9) for s in range(mask.shape[1]) if mask[e, s]]
         right = [shown.probabilities[name][e, s].argmax() == truth[e, s] for e, s in places]
-        assert found.statistics[f"classifier_agreement/{name}/accuracy"].value == pytest.approx(np.mean(right))
+        assert statistics[f"classifier_agreement/{name}/accuracy"].value == pytest.approx(np.mean(right))
         whole = [all(r for r, (e, _) in zip(right, places, strict=True) if e == row) for row in range(9)]
-        assert found.statistics[f"classifier_agreement/{name}/exact"].value == pytest.approx(np.mean(whole))
-    assert judge(seen, seen, {}).distributions["fid"] == pytest.approx(0, abs=1e-6)
+        assert statistics[f"classifier_agreement/{name}/exact"].value == pytest.approx(np.mean(whole))
+    assert judge(seen, seen, {})[0]["fid"] == pytest.approx(0, abs=1e-6)
 
 
 def test_slots_that_were_not_asked_for_do_not_count():
     rng = np.random.default_rng(1)
     probabilities = rng.dirichlet(np.ones(3), (9, 3))
-    said = Reading("scenes 0123", rng.normal(size=(9, 4)), {"shape": probabilities, "size": probabilities[:, :1]}, {})
-    answers = said.answers["shape"]
+    said = Judgement("scenes 0123", rng.normal(size=(9, 4)), {"shape": probabilities, "size": probabilities[:, :1]}, {})
+    answers = said.classes["shape"]
     mask = np.arange(3) < 2 + np.zeros((9, 1), int)
     wrong = np.where(mask, answers, (answers + 1) % 3)
     wrong[0, 0] = (wrong[0, 0] + 1) % 3
@@ -160,18 +160,18 @@ def test_slots_that_were_not_asked_for_do_not_count():
         "classifier_agreement/shape/accuracy": pytest.approx(17 / 18),
         "classifier_agreement/shape/exact": pytest.approx(8 / 9),
     }
-    said_back = classifier_agreement(said, {"shape": Asked(wrong, mask)})
+    said_back = classifier_agreement(said, {"shape": Targets(wrong, mask)})
     assert {name: statistic.value for name, statistic in said_back.items()} == found
     assert {statistic.examples for statistic in said_back.values()} == {9}
-    assert classifier_agreement(said, {"shape": Asked(wrong, np.zeros_like(mask))}) == {}
-    with pytest.raises(UserError, match=r"^scenes 0123 reads no smell: it reads shape, size$"):
-        classifier_agreement(said, {"smell": Asked(wrong, mask)})
+    assert classifier_agreement(said, {"shape": Targets(wrong, np.zeros_like(mask))}) == {}
+    with pytest.raises(UserError, match=r"^scenes 0123 predicts no smell: it predicts shape, size$"):
+        classifier_agreement(said, {"smell": Targets(wrong, mask)})
     with pytest.raises(ValueError, match="cannot be compared"):
-        judge(said, said._replace(reader="another"), {})
+        judge(said, said._replace(judge="another"), {})
 
 
 def test_texts_are_compared_as_texts():
-    said = Reading("scenes 0123", np.zeros((2, 4)), {}, {"text": ["a red circle", "two blue stars"]})
+    said = Judgement("scenes 0123", np.zeros((2, 4)), {}, {"text": ["a red circle", "two blue stars"]})
     found = classifier_agreement(said, {"text": ["a red circle", "two green stars"]})
     assert found["classifier_agreement/text/exact"].value == 0.5
     assert found["classifier_agreement/text/word_error"].value == pytest.approx(1 / 6)
@@ -179,13 +179,13 @@ def test_texts_are_compared_as_texts():
 
 
 def test_mistakes_are_one_sentence(experiment, tmp_path):
-    with pytest.raises(UserError, match="is no run directory"):
+    with pytest.raises(UserError, match="is not a run directory"):
         JudgeModel(tmp_path, "image", rules=PRESETS["data"])
     with pytest.raises(UserError, match=r"cannot judge speech: it reads image, text$"):
         JudgeModel(experiment.run_dir, "speech", rules=PRESETS["data"])
     model = chz.replace(experiment.model, outputs={"position": Regress(target="count")})
     experiment_file.write(chz.replace(experiment, model=model), tmp_path / "wordless")
-    with pytest.raises(UserError, match="no output of the kind Classify or TextDecoder"):
+    with pytest.raises(UserError, match="no output that predicts classes or text"):
         JudgeModel(tmp_path / "wordless", "image", rules=PRESETS["data"])
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mmjax.data.inputs import TextInput
-from mmjax.evaluation.maps import AGAINST, FOR, draw_map, draw_words, spread_tokens, words_of
+from mmjax.evaluation.maps import AGAINST, FOR, draw_map, draw_words, words_of
 from mmjax.types import Image, Spectrogram, Text
 
 SENTENCE = TextInput(length=20)
@@ -26,13 +26,13 @@ def test_what_speaks_for_and_against_is_coloured():
 
 
 def test_tokens_stand_for_patches_and_frames():
-    patches = spread_tokens(np.arange(6.0), Image(8, 12, 3))
+    patches = Image(8, 12, 3).spread_tokens(np.arange(6.0))
     np.testing.assert_array_equal(patches[::4, ::4], [[0, 1, 2], [3, 4, 5]])
     assert patches.shape == (8, 12)
     assert (patches[:4, 4:8] == 1).all()
-    frames = spread_tokens(np.arange(3.0), Spectrogram(10, 2, 0.01))
+    frames = Spectrogram(10, 2, 0.01).spread_tokens(np.arange(3.0))
     np.testing.assert_array_equal(frames, np.tile([[0], [0], [0], [0], [1], [1], [1], [1], [2], [2]], 2))
-    assert spread_tokens(np.arange(5.0), Text(5, 9)).shape == (5,)
+    assert Text(5, 9).spread_tokens(np.arange(5.0)).shape == (5,)
 
 
 def test_tokens_belong_to_words():

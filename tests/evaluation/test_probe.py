@@ -9,6 +9,7 @@ from mmjax.data.loader import Data
 from mmjax.data.sources.drawing import SHAPES
 from mmjax.data.sources.scenes import Scenes
 from mmjax.encoders import ConvNet
+from mmjax.evaluation.context import EvalContext
 from mmjax.evaluation.probe import LinearProbe
 from mmjax.fusion import Sum
 from mmjax.heads import Classify
@@ -31,12 +32,16 @@ def test_answers_know_their_examples():
     assert len(set(map(len, shapes))) > 1
     with jax.set_mesh(MeshShape(data=1).build()):
         config = Model(
-            encoders={"image": ConvNet()}, outputs={"shape": Classify(target="shape")}, fusion=Sum(), width=8
+            encoders={"image": ConvNet()},
+            outputs={"shape": Classify(target="shape")},
+            fusion=Sum(),
+            width=8,
+            dtype="float32",
         )
         model = draw(lambda rngs: config.build(data.features, rules=rules, rngs=rngs))
         sharding = NamedSharding(jax.sharding.get_mesh(), rules.spec("batch"))
-        place = {"sharding": sharding, "rules": rules, "count": 1}
-        answers = [LinearProbe(data, "nowhere", "test", size, "shape", "shape", **place).ask(model) for size in (4, 9)]
+        contexts = [EvalContext(data, "nowhere", "test", size, sharding, rules) for size in (4, 9)]
+        answers = [LinearProbe(context, "shape", "shape", count=1).predict(model) for context in contexts]
     for each in answers:
         np.testing.assert_array_equal(each.examples, wanted)
         np.testing.assert_array_equal(each.truth, np.concatenate(shapes))

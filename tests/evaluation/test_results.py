@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from mmjax.errors import UserError
-from mmjax.evaluation.results import Results, figures_of
+from mmjax.evaluation.results import Results, metrics_of
 from mmjax.evaluation.suite_result import Metric, SuiteResult
 from mmjax.metrics.statistics import Statistic
 from mmjax.reports.page import Card, Section, Table
@@ -34,11 +34,10 @@ FINDINGS = SuiteResult(
             ["<svg><g/></svg>"],
             [Card("test/3", [("data:image/png;base64,AA", "image")], [("text", [("red", 0.5)])], ["it is red"])],
             "As it stands.",
-            wide=True,
         )
     ],
 )
-ABOUT = {"name": "toy", "fingerprint": "0123", "data": {"test": "toy/1"}, "readers": {}, "asked": ["standard"]}
+ABOUT = {"name": "toy", "fingerprint": "0123", "data": {"test": "toy/1"}, "requests": ["standard"]}
 
 
 def add(results, step, label="test", findings=FINDINGS, **more):
@@ -46,7 +45,7 @@ def add(results, step, label="test", findings=FINDINGS, **more):
 
 
 def test_figures_have_intervals_where_they_are_of_examples():
-    found = figures_of(FINDINGS)
+    found = metrics_of(FINDINGS)
     assert set(found) == {"label/accuracy", "image/psnr", "image/fid"}
     accuracy = found["label/accuracy"]
     assert accuracy.value == pytest.approx(RIGHT.mean())
@@ -59,8 +58,8 @@ def test_what_is_found_stands_beside_what_was_there(tmp_path):
     results = Results(tmp_path)
     path = add(results, 10)
     assert path == tmp_path / "evaluations" / "10.json"
-    other = SuiteResult({"label/accuracy": Statistic.ratio(~RIGHT, np.ones(50))})
-    add(results, 10, "test given text", other, readers={"image": "eyes 45"}, asked=["standard", "probe"])
+    other = SuiteResult({"label/accuracy": Statistic.ratio(~RIGHT, np.ones(50))}, readers={"image": "eyes 45"})
+    add(results, 10, "test given text", other, requests=["standard", "probe"])
     whole = json.loads(path.read_text())
     assert whole["step"] == 10
     assert whole["fingerprint"] == "0123"
@@ -88,11 +87,11 @@ def test_the_page_shows_all_of_it_and_loads_nothing(tmp_path):
         "it is red",
         "<h2>Curves</h2>",
         "As it stands.",
-        'class="drawings wide"',
         "fid",
     ):
         assert said in page
-    (drawing,) = re.findall(r'src="data:image/svg\+xml;base64,([^"]+)"', page)
+    *curves, drawing = re.findall(r'src="data:image/svg\+xml;base64,([^"]+)"', page)
+    assert len(curves) == 3  # of the accuracy, the FID and the loss
     drawing = base64.b64decode(drawing).decode()
     assert drawing.startswith("<svg><style>")
     assert drawing.endswith("</style><g/></svg>")
@@ -136,13 +135,13 @@ def test_a_damaged_file_is_left_alone(tmp_path):
     garbage = [b"{bad", b"[]", b'{"step": 10}', b"\xff\xfe", b"", b"[" * 100_000, b'{"step": %s}' % (b"9" * 5000)]
     for content in [*garbage, *(json.dumps(whole | change).encode() for change in wrong)]:
         path.write_bytes(content)
-        with pytest.raises(UserError, match=r"10.json is no evaluation in valid JSON, perhaps cut short") as error:
+        with pytest.raises(UserError, match=r"10.json is not an evaluation in valid JSON, perhaps cut short") as error:
             add(results, 10)
         assert "\n" not in str(error.value)
         assert path.read_bytes() == content
     path.unlink()
     os.mkfifo(path)
-    with pytest.raises(UserError, match=r"10.json is no evaluation in valid JSON"):
+    with pytest.raises(UserError, match=r"10.json is not an evaluation in valid JSON"):
         add(results, 10)
     assert stat.S_ISFIFO(path.stat().st_mode)
 
@@ -171,7 +170,7 @@ def test_damaged_sections_are_written_again(tmp_path, capsys):
         assert "What it is about." in (tmp_path / "evaluations" / "report.html").read_text()
     path.unlink()
     os.mkfifo(path)
-    with pytest.raises(UserError, match=r"cannot write .*sections.json: what is there is not a regular file"):
+    with pytest.raises(UserError, match=r"cannot write .*sections.json: the existing path is not a regular file"):
         add(results, 10)
     assert stat.S_ISFIFO(path.stat().st_mode)
 

@@ -74,7 +74,7 @@ def test_sharding_changes_nothing(name):
 
 
 def test_experts_on_devices_of_their_own_change_nothing():
-    config = Experts(capacity=0.5)
+    config = Experts(capacity_factor=0.5)
     value, gradients = loss_and_gradients(config, MeshShape(data=1), "data")
     other, others = loss_and_gradients(config, MeshShape(data=1, expert=2, tensor=2), "tensor")
     close(other, value)

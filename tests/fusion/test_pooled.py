@@ -5,7 +5,7 @@ import pytest
 
 from mmjax.errors import UserError
 from mmjax.fusion import AttentionPool, Bilinear, Concat, Film, Gated, Late, LowRankTensor, Max, Mean, Sum, WeightedSum
-from mmjax.fusion.bilinear import sketch
+from mmjax.fusion.bilinear import count_sketch
 from tests import reference
 from tests.fusion.streams import WIDTH, build, close, make_streams, run
 from tests.reference import wide
@@ -119,7 +119,7 @@ def test_bilinear_is_the_sketched_outer_product(streams, means):
     h, _ = means
     size = 24
     factors = [np.concatenate([h[:, m], np.ones((4, 1))], 1) for m in range(3)]
-    sketches = [sketch(m, WIDTH + 1, size) for m in range(3)]
+    sketches = [count_sketch(m, WIDTH + 1, size) for m in range(3)]
     for matrix in sketches:
         np.testing.assert_array_equal(np.abs(matrix).sum(1), 1)
     places = [np.abs(matrix).argmax(1) for matrix in sketches]

@@ -160,7 +160,7 @@ def test_bottleneck(modalities, first, own):
             [concat_streams(masks, modalities), there], 1
         )
 
-    check(Bottleneck(latents=3, depth=2, start=first, heads=2, own=own), modalities, expected)
+    check(Bottleneck(latents=3, depth=2, fusion_start=first, heads=2, self_attention=own), modalities, expected)
 
 
 def experts(layer, x, mask, lengths, chosen, capacity):
@@ -190,7 +190,7 @@ def experts(layer, x, mask, lengths, chosen, capacity):
 def test_experts(modalities, capacity, places):
     lengths = [LENGTHS[name] for name in modalities]
     places = min(sum(lengths), places if len(modalities) > 1 else {9: 3, 3: 1}[places])
-    config = Experts(experts=3, top_k=2, capacity=capacity, balance=0.5, depth=2, heads=2)
+    config = Experts(experts=3, top_k=2, capacity_factor=capacity, balance_weight=0.5, depth=2, heads=2)
     losses = []
 
     def expected(fusion, values, masks):
@@ -210,7 +210,7 @@ def test_experts(modalities, capacity, places):
 @pytest.mark.parametrize("part", ["task", "balance"])
 def test_routers_learn(part):
     """From what their experts answer and from the balancing loss, by finite differences."""
-    fusion, streams = build(Experts(experts=3, top_k=2, balance=0.5, depth=2, heads=2), ALL), make_streams(ALL)
+    fusion, streams = build(Experts(experts=3, top_k=2, balance_weight=0.5, depth=2, heads=2), ALL), make_streams(ALL)
     weights = np.random.default_rng(2).normal(size=(4, 9, WIDTH)).astype(np.float32)
 
     def loss(routers):
@@ -250,8 +250,8 @@ def test_a_balanced_load_costs_least():
         (lambda: Resampler(latents=0), "latents must be 1 or more"),
         (lambda: Bottleneck(latents=0), "latents must be 1 or more"),
         (lambda: Experts(experts=2, top_k=3), "top_k=3 must be 1 or more and at most experts=2"),
-        (lambda: Experts(capacity=0), "capacity must lie above 0"),
-        (lambda: Bottleneck(depth=2, start=2), "start=2 must be 0 or more and less than depth=2"),
+        (lambda: Experts(capacity_factor=0), "capacity_factor must be positive"),
+        (lambda: Bottleneck(depth=2, fusion_start=2), "fusion_start=2 must be 0 or more and less than depth=2"),
     ],
 )
 def test_sizes_that_cannot_be(make, message):

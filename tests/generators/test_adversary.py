@@ -17,7 +17,7 @@ from mmjax.encoders import Recurrent, TextTransformer, ViT
 from mmjax.fusion import Concat, SingleStream
 from mmjax.generators import Gan, VaeGan, VqGan
 from mmjax.generators.adversary import Adversary, GeneratorOutput, Hinge, LeastSquares, NonSaturating, Relativistic
-from mmjax.generators.augmentation import augment
+from mmjax.generators.augmentation import diff_augment
 from mmjax.generators.codes import Codebook
 from mmjax.generators.critics import CriticOutput, PatchCritic
 from mmjax.generators.perceptual import Perceptual
@@ -27,9 +27,9 @@ from mmjax.layers.tree import named_leaves
 from mmjax.model import Model, build_critics, build_model
 from mmjax.sharding.mesh import MeshShape
 from mmjax.sharding.rules import PRESETS
-from mmjax.training.program import Program
 from mmjax.training.state import init_state
 from mmjax.training.step import compute_gradients, train_step
+from mmjax.training.train_program import TrainProgram
 from mmjax.types import Fused, Tokens
 from tests.golden import check_collectives
 from tests.reference import convolve, draw, linear, wide
@@ -51,7 +51,7 @@ MODEL = Model(
             target="speech",
             latent=2,
             widths=(4,),
-            adversary=chz.replace(ADVERSARY, adaptive=True, matching=0.5, lecam=0.1, loss=Hinge()),
+            adversary=chz.replace(ADVERSARY, adaptive=True, feature_matching=0.5, lecam=0.1, loss=Hinge()),
             perceptual=Perceptual(stem=2, widths=(4,), depths=(1,), kernel=3),
         ),
         "codes": VqGan(
@@ -84,8 +84,8 @@ def softplus(x):
     ],
 )
 def test_losses_by_their_formulas(loss, generator, critic):
-    np.testing.assert_allclose(loss.generator(jnp.asarray(TRUE), jnp.asarray(MADE)), generator, rtol=1e-5)
-    np.testing.assert_allclose(loss.critic(jnp.asarray(TRUE), jnp.asarray(MADE)), critic, rtol=1e-5)
+    np.testing.assert_allclose(loss.generator_loss(jnp.asarray(TRUE), jnp.asarray(MADE)), generator, rtol=1e-5)
+    np.testing.assert_allclose(loss.critic_loss(jnp.asarray(TRUE), jnp.asarray(MADE)), critic, rtol=1e-5)
 
 
 class Tilt(nnx.Module):
@@ -143,13 +143,13 @@ def test_the_critics_loss_by_hand(played):
     on_true, on_made = ((np.asarray(x, np.float64) * tilt).sum((2, 3)) * 3 for x in (true, fake))
     scores = softplus(on_made - on_true).mean(1)
     slopes = np.full(3, (tilt**2).sum())  # the mean over three rows of three times a weighted sum
-    config = Adversary(critic=CRITIC, augment=False, penalty=0.7, lecam=0.3)
+    config = Adversary(critic=CRITIC, augment=False, gradient_penalty=0.7, lecam=0.3)
     _, loss, metrics = losses(config, critic, true, fake, score_ema=(0.02, -0.01))
     far = (on_true.mean(1) + 1) ** 2 + (on_made.mean(1) - 2) ** 2
     follow = (2 - on_true.mean(1)) ** 2 + (-1 - on_made.mean(1)) ** 2
     wanted = scores + 0.7 * slopes + 0.3 * far + follow
     np.testing.assert_allclose(loss.value(), expected(wanted), rtol=1e-5)
-    np.testing.assert_allclose(metrics["slope"].value(), slopes[0], rtol=1e-5)
+    np.testing.assert_allclose(metrics["gradient_penalty"].value(), slopes[0], rtol=1e-5)
     np.testing.assert_allclose(metrics["true_score"].value(), expected(on_true.mean(1)), rtol=1e-5)
 
 
@@ -169,14 +169,16 @@ def critic_gradients(config, played, score_ema=None):
 
 def test_the_penalty_is_differentiated(played):
     """The slope of a weighted sum is its weights w: penalty / 2 * 2 |w|^2 has the gradient 2 penalty w."""
-    with_penalty, without = (critic_gradients(chz.replace(PLAIN, penalty=weight), played) for weight in (0.7, 0.0))
+    with_penalty, without = (
+        critic_gradients(chz.replace(PLAIN, gradient_penalty=weight), played) for weight in (0.7, 0.0)
+    )
     np.testing.assert_allclose(with_penalty - without, 2 * 0.7 * played[3], rtol=1e-4, atol=1e-5)
 
 
 def test_usual_scores_follow_and_hold_the_critic(played):
     """What is usual is drawn to the mean scores, at any weight of LeCam; scores to what is usual of the other kind."""
     true, fake, _, tilt = played
-    config = chz.replace(PLAIN, penalty=0.0, lecam=0.3)
+    config = chz.replace(PLAIN, gradient_penalty=0.0, lecam=0.3)
     weights, score_ema = critic_gradients(config, played, score_ema=(0.02, -0.01))
     scores = [(np.asarray(x, np.float64) * tilt).sum((1, 2, 3)) for x in (true, fake)]
     np.testing.assert_allclose(score_ema, [200 * expected(2 - scores[0]), 200 * expected(-1 - scores[1])], rtol=1e-4)
@@ -196,7 +198,7 @@ def test_the_generators_loss_by_hand(played, step, counts):
     on_true, on_made = ((np.asarray(x, np.float64) * tilt).sum((2, 3)) * 3 for x in (true, fake))
     own = np.square(np.asarray(fake - true)).mean((1, 2, 3)) + np.array((0.5, 0, 0.25))
     matched = np.abs(np.asarray(true - fake) * tilt).mean((1, 2, 3))
-    config = Adversary(critic=CRITIC, augment=False, weight=0.2, matching=0.5, warmup=10)
+    config = Adversary(critic=CRITIC, augment=False, weight=0.2, feature_matching=0.5, warmup=10)
     step = None if step is None else jnp.int32(step)
     loss, _, _ = losses(config, critic, true, fake, step=step)
     wanted = own + counts * (0.2 * softplus(on_true - on_made).mean(1) + 0.5 * matched)
@@ -224,7 +226,7 @@ def test_a_gan_counts_its_squared_error_as_it_is_told():
     )
     fused = Fused(Tokens(values, mask), pooled, {})
     loss, metrics = jax.jit(lambda batch: gan.loss(fused, batch, jax.random.key(0), None))(put(make_batch(), RULES))
-    np.testing.assert_allclose(loss.value(), 0.3 * metrics["square_error"].value(), rtol=1e-5)
+    np.testing.assert_allclose(loss.value(), 0.3 * metrics["squared_error"].value(), rtol=1e-5)
 
 
 def test_a_patch_critic_in_numpy():
@@ -261,11 +263,11 @@ def test_a_patch_critic_in_numpy():
 
 def test_augmentation_moves_cuts_and_lets_gradients_pass():
     x = jnp.asarray(np.random.default_rng(0).uniform(0.5, 1, size=(64, 16, 16, 3)), jnp.float32)
-    run = jax.jit(augment)
+    run = jax.jit(diff_augment)
     seen = run(x, jax.random.key(0))
     np.testing.assert_array_equal(seen, run(x, jax.random.key(0)))
     assert np.abs(seen - run(x, jax.random.key(1))).max() > 0.1
-    gradient = np.asarray(jax.jit(jax.grad(lambda x: augment(x, jax.random.key(0)).sum()))(x))
+    gradient = np.asarray(jax.jit(jax.grad(lambda x: diff_augment(x, jax.random.key(0)).sum()))(x))
     assert np.isfinite(gradient).all()
     assert np.abs(gradient).max() > 0
     # Light keeps which of two pictures is which: an affine map of each, so what is constant stays so where it is seen.
@@ -469,18 +471,18 @@ def test_a_critics_condition_does_not_hold_what_it_judges(kind):
 @pytest.mark.parametrize(("penalty", "passes"), [(0.0, 2), (1.0, 6)])
 def test_a_steps_flops_count_the_critics(penalty, passes):
     """Three times its passes over true and made examples, and over both and back again where slopes are penalised."""
-    output = chz.replace(MODEL.outputs["image"], adversary=chz.replace(PLAIN, penalty=penalty))
+    output = chz.replace(MODEL.outputs["image"], adversary=chz.replace(PLAIN, gradient_penalty=penalty))
     config = chz.replace(MODEL, outputs={"image": output})
     key, batch = jax.random.key(0), put(make_batch(), RULES)
     model, critics = (
         jax.eval_shape(functools.partial(make, model=config, features=FEATURES, rules=RULES), key)
         for make in (build_model, build_critics)
     )
-    program = SimpleNamespace(abstract=SimpleNamespace(model=model, critics=critics), batch=lambda: batch)
+    program = SimpleNamespace(abstract_state=SimpleNamespace(model=model, critics=critics), batch_shapes=lambda: batch)
     x, condition = batch.values["image"], jnp.zeros((8, 16))
     once = count_flops(lambda critic, x: critic(x, condition), critics["image"].critic, x)
     assert once > 0
-    added = Program.model_flops.func(program) - step_flops(model, batch)
+    added = TrainProgram.model_flops.func(program) - step_flops(model, batch)
     assert added == pytest.approx(3 * passes * once, rel=0.05)
 
 
@@ -488,7 +490,7 @@ def test_an_evaluation_needs_no_critic():
     model, _ = start("one")
     loss, metrics = jax.jit(lambda model, batch: model.loss(batch))(model, put(make_batch(), RULES))
     assert np.isfinite(float(loss))
-    assert "image/square_error" in metrics
+    assert "image/squared_error" in metrics
     assert not any("score" in name for name in metrics)
 
 

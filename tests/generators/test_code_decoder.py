@@ -101,7 +101,7 @@ def test_writing_teaches_the_tokenizer_nothing_and_what_is_absent_nobody(batch):
 
 def test_what_is_written_is_the_likeliest_code_of_every_place():
     writer, fused = build(), features()
-    ids = np.asarray(jax.jit(lambda: writer.writer.write(fused, None, Decoding()))())
+    ids = np.asarray(jax.jit(lambda: writer.writer.sample(fused, None, Decoding()))())
     logits = jax.jit(lambda ids: writer.writer(ids, fused, None))(jnp.asarray(ids))
     likeliest = np.asarray(logits)[..., 1:].argmax(-1) + 1
     ended = np.cumsum(ids == 1, 1) - (ids == 1) > 0

@@ -130,7 +130,7 @@ def test_the_loss_is_the_bound(speaker, batch, fused, step):
         duration_errors.append(error)
         length_errors.append(abs(length - t) / t)
     np.testing.assert_allclose(loss.value(), total / numbers, rtol=1e-4)
-    np.testing.assert_allclose(metrics["square_error"].value(), squares / numbers, rtol=1e-4)
+    np.testing.assert_allclose(metrics["squared_error"].value(), squares / numbers, rtol=1e-4)
     np.testing.assert_allclose(metrics["kl_per_frame"].value(), sum(divergences) / sum(counts), rtol=1e-4)
     np.testing.assert_allclose(metrics["duration_error"].value(), np.average(duration_errors, weights=sizes), rtol=1e-4)
     np.testing.assert_allclose(metrics["length_error"].value(), np.mean(length_errors), rtol=1e-4)
@@ -325,7 +325,7 @@ def test_a_toy_language_is_learned():
     def step(speaker, state, batch, index):
         def loss(speaker):
             average, metrics = speaker.loss(fuse(batch), batch, jax.random.key(index), index)
-            return average.value(), metrics["square_error"].value()
+            return average.value(), metrics["squared_error"].value()
 
         (_, error), gradients = jax.value_and_grad(loss, has_aux=True)(speaker)
         updates, state = optimizer.update(gradients, state)
@@ -351,8 +351,8 @@ def test_a_toy_language_is_learned():
         ({"latent": 3}, ValueError, "latent=3 must be even"),
         ({"depth": 0}, ValueError, "depth=0 must be at least 1"),
         ({"beta": -1.0}, ValueError, "must not be negative"),
-        ({"target": "text"}, UserError, "SpeechVae.target=text is not among the features it can be: speech, song"),
-        ({"text": "speech"}, UserError, "SpeechVae.text=speech is not among the features it can be: text"),
+        ({"target": "text"}, UserError, "SpeechVae.target=text is not one of the possible features: speech, song"),
+        ({"text": "speech"}, UserError, "SpeechVae.text=speech is not one of the possible features: text"),
     ],
 )
 def test_wrong_values(wrong, error, message):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mmjax.generators import Decoding, TextDecoder
-from mmjax.generators.decoding import decode, narrow
+from mmjax.generators.decoding import decode, filter_logits
 from mmjax.layers.settings import Settings
 from mmjax.sharding.mesh import MeshShape
 from mmjax.sharding.rules import PRESETS
@@ -87,10 +87,10 @@ def test_memories_give_what_the_whole_pass_gives(writer, batch, fused):
     whole = jax.jit(lambda ids: writer(ids, fused, None))(ids)
 
     def step_by_step(ids):
-        memories, seen = writer.decoder.begin(fused.tokens, ids.shape[1], writer.dtype), []
+        cache, seen = writer.decoder.init_cache(fused.tokens, ids.shape[1], writer.dtype), []
         for place in range(ids.shape[1]):
             last = ids[:, place - 1] if place else jnp.zeros_like(ids[:, 0])
-            logits, memories = writer.step(last, jnp.int32(place), memories, fused.tokens.mask)
+            logits, cache = writer.step(last, jnp.int32(place), cache, fused.tokens.mask)
             seen.append(logits)
         return jnp.stack(seen, 1)
 
@@ -127,7 +127,7 @@ def write(name):
         tokens = Tokens(*jax.device_put((values, np.ones((8, 3), bool)), rules.spec("batch")))
         fused = Fused(tokens, tokens.values[:, 0], {})
         key = jax.random.key(3)
-        run = jax.jit(lambda writer, fused: [writer.write(fused, key, how) for how in ways])
+        run = jax.jit(lambda writer, fused: [writer.sample(fused, key, how) for how in ways])
         return [np.asarray(said) for said in run(writer, fused)]
 
 
@@ -145,7 +145,7 @@ def test_a_wide_enough_beam_finds_the_best_of_all(writer, fused, beams):
         lambda rngs: TextDecoder(target="text", depth=1, heads=2).build({"text": small}, SETTINGS, rngs), scale=1.0
     )
     how = Decoding(beams=beams, length_penalty=0.6)
-    said = np.asarray(jax.jit(lambda fused: writer.write(fused, None, how))(fused))
+    said = np.asarray(jax.jit(lambda fused: writer.sample(fused, None, how))(fused))
     candidates = [(*body, 1)[:3] for length in range(4) for body in itertools.product((2, 3, 4), repeat=length)]
     rows = np.array([[*c, *[0] * (3 - len(c))] for c in candidates])
     for example in range(SIZE):
@@ -166,9 +166,9 @@ def test_a_wide_enough_beam_finds_the_best_of_all(writer, fused, beams):
 
 def test_narrowing_against_sorting_by_hand():
     logits = np.random.default_rng(0).normal(size=(50, 12)).astype(np.float32)
-    kept = np.asarray(narrow(jnp.asarray(logits), 4, None)) > -1e8
+    kept = np.asarray(filter_logits(jnp.asarray(logits), 4, None)) > -1e8
     assert (kept.sum(1) == 4).all()
-    kept = np.asarray(narrow(jnp.asarray(logits), None, 0.7)) > -1e8
+    kept = np.asarray(filter_logits(jnp.asarray(logits), None, 0.7)) > -1e8
     for row, keep in zip(logits.astype(np.float64), kept, strict=True):
         order = np.argsort(-row)
         total = np.cumsum(reference.softmax(row)[order])
@@ -179,8 +179,8 @@ def test_draws_have_the_frequencies_of_the_distribution():
     logits = jnp.log(jnp.array([1e-9, 0.1, 0.2, 0.3, 0.4]))
     count = 4000
 
-    def step(last, place, memories):
-        return jnp.broadcast_to(logits, (count, 5)), memories
+    def step(last, place, cache):
+        return jnp.broadcast_to(logits, (count, 5)), cache
 
     how = Decoding(temperature=0.5)
     key = jax.random.key(0)
@@ -200,7 +200,7 @@ def test_draws_have_the_frequencies_of_the_distribution():
         ({"top_k": 0}, "top_k=0 must be at least 1"),
         ({"top_p": 0.0}, "must lie in"),
         ({"beams": 0}, "beams=0 must lie between 1 and 1024"),
-        ({"beams": 2, "temperature": 1.0}, "leave temperature at 0"),
+        ({"beams": 2, "temperature": 1.0}, "beam search does not sample"),
     ],
 )
 def test_wrong_values(wrong, message):

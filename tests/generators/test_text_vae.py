@@ -109,8 +109,8 @@ def test_one_input_has_many_texts():
     rules = PRESETS["data"]
     with jax.set_mesh(MeshShape(data=1).build()):
         writer, fused = build(rules), features(rules)
-        write = jax.jit(lambda key: writer.write(fused, key, Decoding()))
-        plain = jax.jit(lambda: writer.write(fused, None, Decoding()))
+        write = jax.jit(lambda key: writer.sample(fused, key, Decoding()))
+        plain = jax.jit(lambda: writer.sample(fused, None, Decoding()))
         texts = {np.asarray(write(jax.random.key(seed))).tobytes() for seed in range(8)}
         assert len(texts) > 1
         np.testing.assert_array_equal(write(jax.random.key(0)), write(jax.random.key(0)))

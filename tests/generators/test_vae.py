@@ -85,7 +85,7 @@ def test_the_loss_is_the_bound(batch, fused, target, step):
         divergences.append(kl.sum())
         total += beta * np.maximum(kl.sum((0, 1)), 0.2).sum()
     np.testing.assert_allclose(loss.value(), total / count, rtol=1e-4)
-    np.testing.assert_allclose(metrics["square_error"].value(), squares / count, rtol=1e-4)
+    np.testing.assert_allclose(metrics["squared_error"].value(), squares / count, rtol=1e-4)
     np.testing.assert_allclose(metrics["kl"].value(), np.mean(divergences), rtol=1e-4)
     assert float(vae.weight(placed)) == count == float(loss.weight)
 
@@ -96,7 +96,7 @@ def test_divergence_against_an_integral():
     ours, other = scipy.stats.norm(*q), scipy.stats.norm(*p)
     integral = np.trapezoid(ours.pdf(x) * (ours.logpdf(x) - other.logpdf(x)), x)
     ours, other = (Gaussian(*(jnp.full((1,), value) for value in of)) for of in (q, p))
-    np.testing.assert_allclose(ours.divergence(other), integral, rtol=1e-5)
+    np.testing.assert_allclose(ours.kl_divergence(other), integral, rtol=1e-5)
 
 
 def test_a_draw_is_differentiated_by_its_mean_and_deviation():
@@ -104,9 +104,9 @@ def test_a_draw_is_differentiated_by_its_mean_and_deviation():
     numbers = jnp.asarray([[0.3, -1.0, 0.2, -0.7]])
 
     def total(numbers):
-        return (Gaussian.of(numbers).draw(jax.random.key(0)) * jnp.asarray([2.0, 5.0])).sum()
+        return (Gaussian.of(numbers).sample(jax.random.key(0)) * jnp.asarray([2.0, 5.0])).sum()
 
-    noise = (Gaussian.of(numbers).draw(jax.random.key(0)) - numbers[:, :2]) / jnp.exp(numbers[:, 2:])
+    noise = (Gaussian.of(numbers).sample(jax.random.key(0)) - numbers[:, :2]) / jnp.exp(numbers[:, 2:])
     expected = jnp.concatenate(
         [jnp.asarray([[2.0, 5.0]]), jnp.asarray([[2.0, 5.0]]) * jnp.exp(numbers[:, 2:]) * noise], 1
     )

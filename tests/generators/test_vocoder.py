@@ -15,9 +15,9 @@ from mmjax.errors import UserError
 from mmjax.generators import Gan, Vocoder
 from mmjax.generators.adversary import Adversary, LeastSquares
 from mmjax.generators.critics import PatchCritic
-from mmjax.generators.phases import sound_of
-from mmjax.generators.stft import FLOOR, magnitudes, spectral_distance
-from mmjax.generators.vocoder import repeat
+from mmjax.generators.phase_reconstruction import griffin_lim
+from mmjax.generators.stft import FLOOR, spectral_distance, stft_magnitudes
+from mmjax.generators.vocoder import upsample
 from mmjax.generators.waveform_critics import WaveformCritic
 from mmjax.layers.settings import Settings
 from mmjax.sharding.mesh import MeshShape
@@ -29,12 +29,12 @@ SIZE, FRAMES, BANDS, SAMPLES = 8, 10, 4, 58
 RULES = PRESETS["data"]
 SETTINGS = Settings(width=8, rules=RULES)
 FEATURES = {"speech": Spectrogram(FRAMES, BANDS, 0.006), "wave": Waveform(SAMPLES, 1000)}
-GAME = Adversary(
+DEFAULT_ADVERSARY = Adversary(
     loss=LeastSquares(),
     critic=WaveformCritic(periods=(2, 3), scales=(2,), widths=(4, 8)),
     weight=0.5,
-    matching=2.0,
-    penalty=0.0,
+    feature_matching=2.0,
+    gradient_penalty=0.0,
     augment=False,
 )
 CONFIG = Vocoder(
@@ -46,7 +46,7 @@ CONFIG = Vocoder(
     dilations=(1, 2),
     windows=(16, 8),
     rounds=2,
-    adversary=GAME,
+    adversary=DEFAULT_ADVERSARY,
 )
 
 
@@ -128,7 +128,7 @@ def triangles(count, window, rate):
 @pytest.mark.parametrize("window", [8, 16, 32])
 def test_magnitudes(window):
     x = np.random.default_rng(1).normal(size=(2, SAMPLES)).astype(np.float32)
-    found = jax.jit(lambda x: magnitudes(x, window, rules=RULES))(put(x))
+    found = jax.jit(lambda x: stft_magnitudes(x, window, rules=RULES))(put(x))
     for row, expected in zip(np.asarray(found), x.astype(np.float64), strict=True):
         np.testing.assert_allclose(row, numpy_magnitudes(expected, window), atol=1e-4)
 
@@ -210,14 +210,14 @@ def test_the_sound_to_start_from(vocoder, batch):
     mel = np.where((mask & batch.present["speech"][:, None])[..., None], batch.values["speech"], 0)
     found = jax.jit(lambda mel, mask: vocoder.start(mel, mask))(*put((mel, mask)))
     logs = np.stack([convolve(vocoder.start.outer, leaky(convolve(vocoder.start.inner, row))) for row in mel])
-    magnitudes = np.where(mask[..., None], np.exp(logs), 0).astype(np.float32)
-    expected = jax.jit(lambda x: sound_of(x, 6, 2, rules=RULES))(put(magnitudes))
+    stft_magnitudes = np.where(mask[..., None], np.exp(logs), 0).astype(np.float32)
+    expected = jax.jit(lambda x: griffin_lim(x, 6, 2, rules=RULES))(put(stft_magnitudes))
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
 
 
 def test_repeating():
     x = np.random.default_rng(0).normal(size=(2, 3, 4)).astype(np.float32)
-    np.testing.assert_array_equal(repeat(put(x), 5, RULES), np.repeat(x, 5, axis=1))
+    np.testing.assert_array_equal(upsample(put(x), 5, RULES), np.repeat(x, 5, axis=1))
 
 
 def play(vocoder, adversary, batch):
@@ -342,12 +342,20 @@ def test_tones_are_learned():
         ({"factors": ()}, ValueError, "must be positive numbers"),
         ({"windows": (12,)}, ValueError, "must be multiples of 8"),
         ({"rounds": -1}, ValueError, "rounds=-1 must not be negative"),
-        ({"adversary": chz.replace(GAME, augment=True)}, ValueError, "needs critic=WaveformCritic and augment=false"),
-        ({"adversary": chz.replace(GAME, critic=PatchCritic())}, ValueError, "needs critic=WaveformCritic"),
+        (
+            {"adversary": chz.replace(DEFAULT_ADVERSARY, augment=True)},
+            ValueError,
+            "needs critic=WaveformCritic and augment=false",
+        ),
+        (
+            {"adversary": chz.replace(DEFAULT_ADVERSARY, critic=PatchCritic())},
+            ValueError,
+            "needs critic=WaveformCritic",
+        ),
         ({"channels": 2}, ValueError, "cannot be halved 2 times"),
-        ({"factors": (3, 3)}, UserError, "make 9 places of a frame of speech, which has 6 samples; choose factors"),
-        ({"mel": "wave"}, UserError, "Vocoder.mel=wave is not among the features it can be: speech"),
-        ({"target": "speech"}, UserError, "Vocoder.target=speech is not among the features it can be: wave"),
+        ({"factors": (3, 3)}, UserError, "upsample a frame of speech 9 times, but it has 6 samples; choose factors"),
+        ({"mel": "wave"}, UserError, "Vocoder.mel=wave is not one of the possible features: speech"),
+        ({"target": "speech"}, UserError, "Vocoder.target=speech is not one of the possible features: wave"),
     ],
 )
 def test_wrong_values(wrong, error, message):
@@ -362,5 +370,5 @@ def test_spectra_must_be_as_long_as_their_waveforms():
 
 
 def test_pictures_are_not_judged_as_waveforms():
-    with pytest.raises(ValueError, match="a WaveformCritic judges waveforms"):
-        Gan(target="image", adversary=GAME)
+    with pytest.raises(ValueError, match="a WaveformCritic scores waveforms"):
+        Gan(target="image", adversary=DEFAULT_ADVERSARY)

@@ -164,7 +164,7 @@ def test_a_tokenizer_keeps_what_its_loss_says(target, quantizer):
             total += np.square(fake - values)[inside].sum()
         count += inside.sum()
     if target == "speech":
-        np.testing.assert_allclose(metrics["square_error"].value(), total / count, rtol=1e-4)
+        np.testing.assert_allclose(metrics["squared_error"].value(), total / count, rtol=1e-4)
     counts = np.bincount(np.asarray(codes)[batch.present[target]].ravel(), minlength=vq.quantizer.size)
     np.testing.assert_array_equal(metrics["codebook"].counts, counts)
     shares = counts[counts > 0] / counts.sum()
@@ -193,5 +193,5 @@ def test_wrong_codebooks(wrong):
 
 
 def test_wrong_levels():
-    with pytest.raises(ValueError, match="must be 3 or more each"):
+    with pytest.raises(ValueError, match="must each be at least 3"):
         Fsq(levels=(8, 2))

@@ -106,7 +106,7 @@ def test_the_same_over_eight_devices(wave):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"widths": ()}, "there must be a width"),
+        ({"widths": ()}, "widths must not be empty"),
         ({"periods": (0,)}, "must be positive"),
         ({"periods": (), "scales": ()}, "needs a period or a scale"),
     ],

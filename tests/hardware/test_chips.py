@@ -3,11 +3,11 @@
 import jax
 import jax.numpy as jnp
 
-from mmjax.hardware.chips import CHIPS, chip_of, step_options
+from mmjax.hardware.chips import CHIPS, compiler_options, find_chip
 
 
 def flops(kind):
-    chip = chip_of(kind)
+    chip = find_chip(kind)
     return None if chip is None else chip.flops
 
 
@@ -25,16 +25,18 @@ def test_published_peaks_by_device_kind():
 
 def test_every_kind_is_of_one_chip():
     for chip in CHIPS.values():
-        assert all(chip_of(kind) is chip for kind in chip.kinds)
+        assert all(find_chip(kind) is chip for kind in chip.kinds)
         assert chip.dcn < chip.ici < chip.hbm < chip.flops
 
 
 def test_what_the_compiler_is_told():
-    assert step_options("cpu", cores=0) is step_options("TPU v5 lite") is step_options("NVIDIA H200") is None
-    assert step_options("TPU v5 lite", cores=8) is None
-    assert step_options("TPU v5 lite", slices=2) == {"xla_tpu_enable_collective_pipeliner": False}
-    told = step_options("TPU v6 lite")
-    assert told == step_options("TPU v5p")
+    assert (
+        compiler_options("cpu", cores=0) is compiler_options("TPU v5 lite") is compiler_options("NVIDIA H200") is None
+    )
+    assert compiler_options("TPU v5 lite", cores=8) is None
+    assert compiler_options("TPU v5 lite", slices=2) == {"xla_tpu_enable_collective_pipeliner": False}
+    told = compiler_options("TPU v6 lite")
+    assert told == compiler_options("TPU v5p")
     assert set(told.values()) == {True}
     assert all(name.startswith("xla_tpu_") for name in told)
 
@@ -46,7 +48,7 @@ def test_convolutions_use_all_cores_of_a_cpu():
 
     x, kernel, a = jnp.ones((64, 32, 32, 64)), jnp.ones((3, 3, 64, 64)), jnp.ones((1024, 1024))
     texts = [
-        jax.jit(convolve, compiler_options=step_options("cpu", cores)).lower(x, kernel, a).compile().as_text()
+        jax.jit(convolve, compiler_options=compiler_options("cpu", cores)).lower(x, kernel, a).compile().as_text()
         for cores in (1, 2)
     ]
     # The product is YNNPACK's in both, the convolution, where there is no oneDNN, on one core.

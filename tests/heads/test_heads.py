@@ -130,12 +130,15 @@ def test_classes_of_weight_zero_are_left_out(batch, fused):
     assert float(loss.weight) == float(metrics["accuracy"].weight) == counted.sum()
 
 
-def test_regress(batch, fused):
-    head = build(Regress(target="place"))
+@pytest.mark.parametrize(("shift", "scale"), [(0.0, 1.0), (40.0, 25.0)])
+def test_regress(batch, fused, shift, scale):
+    """With a mean and a deviation, predictions are in the target's own units."""
+    scaled = {} if scale == 1 else {"mean": (shift,) * 2, "deviation": (scale,) * 2}
+    head = build(Regress(target="place", **scaled))
     loss, metrics, weight, _, prediction = run(head, fused, batch)
     both = reference.linear(head.parameters, np.asarray(fused.pooled, np.float64))
     there, truth = real_slots(batch, "place"), batch.values["place"]
-    mean, deviation = both[..., 0], np.log1p(np.exp(both[..., 1])) + 1e-3
+    mean, deviation = shift + scale * both[..., 0], scale * (np.log1p(np.exp(both[..., 1])) + 1e-3)
     close(loss.value(), -scipy.stats.norm.logpdf(truth, mean, deviation)[there].mean(), 1e-4)
     close(weight, 2 * there.sum())
     close(loss.weight, weight)
@@ -148,7 +151,7 @@ def test_regress(batch, fused):
 
 def embeddings(head, fused):
     pairs = []
-    for side, name in enumerate(head.names):
+    for side, name in enumerate(head.aligned_modalities):
         tokens = fused.unimodal[name]
         x = reference.pool(head.pools[side], np.asarray(tokens.values, np.float64), np.asarray(tokens.mask))
         x = reference.linear(head.projections[side], x)
@@ -259,13 +262,13 @@ def test_the_table_has_every_head():
 @pytest.mark.parametrize(
     ("config", "says"),
     [
-        (Classify(target="colour"), "Classify.target=colour is not among the features it can be: label"),
+        (Classify(target="colour"), "Classify.target=colour is not one of the possible features: label"),
         (Classify(target="place"), "Classify.target=place"),
         (Classify(target="label", class_weights=(1.0,)), "needs 3 non-negative numbers"),
         (Classify(target="label", class_weights=(1.0, -1.0, 1.0)), "needs 3 non-negative numbers"),
-        (Regress(target="label"), "Regress.target=label is not among the features it can be: place"),
+        (Regress(target="label"), "Regress.target=label is not one of the possible features: place"),
         (Contrast(first="image", second="smell"), "Contrast.second=smell"),
-        (Contrast(first="label", second="text"), "Contrast.first=label is not among the features it can be: image"),
+        (Contrast(first="label", second="text"), "Contrast.first=label is not one of the possible features: image"),
         (Contrast(first="image", second="text", heads=3), "Contrast.heads=3 does not divide model.width=16"),
     ],
 )

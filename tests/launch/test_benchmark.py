@@ -1,4 +1,4 @@
-"""Benchmarks: contestants that measure in turns, and what is made of it."""
+"""Benchmarks: implementations that measure in turns, and what is made of it."""
 
 import json
 import os
@@ -8,27 +8,27 @@ import sys
 import pytest
 
 from launch import benchmark
-from launch.benchmarks import contest
+from launch.benchmarks import runner
 from tests.system.conftest import ROOT
 
-ABOUT = contest.Ratio("ours over theirs", "ours", "peer", "step")
+ABOUT = runner.Ratio("ours over theirs", "ours", "peer", "step")
 
 
 def test_a_ratio_is_the_median_of_pairs():
     """Not the ratio of medians: what slows the machine slows both of a pair."""
-    found = contest._result(ABOUT, [2.0, 30.0, 1.0], [4.0, 40.0, 1.0])
+    found = runner._result(ABOUT, [2.0, 30.0, 1.0], [4.0, 40.0, 1.0])
     assert (found.ratio, found.low, found.high, found.pairs) == (0.75, 0.5, 1.0, 3)
     assert found.seconds == (2.0, 4.0)
 
 
 @pytest.mark.parametrize("name", benchmark.NAMES)
-def test_every_ratio_is_of_contestants(name):
-    found = contest.load(name)
-    assert {who for ratio in found.ratios for who in (ratio.ours, ratio.peer)} == set(found.contestants)
+def test_every_ratio_is_of_implementations(name):
+    found = runner.load(name)
+    assert {who for ratio in found.ratios for who in (ratio.ours, ratio.peer)} == set(found.implementations)
 
 
-def test_contestants_take_turns(monkeypatch, tmp_path, capsys):
-    """With contestants that tell whose turn it is instead of measuring."""
+def test_implementations_take_turns(monkeypatch, tmp_path, capsys):
+    """With implementations that tell whose turn it is instead of measuring."""
     turns = []
 
     class Worker:
@@ -41,14 +41,14 @@ def test_contestants_take_turns(monkeypatch, tmp_path, capsys):
         def __exit__(self, *_):
             turns.append(f"{self.name} ends")
 
-    def ask(worker, contestant):
-        turns.append(contestant)
-        return {"step": {"ours": 1.0, "peer": 2.0}[contestant]}
+    def ask(worker, implementation):
+        turns.append(implementation)
+        return {"step": {"ours": 1.0, "peer": 2.0}[implementation]}
 
-    named = contest.Benchmark("nothing", {"ours": None, "peer": None}, (ABOUT,))
-    monkeypatch.setattr(contest, "load", lambda name: named)
-    monkeypatch.setattr(contest, "_worker", lambda name, contestant, dtype: Worker(contestant))
-    monkeypatch.setattr(contest, "_ask", ask)
+    named = runner.Benchmark("nothing", {"ours": None, "peer": None}, (ABOUT,))
+    monkeypatch.setattr(runner, "load", lambda name: named)
+    monkeypatch.setattr(runner, "_worker", lambda name, implementation, dtype: Worker(implementation))
+    monkeypatch.setattr(runner, "_ask", ask)
     assert benchmark.main(["step", "pairs=2", f"out={tmp_path}"]) == 0
     assert turns == ["peer", "ours", "ours", "peer", "peer", "ours", "peer ends", "ours ends"]
     captured = capsys.readouterr()
@@ -61,10 +61,10 @@ def test_contestants_take_turns(monkeypatch, tmp_path, capsys):
     assert "ours over theirs" in (tmp_path / "report.html").read_text()
 
 
-def test_a_contestant_measures_as_often_as_it_is_asked():
+def test_a_implementation_measures_as_often_as_it_is_asked():
     """The loader of mmjax on its files, in a process of its own."""
-    with contest._worker("input", "mmjax", "float32") as process:
-        found = [contest._ask(process, "mmjax") for _ in range(2)]
+    with runner._worker("input", "mmjax", "float32") as process:
+        found = [runner._ask(process, "mmjax") for _ in range(2)]
     assert all(set(each) == {"batch"} and 0 < each["batch"] < 10 for each in found)
 
 

@@ -56,6 +56,11 @@ TREES = {
 SUBJECTS = Subjects("tree", lambda: {"small": "A small one.", "large": ""}, TREES.__getitem__)
 
 
+@pytest.fixture(autouse=True)
+def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+
+
 def answer(*words: str, command: Callable[[Any], Any] = lambda tree: Path(tree.folder)) -> int:
     return main(command, "Grows a tree.", words, SUBJECTS)
 
@@ -132,22 +137,70 @@ def test_help_lists_every_key_with_its_value_and_where_that_is_from(
 
         Grows a tree.
 
-        KEY             VALUE      FROM          TYPE
-        rate            0.1        tree small    float  # How fast it goes.
-        mode            fast       default       fast | exact  # speed or care
-        name            tree       default       text
-        folder          runs/tree  default       text | None
-        layers          a,b,c      tree small    entries of Layer | Wide | None
-        layers.a        Layer      tree small    Layer | Wide | None  # A layer of something.
-        layers.a.depth  5          tree small    int  # how many in a row
-        layers.b        None       tree small    Layer | Wide | None
-        layers.c        Wide       command line  Layer | Wide | None  # A layer that is wider.
-        layers.c.depth  2          default       int  # how many in a row
-        layers.c.shape  8,8        default       int,...
-        last            Wide       default       Layer | Wide  # what comes last
-        last.depth      7          command line  int  # how many in a row
-        last.shape      8,8        default       int,...
+          rate=0.1            How fast it goes. (float, from tree small)
+          mode=fast           speed or care (fast | exact)
+          name=tree           (text)
+          folder=runs/tree    (text | None)
+          layers=a,b,c        (entries of Layer | Wide | None, from tree small)
+          layers.a=Layer      A layer of something. (Layer | Wide | None, from tree small)
+          layers.a.depth=5    how many in a row (int, from tree small)
+          layers.b=None       (Layer | Wide | None, from tree small)
+          layers.c=Wide       A layer that is wider. (Layer | Wide | None, from command line)
+          layers.c.depth=2    how many in a row (int)
+          layers.c.shape=8,8  (int,...)
+          last=Wide           what comes last (Layer | Wide)
+          last.depth=7        how many in a row (int, from command line)
+          last.shape=8,8      (int,...)
+
+        --help KEY says what KEY can be and what is below it.
         """)
+
+
+def test_help_of_a_key_lists_what_is_below_it_and_its_choices(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(sys, "argv", ["/somewhere/launch/grow.py"])
+    page = textwrap.dedent("""\
+          last=Layer    what comes last (Layer | Wide, from command line)
+          last.depth=2  how many in a row (int)
+
+        choices of last:
+          Layer  A layer of something.
+              depth=2
+          Wide  A layer that is wider.
+              depth=2 shape=8,8
+        """)
+    for words in (["--help", "last"], ["--help=last"]):
+        assert answer("small", "last=Layer", *words, command=lambda tree: pytest.fail("ran")) == 0
+        assert capsys.readouterr().out == page
+    assert answer("small", "--help", "layers.a.depth") == 0
+    assert capsys.readouterr().out == "  layers.a.depth=5  how many in a row (int, from tree small)\n"
+    assert answer("small", "--help", "layers") == 0
+    assert "choices of layers.NAME:\n  Layer  A layer of something.\n" in capsys.readouterr().out
+    assert answer("small", "--help", "lats") == 2
+    assert capsys.readouterr().err.startswith("error: unknown key lats; the nearest is last; ")
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+@pytest.mark.parametrize("name", ["scenes", "cifar10_vqgan", "pretrain_10b"])
+def test_help_of_an_experiment_fits_the_terminal(
+    name: str, columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    nothing = lambda experiment: None  # noqa: E731
+    for words, most in ((["--help"], 40), (["--help", "model.fusion"], 60), (["--help", "seed=3"], 43)):
+        assert main(nothing, "Trains an experiment.", [name, *words]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert len(lines) <= most
+        assert max(map(len, lines)) <= columns
+    assert "  seed=3" in lines
+
+
+def test_a_command_shows_its_own_keys_without_a_subject(capsys: pytest.CaptureFixture[str]):
+    subjects = Subjects("tree", dict, TREES.__getitem__, keys=Tree)
+    for words in (["--help"], ["--help=rate"]):
+        assert main(lambda tree: pytest.fail("ran"), "Grows a tree.", words, subjects) == 0
+        assert "How fast it goes. (float)\n" in capsys.readouterr().out
 
 
 def test_without_a_subject_they_are_listed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
@@ -175,7 +228,7 @@ def test_a_command_without_a_subject(capsys: pytest.CaptureFixture[str]):
     assert main(seen.append, "Makes a layer.", ["depth=3"], Wide) == 0
     assert seen == [Wide(depth=3)]
     assert main(seen.append, "Makes a layer.", ["--help", "depth=3"], Wide) == 0
-    assert "depth  3      command line  int  # how many in a row" in capsys.readouterr().out
+    assert "  depth=3    how many in a row (int, from command line)" in capsys.readouterr().out
     assert main(seen.append, "Makes a layer.", ["width=3"], Wide) == 2
 
 

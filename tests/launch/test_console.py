@@ -77,8 +77,8 @@ def test_experiments_that_build_on_others_and_commands_of_other_commands_are_the
 
 def test_an_experiment_of_the_folder_one_is_in(installed: Path, tmp_path: Path):
     (tmp_path / "mine.py").write_text("from mmjax.experiments.interactions import interactions as mine\n")
-    assert "\nname " in run(installed / "mmjax", "train", "mine.py", "--help", cwd=tmp_path)
-    assert "\nname " in run(installed / "mmjax", "train", "mine:mine", "--help", "modules=mine", cwd=tmp_path)
+    assert "\n  name=" in run(installed / "mmjax", "train", "mine.py", "--help", cwd=tmp_path)
+    assert "\n  name=" in run(installed / "mmjax", "train", "mine:mine", "--help", "modules=mine", cwd=tmp_path)
 
 
 def test_help_is_quick_and_what_there_is_not_is_a_line(installed: Path, tmp_path: Path):
@@ -90,7 +90,7 @@ def test_help_is_quick_and_what_there_is_not_is_a_line(installed: Path, tmp_path
     assert all(f"\n  {name} " in listing for name in COMMANDS)
     assert min(seconds) < 0.5
     error = run(installed / "mmjax", "trian", cwd=tmp_path, code=2)
-    assert error.startswith("error: unknown command 'trian'; the nearest is train; there are train, ablate, ")
+    assert error.startswith("error: unknown command 'trian'; the nearest is train; there are inspect, new, train, ")
 
 
 def test_every_program_of_launch_is_a_command():

@@ -1,9 +1,9 @@
 """What a run makes of held-out data, judged: against its own model asked by hand, and every wrong request."""
 
-import dataclasses
 import json
 import re
 import shutil
+import sys
 from types import SimpleNamespace
 
 import jax
@@ -11,22 +11,31 @@ import numpy as np
 import pytest
 
 from launch import command_line, evaluate
-from launch.suites import SUITES
 from launch.train import train
 from mmjax.checkpoint.restore import restore_model
 from mmjax.config import experiment_file
 from mmjax.data.loader import Loader
 from mmjax.data.sources.base import Recording
 from mmjax.errors import UserError
-from mmjax.metrics.audio import frames, log_spectral_distance, mel_cepstral_distortion
+from mmjax.evaluation.results import Results
+from mmjax.evaluation.suites import Generation
+from mmjax.metrics.audio import log_mel_frames, log_spectral_distance, mel_cepstral_distortion
 from mmjax.sharding.mesh import MeshShape
 from mmjax.sharding.rules import PRESETS
 from tests.small import put
+from tests.system.test_readme import python_block
 
 # Sees pictures and words; makes pictures, texts, answers and waveforms.
 RUN = (
     *("data.source.train=48", "data.source.validation=8", "data.source.test=7", "train.steps=3", "train.batch_size=8"),
-    *("model.width=16", "model.unroll=false", "model.fusion=Concat", "model.encoders.text.depth=1"),
+    *(
+        "model.width=16",
+        "model.dtype=float32",
+        "model.unroll=false",
+        "data.workers=0",
+        "model.fusion=Concat",
+        "model.encoders.text.depth=1",
+    ),
     *("model.encoders.text.heads=2", "model.encoders.speech=None", "model.outputs.writer.heads=2"),
     *(
         "data.inputs.speech=None",
@@ -68,8 +77,8 @@ def values(run):
 @pytest.fixture(scope="module")
 def found(run):
     """What the command finds, once of all and once of the words alone; the run is its own reader."""
-    assert evaluate.main([str(run), f"readers.image={run}"]) == 0
-    assert evaluate.main([str(run), f"readers.image={run}", "given=text"]) == 0
+    assert evaluate.main([str(run), f"suites.generation.readers.image={run}"]) == 0
+    assert evaluate.main([str(run), f"suites.generation.readers.image={run}", "given=text"]) == 0
     return values(run)
 
 
@@ -83,7 +92,7 @@ def by_hand(run):
         rules = PRESETS["data"]
         model, _ = restore_model(experiment.model, run, data.features, rules, ema=experiment.train.ema is not None)
         placed = put(batch, rules)
-        views, _ = jax.jit(lambda model, batch: model.views(batch, None))(model, placed)
+        views, _ = jax.jit(lambda model, batch: model.fused_views(batch, None))(model, placed)
         again = {
             name: jax.device_get(model.outputs[name].reconstruct(views[model.hidden_modalities[name]], placed))
             for name in ("image", "wave")
@@ -158,7 +167,7 @@ def test_sounds_are_compared_with_the_recordings(found, by_hand):
         for sound, truth, mask in zip(sounds, batch.values["wave"], batch.mask["wave"], strict=True):
             cut = Recording(sound.samples[: mask.sum()], wave.rate)
             said, true = (wave.read(x, None)[0][mask] for x in (cut, Recording(truth[mask], wave.rate)))
-            cepstral = mel_cepstral_distortion(frames(said, wave.rate), frames(true, wave.rate))
+            cepstral = mel_cepstral_distortion(log_mel_frames(said, wave.rate), log_mel_frames(true, wave.rate))
             pairs.append((cepstral, log_spectral_distance(said, true, rate=wave.rate)))
         return np.mean(pairs, 0)
 
@@ -174,7 +183,13 @@ def test_sounds_are_compared_with_the_recordings(found, by_hand):
 def test_what_was_made_is_shown_beside_what_is_true(found, run):
     folder = run / "evaluations" / "3"
     names = {path.name for path in (folder / "test").iterdir()}
-    assert {"report.html", "sheet.png", "image-true-1.png", "image-made-7.png", "image-reconstruction-1.png"} <= names
+    assert {
+        "report.html",
+        "sheet.png",
+        "image-true-1.png",
+        "image-generated-7.png",
+        "image-reconstruction-1.png",
+    } <= names
     assert {"wave-true-1.wav", "wave-reconstruction-1.wav", "wave-griffin_lim-7.wav"} <= names
     page = (folder / "test-given-text" / "report.html").read_text()
     assert "scenes, step 3: test given text" in page
@@ -183,7 +198,7 @@ def test_what_was_made_is_shown_beside_what_is_true(found, run):
 
 def test_draws_follow_from_the_seed(found, run):
     def fid(*words):
-        assert evaluate.main([str(run), f"readers.image={run}", *words]) == 0
+        assert evaluate.main([str(run), f"suites.generation.readers.image={run}", *words]) == 0
         return values(run)["test/image/fid"]
 
     before = found["test/image/fid"]
@@ -206,7 +221,7 @@ def test_results_that_were_damaged_are_left_alone(found, run, tmp_path, capsys):
     path = copy / "evaluations" / "3.json"
     path.write_text("{bad")
     assert evaluate.main([str(copy), "given=text", "suite=standard"]) == 2
-    line = f"error: {path} is no evaluation in valid JSON, perhaps cut short; move it away, and ask again\n"
+    line = f"error: {path} is not an evaluation in valid JSON, perhaps cut short; move it away, and evaluate again\n"
     assert capsys.readouterr().err.endswith(line)
     assert path.read_text() == "{bad"
 
@@ -215,27 +230,37 @@ def test_results_that_were_damaged_are_left_alone(found, run, tmp_path, capsys):
     ("words", "line"),
     [
         (["split=exam"], "there is no split 'exam': the source has train, validation, test"),
-        (["given=smell"], "given=smell names smell, and the run reads image, text"),
-        (["given=,"], "given=, names nothing; the run reads image, text"),
-        (["examples=0"], "examples=0: examples must be at least 1"),
+        (["given=smell"], "given=smell names smell, and the run encodes image, text"),
+        (["given=,"], "given=, names nothing; the run encodes image, text"),
+        (["suites.generation.examples=0"], "suites.generation.examples=0: examples must be at least 1"),
         (["seed=-1"], "seed=-1: seed must not be negative"),
         (["step=two"], "step=two: must be a checkpoint's number, latest, or all"),
         (["watch=true", "step=3"], "watch=true: watch evaluates every step: leave step out"),
-        (["suite=looks"], "suite=looks is unknown; there are standard, generation, .*, and all"),
+        (["suite=looks"], "suite=looks is unknown; there are standard, generation, attribution, .*, and all"),
         (
-            ["suite=slices", "slices=smell"],
-            "slices=smell is no field that tells kinds of examples apart; those are count",
+            ["suite=slices", "suites.slices.fields=smell"],
+            "suites.slices.fields=smell is not a field with 2 to 3 values; those are count",
         ),
         (["step=2"], "there is no whole checkpoint of step 2 in .*; those there: 3"),
-        (["readers.text=RUN"], "readers.text has nothing to read: the run makes image, wave"),
-        (["given=image", "readers.image=RUN"], "readers.image has nothing to read: the run makes .* of image"),
-        (["readers.image=nowhere"], "nowhere is no run directory: it holds no experiment.json"),
-        (["readers.wave=RUN"], "the run .* cannot judge wave: it reads image, text"),
-        (["readers.image=RUN", "examples=3"], "3 real examples are too few to compare: give 6 or more"),
-        (["labels=count"], "labels is for suite=probe or zero_shot, which is not asked for; .*"),
         (
-            ["suite=standard", "examples=3"],
-            "examples is for suite=generation or attribution, which is not asked for; .*",
+            ["suites.generation.readers.text=RUN"],
+            ".*readers.text has nothing to read: the run generates image, wave from .*",
+        ),
+        (
+            ["given=image", "suites.generation.readers.image=RUN"],
+            "suites.generation.readers.image has nothing to read: the run generates .* from image",
+        ),
+        (["suites.generation.readers.image=nowhere"], "nowhere is not a run directory: .*"),
+        (["suites.generation.readers.wave=RUN"], "the run .* cannot judge wave: it reads image, text"),
+        (
+            ["suites.generation.readers.image=RUN", "suites.generation.examples=3"],
+            "3 real examples are too few to compare: at least 6 are needed",
+        ),
+        (["suites.probe.labels=count"], "suites.probe.labels is set, but suite=probe is not evaluated; add it, .*"),
+        (["labels=count"], "unknown key labels; the nearest is suites.probe.labels; .*"),
+        (
+            ["suite=standard", "suites.generation.examples=3"],
+            "suites.generation.examples is set, but suite=generation is not evaluated; .*",
         ),
         (["spilt=test"], "unknown key spilt; the nearest is split; .*"),
     ],
@@ -248,22 +273,55 @@ def test_a_wrong_request_is_one_line(words, line, run, capsys):
 
 
 def test_a_suite_that_nobody_asked_for_is_skipped(tmp_path, capsys, monkeypatch):
-    """A run that makes nothing has nothing for the suites there are by default; asked for, that is an error."""
-    monkeypatch.setitem(evaluate.SUITES, "generation", dataclasses.replace(SUITES["generation"], run=lambda *_: None))
-    session = SimpleNamespace(
+    """A run that generates nothing has nothing for the suites there are by default; named, that is an error."""
+    monkeypatch.setattr(Generation, "run", lambda *_: None)
+    run = SimpleNamespace(
         open=lambda step: SimpleNamespace(step=3),
-        request=evaluate.Evaluation(run_dir=str(tmp_path)),
+        context=SimpleNamespace(split="test", clusters=None, records=SimpleNamespace(fingerprint="1")),
         run_dir=tmp_path,
         mesh=MeshShape(data=1).build(),
         label="test",
         experiment=SimpleNamespace(name="nothing"),
         fingerprint="0",
-        records=SimpleNamespace(fingerprint="1"),
-        readers={},
     )
-    evaluate._evaluate(session, {"generation": "generation"}, None)
+    results, suites = Results(tmp_path), {"generation": Generation()}
+    evaluate._evaluate(run, results, suites, True, None)
     lines = capsys.readouterr().err.splitlines()
-    assert lines == ["step 3: generation", "step 3: generation skipped, this run makes no pictures and no sounds"]
-    session.request = evaluate.Evaluation(run_dir=str(tmp_path), suite=("generation",))
-    with pytest.raises(UserError, match=r"suite=generation has nothing to judge in .*; leave it out"):
-        evaluate._evaluate(session, {"generation": "generation"}, None)
+    reason = "this run generates no images and no audio"
+    assert lines[:2] == ["step 3: generation", f"step 3: generation skipped, {reason}"]
+    assert lines[2:] == [f"page: {tmp_path / 'evaluations' / 'report.html'}"]
+    with pytest.raises(UserError, match=rf"suite=generation has nothing to evaluate in .*; leave it out: {reason}"):
+        evaluate._evaluate(run, results, suites, False, None)
+
+
+def test_the_last_lines_are_a_verdict(run, capsys):
+    assert evaluate.main([str(run), "suite=standard"]) == 0
+    captured = capsys.readouterr()
+    *_, count, image, wave, writer, page = captured.err.splitlines()
+    known = json.loads((run / "evaluations" / "3.json").read_text())["metrics"]["test/count/accuracy"]
+    interval = f"[{known['low']:.4g}, {known['high']:.4g}]"
+    assert count.startswith(f"count: accuracy {known['value']:.4g} {interval}, loss ")
+    for line, start in ((image, "image: loss "), (wave, "wave: loss "), (writer, "writer: accuracy ")):
+        assert line.startswith(start)
+    assert page == f"page: {run / 'evaluations' / 'report.html'}"
+    assert captured.out == f"{run / 'evaluations' / '3.json'}\n"
+
+
+def test_a_suite_of_ones_own_with_its_own_options(run, tmp_path, monkeypatch, capsys):
+    """The one of the docs, in a module that modules= names."""
+    (tmp_path / "own_suites.py").write_text(python_block("TopK"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    try:
+        words = ["modules=own_suites", "suite=standard,top_k", "suites.top_k.output=count"]
+        assert evaluate.main([str(run), *words, "suites.top_k.k=1"]) == 0
+        assert values(run)["test/count/top_1"] == values(run)["test/count/accuracy"]
+        assert evaluate.main([str(run), *words, "suites.top_k.k=3"]) == 0
+        assert values(run)["test/count/top_3"] == 1
+        done = json.loads((run / "evaluations" / "3.json").read_text())["done"]["test"]
+        assert "top_k k=3 output=count" in done
+        capsys.readouterr()
+        assert evaluate.main([str(run), "modules=own_suites", "--help", "suites.top_k"]) == 0
+        assert re.search(r"suites\.top_k\.k=5 +how many classes", capsys.readouterr().out)
+    finally:
+        sys.modules.pop("own_suites", None)

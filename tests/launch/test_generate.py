@@ -220,17 +220,22 @@ def test_speech_is_made_of_a_text(spoken, tmp_path):
 def test_the_speed_of_speaking_is_told(vocoder, spoken, tmp_path, capsys):
     words = ["to=speech", "n=2", *([f"vocoder={spoken}"] if vocoder else [])]
     make(spoken, tmp_path, f"from=text:{SENTENCE}", *words)
-    seconds, factor = re.fullmatch(
-        r"made in (\S+) s: 6\.8 s of sound, real-time factor (\S+)\n", capsys.readouterr().err
+    seconds, factor = re.match(
+        r"generated in (\S+) s: 6\.8 s of sound, real-time factor (\S+)\n", capsys.readouterr().err
     ).groups()
     assert float(factor) == pytest.approx(float(seconds) / 6.8, rel=0.06)
 
 
 def test_the_speed_of_writing_is_told(drawn, made, tmp_path, capsys):
     whole = make(drawn, tmp_path, f"from=image:{made[0] / 'image-1.png'}", "to=text", "n=3", "decoding.temperature=1")
-    line = re.fullmatch(r"made in (\S+) s: (\d+) tokens, (\S+) a second\n", capsys.readouterr().err)
+    told = capsys.readouterr().err
+    line = re.match(r"generated in (\S+) s: (\d+) tokens, (\S+) a second\n", told)
     seconds, tokens, rate = map(float, line.groups())
     assert rate == pytest.approx(tokens / seconds, rel=0.01)
+    assert told.endswith(
+        f"\nwriter: {', '.join(map(repr, whole['answers']['writer']))}\n"
+        f"all of it on one page: {tmp_path / 'report.html'}\n"
+    )
     assert tokens >= sum(len(answer.split()) for answer in whole["answers"]["writer"])
 
 
@@ -267,7 +272,7 @@ def test_answers_to_a_recording(spoken, shared_data, tmp_path):
     assert "data:audio/wav" in (tmp_path / "report.html").read_text()
 
 
-CAN = "it can make count, position, image, text"
+CAN = "it can generate count, position, image, text"
 
 
 @pytest.mark.parametrize(
@@ -283,7 +288,7 @@ CAN = "it can make count, position, image, text"
         (["from=image:no.png"], "image:no.png cannot be used: No such file or directory"),
         (
             ["from=image:pyproject.toml"],
-            r"image:pyproject.toml cannot be used: \d+ bytes are no picture that OpenCV can decode",
+            r"image:pyproject.toml cannot be used: \d+ bytes are not an image that OpenCV can decode",
         ),
         (["from=image:launch"], "image:launch cannot be used: Is a directory"),
         (
@@ -296,10 +301,10 @@ CAN = "it can make count, position, image, text"
             "from=speech:a.wav: the run does not read speech; it reads image, text",
         ),
         (["from=text:a,text:b"], "from=text:a,text:b gives text twice; give it once"),
-        (["to=speech"], f"to=speech: this run does not make it; {CAN}"),
-        (["to=image_text"], f"to=image_text: this run does not make it; {CAN}"),
+        (["to=speech"], f"to=speech: this run does not generate it; {CAN}"),
+        (["to=image_text"], f"to=image_text: this run does not generate it; {CAN}"),
         (["to=,"], f"to=, names nothing; {CAN}"),
-        (["to=text"], "to=text: what makes it is not shown text; give something else by from="),
+        (["to=text"], "to=text: this output is not conditioned on text; give something else by from="),
         (["n=0"], "n=0: n must lie between 1 and 65536"),
         (["seed=-1"], "seed=-1: seed must not be negative"),
         (["step=2"], "there is no whole checkpoint of step 2 in .*; those there: 3"),
@@ -322,7 +327,7 @@ def test_a_wrong_request_is_one_line(words, line, drawn, tmp_path, capsys):
 
 def test_nothing_is_made_of_nothing_unless_it_is_asked_for(drawn, tmp_path, capsys):
     assert generate.main([str(drawn), f"out={tmp_path / 'out'}"]) == 2
-    line = f"error: say what is given, such as from=image:..., or what is to be made of nothing by to=; {CAN}\n"
+    line = f"error: say what is given, such as from=image:..., or what is generated from nothing by to=; {CAN}\n"
     assert capsys.readouterr().err == line
     assert not (tmp_path / "out").exists()
     assert make(drawn, tmp_path / "out", "to=image", "n=2")["prompt"] == {}
@@ -350,7 +355,7 @@ def test_what_others_have_put_there_stays(name, drawn, tmp_path, capsys):
     (tmp_path / name).write_text("[1]")
     assert generate.main([str(drawn), f"from=text:{SENTENCE}", "to=count", f"out={tmp_path}"]) == 2
     assert capsys.readouterr().err == (
-        f"error: out={tmp_path} holds other things than what an earlier request made; choose a new or an empty folder\n"
+        f"error: out={tmp_path} holds other files than those of an earlier request; choose a new or an empty folder\n"
     )
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, "[1]")]
 
@@ -369,13 +374,14 @@ def test_what_could_not_be_written_to_its_end_is_written_over(drawn, tmp_path, m
 def test_a_run_that_makes_nothing_of_what_is_given(spoken, tmp_path, capsys):
     assert generate.main([str(spoken), "to=speech", "from=speech:a.wav"]) == 2
     assert capsys.readouterr().err == (
-        "error: to=speech: what makes it is not shown speech; give something else by from=\n"
+        "error: to=speech: this output is not conditioned on speech; give something else by from=\n"
     )
 
 
 def test_no_run_and_no_checkpoint(drawn, tmp_path, capsys):
     assert generate.main([str(tmp_path), f"from=text:{SENTENCE}"]) == 2
-    assert capsys.readouterr().err == f"error: {tmp_path} is no run directory: it holds no experiment.json\n"
+    line = f"error: {tmp_path} is not a run directory: it has no experiment.json; run directories nearby: "
+    assert capsys.readouterr().err.startswith(line)
     shutil.copy(drawn / "experiment.json", tmp_path)
     shutil.copytree(drawn / "tokenizers", tmp_path / "tokenizers")
     assert generate.main([str(tmp_path), f"from=text:{SENTENCE}"]) == 2

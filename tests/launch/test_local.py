@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.local import Crew, main
+from launch.local import Processes, main
 from mmjax.errors import UserError
 from mmjax.sharding import distributed
 
@@ -58,7 +58,7 @@ with jax.set_mesh(jax.make_mesh((4,), ("data",))):
     lines = distributed.gather_lines([f"{index}:{n} \\N{SNOWMAN}" for n in range(2 - index)])
     flags = [distributed.any_process(index == 1), distributed.any_process(False)]
     distributed.barrier("end")
-print(float(total), lines, flags, distributed.is_lead())
+print(float(total), lines, flags, distributed.is_main_process())
 print(f"runs/{index}/summary.json")
 distributed.leave(0)
 """
@@ -77,7 +77,7 @@ FAILS = """
 import pathlib, time
 from mmjax.sharding import distributed
 distributed.initialize(timeout=60)
-if not distributed.is_lead():
+if not distributed.is_main_process():
     pathlib.Path(__file__).with_name("failed").write_text(str(time.time()))
     raise ArithmeticError("no such luck")
 distributed.barrier("never")
@@ -100,7 +100,7 @@ def test_missing_processes_are_one_clear_error(tmp_path):
         [sys.executable, "-c", script], cwd=ROOT, env=os.environ | variables, text=True, capture_output=True, timeout=60
     )
     assert done.returncode == 1
-    assert "UserError: process 1 of 2 did not meet all the others at 127.0.0.1:9 within 3 s" in done.stderr
+    assert "UserError: process 1 of 2 did not reach all other processes at 127.0.0.1:9 within 3 s" in done.stderr
     assert "Check failure" not in done.stderr
 
 
@@ -145,7 +145,7 @@ def test_malformed_variables_are_named(wrong):
 def test_alone_everything_answers_at_once():
     distributed.initialize()
     distributed.barrier("alone")
-    assert distributed.is_lead()
+    assert distributed.is_main_process()
     assert distributed.gather_lines(["a"]) == ["a"]
     assert distributed.any_process(True)
     assert not distributed.any_process(False)
@@ -255,9 +255,9 @@ print("first\\r\\nnot ended", end="")
         ({0: 1, 1: 75}, [15], set(), 1),
     ],
 )
-def test_verdict(ended, asked, killed, code):
-    verdict, explanation = Crew([], ended, asked, killed).verdict()
-    assert verdict == code
+def test_exit_code(ended, asked, killed, code):
+    found, explanation = Processes([], ended, asked, killed).exit_code()
+    assert found == code
     assert bool(explanation) == (code not in (0, 75))
 
 

@@ -11,13 +11,15 @@ import numpy as np
 import pytest
 
 from launch import plan
+from mmjax.errors import UserError
 from mmjax.hardware.chips import CHIPS
+from mmjax.hardware.machine import this_machine
 from mmjax.profiling.plan.plan import Network
 from mmjax.profiling.plan.roofline import Route
 from mmjax.sharding.mesh import MeshShape
 from mmjax.sharding.topology import parse_topology
 
-SMALL = ("model.unroll=false", "train.batch_size=64", "optimizer=AdamW")
+SMALL = ("model.dtype=float32", "model.unroll=false", "train.batch_size=64", "optimizer=AdamW")
 # Layers that are scanned, not unrolled as one alone would be.
 DEEP = ("model.encoders.b.depth=3",)
 
@@ -153,12 +155,15 @@ def test_what_does_not_fit_says_why_and_what_would(tmp_path, capsys):
         ),
         (["topology=v5e:3x3"], "topology=v5e:3x3: no slice of v5e has that shape; there are 2x2, 2x4, .*"),
         (["topology=v5e"], "topology=v5e: say its chips, as in v5e:2x2; there are 2x2, 2x4, .*"),
-        (["topology=v5e:2x2", "mesh.fsdp=8"], ".*needs 8 devices and there are 4; lower one of the mesh sizes"),
+        (["topology=v5e:2x2", "mesh.fsdp=8"], ".*needs 8 devices, but there are 4; lower one of the mesh sizes"),
         (
             ["topology=v5e:2x2", "mesh.data=1", "mesh.fsdp=3"],
             "mesh.fsdp=3 uses 3 of the 4 devices of v5e:2x2; choose sizes whose product is that, .*",
         ),
-        (["topology=here", "slices=2"], "slices=2 is of TPUs; topology=here is the devices there are"),
+        (
+            ["topology=here", "slices=2"],
+            "slices=2 needs a TPU topology; topology=here means the devices of this process",
+        ),
         (["topology=here", "search=true"], "search=true: must be for a described topology: topology=here plans .*"),
         (["calibration=profiles/a"], "calibration=profiles/a: must be with topology=here, not v5e:16x16"),
         (["slices=0"], "slices=0: must be at least 1"),
@@ -189,8 +194,27 @@ def test_without_libtpu(tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(topology, "version", missing)
     assert plan.main(["interactions", *SMALL, "topology=v5e:2x2", f"out={tmp_path}"]) == 2
-    expected = "error: compiling for v5e:2x2 needs libtpu, and no TPU: install it by pip install -e '.[plan]'"
+    expected = (
+        "error: compiling for v5e:2x2 needs libtpu, and not a TPU: pip install -e '.[plan]', or plan for topology=here"
+    )
     assert capsys.readouterr().err.splitlines() == [expected]  # before it is said that compiling takes minutes
+
+
+@pytest.mark.parametrize(
+    ("topology", "dtype", "unroll"),
+    [("h100:16", "bfloat16", False), ("v5e:2x2", "bfloat16", False), ("here", this_machine().dtype, True)],
+)
+def test_what_is_left_to_the_machine_is_that_of_the_topology(tmp_path, monkeypatch, topology, dtype, unroll):
+    planned_for = []
+
+    def stop(request, experiment, *_):
+        planned_for.append((experiment.model.dtype, experiment.model.unroll))
+        raise UserError("this is all the test needs")
+
+    monkeypatch.setattr(plan, "_gpus", stop)
+    monkeypatch.setattr(plan, "_compiled", stop)
+    assert plan.main(["interactions", f"topology={topology}", f"out={tmp_path / 'plan'}"]) == 2
+    assert planned_for == [(dtype, unroll)]
 
 
 def test_gpus_are_planned_by_the_estimate(tmp_path, capsys):
@@ -212,7 +236,7 @@ def test_gpus_are_planned_by_the_estimate(tmp_path, capsys):
     [
         (
             ["mesh.tensor=16", "rules=data"],
-            "mesh.tensor=16 but rules=data splits nothing over it; choose rules=tensor or",
+            "mesh.tensor=16 but rules=data shards nothing over it; choose rules=tensor or",
         ),
         (
             ["mesh.data=16", "train.accumulate=8"],
@@ -258,7 +282,7 @@ def test_here_is_planned_by_what_a_profile_reached_and_trained_without_compiling
         subprocess.run(words, check=True, capture_output=True, env=environment)
 
     def kept():
-        return {path.name for path in (tmp_path / "data" / "compilations").glob("jit_step_together*-cache")}
+        return {path.name for path in (tmp_path / "data" / "compilations").glob("jit_train_step_of_runs*-cache")}
 
     launch("profile", "steps=3", f"out={tmp_path / 'profile'}")
     launch("plan", "topology=here", f"calibration={tmp_path / 'profile'}", f"out={tmp_path / 'plan'}")

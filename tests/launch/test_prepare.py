@@ -56,7 +56,7 @@ def test_numbers_reach_the_source(monkeypatch, tmp_path, capsys):
         (["av_digits", "noise=nosy"], "noise=nosy.*noisy.*clean"),
         (["scenes", "train=many"], "train=many.*int"),
         (["scenes", "train=0"], "at least 1 example"),
-        (["scenes", "manual_dir=x"], "leave manual_dir out"),
+        (["scenes", "manual_dir=x"], "leave out manual_dir"),
     ],
 )
 def test_wrong_requests_are_one_line_and_2(words, said, capsys, tmp_path):

@@ -8,8 +8,16 @@ import pytest
 from launch import command_line, compare_profiles, profile
 from mmjax.config import experiment_file
 
-SMALL = ("model.unroll=false", "model.width=32", "train.batch_size=64", "steps=3", "mesh.data=1")
-LARGE = ("model.unroll=false", "model.width=32", "train.batch_size=2048", "steps=1", "mesh.data=1")
+FLOAT32 = ("model.dtype=float32", "model.unroll=false")
+SMALL = (*FLOAT32, "model.width=32", "train.batch_size=64", "steps=3", "mesh.data=1")
+LARGE = (
+    "model.dtype=float32",
+    "model.unroll=false",
+    "model.width=32",
+    "train.batch_size=2048",
+    "steps=1",
+    "mesh.data=1",
+)
 
 
 def profiled(folder, *words, small=SMALL):

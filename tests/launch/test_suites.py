@@ -9,8 +9,20 @@ from launch.train import train
 
 TINY = (
     *("data.source.unique_a=1", "data.source.synergy=0", "data.source.train=64", "data.source.validation=8"),
-    *("data.source.test=21", "model.width=16", "model.fusion=Concat", "model.unroll=false", "train.steps=2"),
+    *(
+        "data.source.test=21",
+        "model.width=16",
+        "model.fusion=Concat",
+        "model.dtype=float32",
+        "model.unroll=false",
+        "train.steps=2",
+    ),
     *("train.batch_size=8", "mesh.data=1"),
+)
+
+ALL = (
+    *("suite=all", "suites.attribution.examples=6", "suites.generation.examples=6"),
+    "suites.probe.at=pooled,encoders/a",
 )
 
 
@@ -20,7 +32,7 @@ def metrics(tmp_path_factory):
     run = folder / "run"
     words = [*TINY, f"run_dir={run}", f"data_dir={folder}"]
     train(command_line.resolve(command_line.load_experiment("interactions"), words))
-    assert evaluate.main([str(run), "suite=all", "examples=6", "at=pooled,encoders/a", "mesh.data=2"]) == 0
+    assert evaluate.main([str(run), *ALL, "mesh.data=2"]) == 0
     whole = json.loads((run / "evaluations" / "2.json").read_text())
     assert whole["done"] == {
         "test": [
@@ -29,9 +41,22 @@ def metrics(tmp_path_factory):
         ]
     }
     page = (run / "evaluations" / "report.html").read_text()
-    for title in ("Without a", "By label", "Why label"):
+    for title in ("Without a", "By label", "Attribution of label"):
         assert f"test: {title}" in page
     return whole["metrics"]
+
+
+def test_tables_of_robustness_have_a_row_a_condition(metrics, tmp_path_factory):
+    """However many metrics there are, a page is wide enough."""
+    run = next(tmp_path_factory.getbasetemp().glob("suites*/run"))
+    sections = json.loads((run / "evaluations" / "2" / "sections.json").read_text())["test"]["robustness"]
+    assert [section["title"] for section in sections] == ["Without a", "Without b"]
+    for section, modality in zip(sections, "ab", strict=True):
+        (table,) = section["tables"]
+        assert table["columns"] == ["metric", modality, "value", "change (95%)"]
+        assert [row[1] for row in table["rows"]] == ["intact", "without", "noised", "swapped"] * 2
+        assert table["rows"][0][0] == "label/accuracy"
+        assert table["rows"][1][2] == f"{metrics[f'test/label/without_{modality}/accuracy']['value']:.4f}"
 
 
 def test_every_suite_has_its_figures(metrics):
@@ -54,7 +79,7 @@ def test_a_suite_that_has_nothing_to_judge_says_so(metrics, tmp_path_factory, ca
     run = next(tmp_path_factory.getbasetemp().glob("suites*/run"))
     assert evaluate.main([str(run), "split=validation", "suite=standard,zero_shot"]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
-    assert line == f"error: suite=zero_shot has nothing to judge in {run}; leave it out"
+    assert line.startswith(f"error: suite=zero_shot has nothing to evaluate in {run}; leave it out: ")
     whole = json.loads((run / "evaluations" / "2.json").read_text())
     assert whole["done"]["validation"] == ["standard"]
     assert "validation/label/accuracy" in whole["metrics"]

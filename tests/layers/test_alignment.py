@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmjax.layers.alignment import align, regulate
+from mmjax.layers.alignment import durations_to_alignment, monotonic_align
 from mmjax.sharding.mesh import MeshShape
 from mmjax.sharding.rules import PRESETS
 
 FRAMES, TOKENS = 7, 5
 RULES = PRESETS["data"]
-find = jax.jit(align)
+find = jax.jit(monotonic_align)
 
 
 def cases():
@@ -70,7 +70,7 @@ def test_the_same_over_eight_devices():
 @pytest.mark.parametrize("frames", [4, 8])
 def test_durations_spelled_out(frames):
     durations = np.array([[2, 0, 3], [1, 1, 1], [0, 0, 0], [9, 1, 1]])
-    found = np.asarray(regulate(jnp.asarray(durations), frames))
+    found = np.asarray(durations_to_alignment(jnp.asarray(durations), frames))
     for row, lasting in zip(found, durations, strict=True):
         said = np.repeat(np.arange(3), lasting)[:frames]
         assert row[: len(said)].argmax(1).tolist() == said.tolist()
@@ -80,4 +80,4 @@ def test_durations_spelled_out(frames):
 def test_an_alignment_is_that_of_its_durations():
     _, scores, frames, tokens = cases()
     path = np.asarray(find(scores, frames, tokens))
-    np.testing.assert_array_equal(regulate(jnp.asarray(path.sum(1)), FRAMES), path)
+    np.testing.assert_array_equal(durations_to_alignment(jnp.asarray(path.sum(1)), FRAMES), path)

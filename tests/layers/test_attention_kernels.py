@@ -10,8 +10,8 @@ import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from mmjax.hardware.flops import count_flops
-from mmjax.layers.attention_kernels import attend, choose, cudnn, on_shards, splash, xla_attention
-from mmjax.profiling.hlo import Module
+from mmjax.layers.attention_kernels import attend, choose_kernel, cudnn, shard_mapped, splash, xla_attention
+from mmjax.profiling.hlo import HloModule
 from mmjax.sharding.topology import parse_topology
 
 MESH = ("data", "tensor")
@@ -67,7 +67,7 @@ def test_each_device_gets_the_kernel_that_suits_it(device, rows, head, split, ch
     found = []
 
     def look(array: jax.Array) -> jax.Array:
-        kernel = choose(array, array)
+        kernel = choose_kernel(array, array)
         found.append(kernel.args[0] if isinstance(kernel, functools.partial) else kernel)
         return array
 
@@ -90,7 +90,7 @@ def test_a_gpus_program_asks_for_the_fused_kernel_on_each_devices_part(monkeypat
         mask = jax.ShapeDtypeStruct((8, 1, 1, 256), jnp.bool_, sharding=jax.NamedSharding(mesh, jax.P("data")))
 
         def loss(query, key, value, mask):
-            return on_shards(cudnn, query, key, value, mask, causal).astype(jnp.float32).sum()
+            return shard_mapped(cudnn, query, key, value, mask, causal).astype(jnp.float32).sum()
 
         assert count_flops(loss, array, array, array, mask) == 2 * 2 * 8 * 4 * 256 * 256 * 64
         program = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).trace(array, array, array, mask)
@@ -118,6 +118,6 @@ def test_a_tpus_program_never_holds_the_scores_and_its_flops_are_known():
         compiled = program.lower(lowering_platforms=("tpu",)).compile()
         product = 2 * 8 * 4 * 512 * 512 * 128
         assert count_flops(loss, array, array, array, mask) == 2 * product
-    assert Module(compiled.as_text()).flops * mesh.size == 7 * product
+    assert HloModule(compiled.as_text()).flops * mesh.size == 7 * product
     scores = 8 * 4 * 512 * 512 * 4 // mesh.size
     assert compiled.memory_analysis().temp_size_in_bytes < scores

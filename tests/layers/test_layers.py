@@ -13,7 +13,7 @@ from mmjax.layers.attention import Attention, AttentionPool, Block, masked_mean
 from mmjax.layers.conv import Conv, DepthwiseConv
 from mmjax.layers.linear import Embedding, Linear, make_parameter
 from mmjax.layers.norm import RMSNorm, dropout
-from mmjax.layers.patches import cut_picture, cut_sequence, windows
+from mmjax.layers.patches import group_sequence, patchify, sliding_windows
 from mmjax.layers.position import time_embedding
 from mmjax.sharding.mesh import MeshShape
 from mmjax.sharding.rules import PRESETS
@@ -209,7 +209,7 @@ def test_depthwise_convolution_over_time(rng, kernel):
 
 def test_pictures_are_cut_row_by_row(rng):
     x = rng.normal(size=(2, 6, 8, 3)).astype(np.float32)
-    patches = np.asarray(cut_picture(jnp.asarray(x), 2, rules=RULES))
+    patches = np.asarray(patchify(jnp.asarray(x), 2, rules=RULES))
     assert patches.shape == (2, 12, 12)
     for row in range(3):
         for column in range(4):
@@ -219,14 +219,14 @@ def test_pictures_are_cut_row_by_row(rng):
 
 def test_sequences_are_cut_in_order(rng):
     x = rng.normal(size=(2, 6, 4)).astype(np.float32)
-    np.testing.assert_array_equal(cut_sequence(jnp.asarray(x), 3, rules=RULES)[1, 1, 2], x[1, 5])
+    np.testing.assert_array_equal(group_sequence(jnp.asarray(x), 3, rules=RULES)[1, 1, 2], x[1, 5])
 
 
 @pytest.mark.parametrize(("entries", "stride"), [(6, 1), (6, 2), (7, 2), (7, 3)])
 def test_windows_are_what_a_convolution_sees(rng, entries, stride):
     x = rng.normal(size=(2, entries, 4)).astype(np.float32)
     kernel = rng.normal(size=(5, 4)).astype(np.float32)
-    seen = windows(jnp.asarray(x), 5, stride)
+    seen = sliding_windows(jnp.asarray(x), 5, stride)
     whole = [sum(np.correlate(row[:, c], kernel[:, c], "same") for c in range(4)) for row in x]
     close(np.tensordot(seen, kernel, 2), np.stack(whole)[:, ::stride])
 

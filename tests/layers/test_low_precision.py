@@ -12,9 +12,9 @@ from flax import nnx
 
 from mmjax.errors import UserError
 from mmjax.layers.linear import Linear
-from mmjax.layers.low_precision import Rounded, lower_precision
+from mmjax.layers.low_precision import QuantizedMatmul, quantize_matmuls
 from mmjax.layers.mlp import MLP, Experts
-from mmjax.profiling.hlo import Module
+from mmjax.profiling.hlo import HloModule
 from mmjax.sharding.mesh import MeshShape
 from mmjax.sharding.rules import PRESETS, Rules
 from mmjax.sharding.topology import parse_topology
@@ -56,7 +56,7 @@ def numbers(*sizes: int) -> np.ndarray:
 
 def test_int8_products_and_their_slopes_as_numpy_rounds_them(linear):
     x, slope = numbers(32, 96), numbers(32, 64)
-    linear.contract = Rounded("int8")
+    linear.contract = QuantizedMatmul("int8")
     made, pull = jax.vjp(lambda linear, x: linear(x), linear, given(x))
     of_linear, of_x = pull(given(slope))
     kernel = np.asarray(linear.kernel[...])
@@ -77,7 +77,7 @@ def test_rounding_costs_so_much(linear, products, error):
         return made, pull(given(slope))[0]
 
     plain = Linear((96, 64), ("embed", "mlp"), rules=Rules(), rngs=nnx.Rngs(0)).contract
-    for one, other in zip(both(Rounded(products)), both(plain), strict=True):
+    for one, other in zip(both(QuantizedMatmul(products)), both(plain), strict=True):
         assert error / 4 < apart(one, other) < error
 
 
@@ -90,7 +90,7 @@ def test_several_devices_round_as_one_does(products):
         rules = PRESETS["fsdp_tensor"]
         with jax.set_mesh(mesh):
             mlp = jax.jit(lambda key: MLP(96, 128, rules=rules, rngs=nnx.Rngs(key)))(jax.random.key(0))
-            lower_precision(mlp, products)
+            quantize_matmuls(mlp, products)
             split = jax.NamedSharding(mesh, rules.spec("batch", None, None))
             given, back = (jax.device_put(array, split) for array in (x, slope))
 
@@ -111,14 +111,14 @@ def test_experts_round_as_one_perceptron_each_does(products):
     """What an expert makes of its rows, and the gradients, are those of a `Linear` with the expert's matrix."""
     x, slope = numbers(3, 4, 5, 24), numbers(3, 4, 5, 40)
     layer = Experts(3, 24, 40, rules=Rules(), rngs=nnx.Rngs(0))
-    lower_precision(layer, products)
-    assert layer.contract == Rounded(products)
+    quantize_matmuls(layer, products)
+    assert layer.contract == QuantizedMatmul(products)
     spec = Rules().spec("expert", "group", None, None)
     sent, back = (jax.sharding.reshard(jnp.asarray(array), spec) for array in (x, slope))
     made, pull = jax.vjp(lambda up, x: layer._multiply(x, up, layer.axes[0], "mlp"), layer.up, sent)
     of_up, of_x = pull(back)
     one = Linear((24, 40), ("embed", "mlp"), rules=Rules(), rngs=nnx.Rngs(0))
-    one.contract = Rounded(products)
+    one.contract = QuantizedMatmul(products)
     for expert in range(3):
         one.kernel[...] = jnp.asarray(np.asarray(layer.up[...])[expert])
         rows, pull = jax.vjp(lambda linear, x: linear(x), one, given(x[expert].reshape(20, 24)))
@@ -138,7 +138,7 @@ def test_several_devices_round_experts_as_one_does(products):
         with jax.set_mesh(mesh):
             make = jax.jit(lambda key: Experts(4, 24, 32, rules=rules, rngs=nnx.Rngs(key)))
             layer = make(jax.random.key(0))
-            lower_precision(layer, products)
+            quantize_matmuls(layer, products)
             split = jax.NamedSharding(mesh, rules.spec("batch", None, None))
             given = [jax.device_put(array, split) for array in (x, gates)]
             loss = jax.jit(jax.grad(lambda layer, x, gates: jnp.square(layer(x, gates, 3)).sum(), argnums=(0, 1)))
@@ -150,7 +150,7 @@ def test_several_devices_round_experts_as_one_does(products):
 
 
 def test_attention_and_perceptrons_are_rounded_and_nothing_else():
-    config = chz.replace(ATTENTIVE, products="int8")
+    config = chz.replace(ATTENTIVE, matmul_precision="int8")
     model = draw(lambda rngs: config.build(FEATURES, rules=PRESETS["data"], rngs=rngs))
     found = {}
 
@@ -162,7 +162,7 @@ def test_attention_and_perceptrons_are_rounded_and_nothing_else():
                 look(value, f"{path}/{name}")
 
     look(model, "")
-    low = {path for path, contract in found.items() if contract == Rounded("int8")}
+    low = {path for path, contract in found.items() if contract == QuantizedMatmul("int8")}
     assert low == {path for path in found if path.split("/")[-2] in ("attention", "cross", "mlp")}
     assert {path.split("/")[1] for path in low} == {"encoders", "fusion", "outputs"}
     assert len(found) > len(low)
@@ -170,8 +170,8 @@ def test_attention_and_perceptrons_are_rounded_and_nothing_else():
 
 def test_without_qwix_one_line_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "qwix", None)
-    with pytest.raises(UserError, match=r'model.products=int8 needs qwix: pip install "mmjax\[quantize\]"'):
-        lower_precision(MLP(8, 8, rules=Rules(), rngs=nnx.Rngs(0)), "int8")
+    with pytest.raises(UserError, match=r'model.matmul_precision=int8 needs qwix: pip install "mmjax\[quantize\]"'):
+        quantize_matmuls(MLP(8, 8, rules=Rules(), rngs=nnx.Rngs(0)), "int8")
 
 
 def test_a_tpus_program_multiplies_8_bit_numbers_but_for_slopes_of_parameters():
@@ -179,11 +179,11 @@ def test_a_tpus_program_multiplies_8_bit_numbers_but_for_slopes_of_parameters():
     target, rules = MeshShape(data=4).build(devices), PRESETS["data"]
     with jax.set_mesh(target):
         mlp = jax.eval_shape(lambda: MLP(256, 512, rules=rules, rngs=nnx.Rngs(0)))
-        lower_precision(mlp, "int8")
+        quantize_matmuls(mlp, "int8")
         split = jax.NamedSharding(target, rules.spec("batch", None, None))
         x = jax.ShapeDtypeStruct((8, 128, 256), jnp.bfloat16, sharding=split)
         slopes = jax.jit(jax.grad(lambda mlp, x: jnp.square(mlp(x).astype(jnp.float32)).sum(), argnums=(0, 1)))
-        module = Module(slopes.trace(mlp, x).lower(lowering_platforms=("tpu",)).compile().as_text())
+        module = HloModule(slopes.trace(mlp, x).lower(lowering_platforms=("tpu",)).compile().as_text())
     of = collections.Counter()
     for instruction in module.computations[module.entry].values():
         for product in module.products(module.entry, instruction):

@@ -37,7 +37,10 @@ def mesh():
 def make(**way):
     return draw(
         lambda rngs: Stack(
-            lambda rngs: Block(WIDTH, 2, hidden=8, rate=0.2, rules=RULES, rngs=rngs), DEPTH, rngs=rngs, **way
+            lambda rngs: Block(WIDTH, 2, hidden=8, rate=0.2, rules=RULES, rngs=rngs),
+            DEPTH,
+            **way,
+            rngs=rngs,
         )
     )
 
@@ -133,7 +136,8 @@ def test_a_loop_is_compiled_once_and_an_unrolled_stack_block_by_block():
 
 
 def test_layers_start_differently():
-    stack = Stack(lambda rngs: Linear((4, 8), (None, None), rules=RULES, rngs=rngs), DEPTH, rngs=nnx.Rngs(0))
+    make = functools.partial(Linear, (4, 8), (None, None), rules=RULES)
+    stack = Stack(lambda rngs: make(rngs=rngs), DEPTH, rngs=nnx.Rngs(0))
     kernel = np.asarray(stack.blocks.kernel[...])
     assert kernel.shape == (DEPTH, 4, 8)
     assert len({array.tobytes() for array in kernel}) == DEPTH

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.signal
 
-from mmjax.data.spectrogram import log_mel
+from mmjax.layers.spectrogram import log_mel
 from mmjax.metrics.audio import _warped_mean, log_spectral_distance, mel_cepstral_distortion
 
 BANDS = 24

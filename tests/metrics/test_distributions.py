@@ -143,9 +143,9 @@ def test_what_falls_apart_is_seen():
 
 def test_mistakes_are_one_sentence():
     real, made = clouds(20, 4)
-    with pytest.raises(UserError, match=r"^5 made examples are too few to compare: give 6 or more$"):
+    with pytest.raises(UserError, match=r"^5 generated examples are too few to compare: at least 6 are needed$"):
         distribution_metrics(real, made[:5])
     broken = made.copy()
     broken[3, 1] = np.nan
-    with pytest.raises(UserError, match="features of made examples are not finite"):
+    with pytest.raises(UserError, match="features of generated examples are not finite"):
         frechet_distance(real, broken)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from mmjax.metrics import retrieval
-from mmjax.metrics.retrieval import answerable, ranks, retrieval_metrics, sharded_ranks
+from mmjax.metrics.retrieval import has_match, ranks, retrieval_metrics, sharded_ranks
 from mmjax.sharding.mesh import MeshShape
 from mmjax.sharding.rules import PRESETS
 
@@ -57,7 +57,7 @@ def test_ranks_on_a_mesh_are_the_same(devices, monkeypatch):
                 for ids in (None, rng.integers(0, 30, 75), [f"a {n} circle" for n in rng.integers(0, 50, 75)]):
                     found = sharded_ranks(*pair, *masks, ids, rules=PRESETS["data"])
                     np.testing.assert_array_equal(found, ranks(*pair, *masks, ids))
-                    assert len(found) == answerable(*masks, ids).sum()
+                    assert len(found) == has_match(*masks, ids).sum()
                     if np.isfinite(pair).all() and pair[0] is not same:  # a loop over products rounds otherwise
                         names = range(75) if ids is None else ids
                         assert list(found) == slow_ranks(*pair, *masks, names)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mmjax.metrics.statistics import RESAMPLES, Statistic, compare, intervals
+from mmjax.metrics.statistics import RESAMPLES, Statistic, compare_paired, intervals
 
 RNG = np.random.default_rng(0)
 
@@ -45,12 +45,12 @@ def test_intervals_hold_what_is_true_as_often_as_they_say():
 def test_a_slice_is_the_figure_of_its_examples():
     values, chosen = RNG.normal(size=50), RNG.random(50) < 0.3
     whole = Statistic.ratio(values, np.ones(50))
-    some = whole.among(chosen)
+    some = whole.subset(chosen)
     assert some.value == pytest.approx(values[chosen].mean(), rel=1e-12)
     assert (whole.examples, some.examples) == (50, chosen.sum())
     interval = intervals({"some": some})["some"]
     assert interval.low < some.value < interval.high
-    none = whole.among(np.zeros(50, bool))
+    none = whole.subset(np.zeros(50, bool))
     assert np.isnan(none.value)
     assert none.examples == 0
     assert np.isnan(intervals({"none": none})["none"].low)
@@ -61,7 +61,7 @@ def test_comparing_is_the_paired_test_of_scipy():
     b = 0.8 * a + RNG.normal(0, 0.6, 200)
     b += (a - b).mean() - 0.06
     ones = np.ones(200)
-    found = compare(Statistic.ratio(a, ones), Statistic.ratio(b, ones))
+    found = compare_paired(Statistic.ratio(a, ones), Statistic.ratio(b, ones))
     assert found.value == pytest.approx((a - b).mean(), rel=1e-9)
     theirs = stats.permutation_test(
         (a, b),
@@ -112,9 +112,9 @@ def test_clusters_are_resampled_as_wholes():
         n_resamples=20_000,
         rng=rng,
     )
-    assert compare(first, second).p_value == pytest.approx(test.pvalue, abs=0.02)
+    assert compare_paired(first, second).p_value == pytest.approx(test.pvalue, abs=0.02)
     some = clusters < 20
-    assert first.among(some).units.any(1).sum() == 20
+    assert first.subset(some).resampling_units.any(1).sum() == 20
 
 
 def test_intervals_over_clusters_hold_what_is_true_as_often_as_they_say():
@@ -135,12 +135,12 @@ def test_intervals_over_clusters_hold_what_is_true_as_often_as_they_say():
 def test_comparing_what_is_alike():
     right = (np.random.default_rng(5).random(100) < 0.7).astype(float)
     same = Statistic.ratio(right, np.ones(100))
-    found = compare(same, same)
+    found = compare_paired(same, same)
     assert (found.value, found.low, found.high, found.p_value) == (0, 0, 0, 1)
     other = Statistic.ratio(1 - right, np.ones(100))
-    assert compare(same, other).p_value < 0.01
+    assert compare_paired(same, other).p_value < 0.01
     always, never = (Statistic.ratio(np.full(100, value), np.ones(100)) for value in (1.0, 0.0))
-    assert compare(always, never).p_value == 1 / (1 + RESAMPLES)  # never 0
-    assert compare(same, other).value == -compare(other, same).value
+    assert compare_paired(always, never).p_value == 1 / (1 + RESAMPLES)  # never 0
+    assert compare_paired(same, other).value == -compare_paired(other, same).value
     with pytest.raises(ValueError, match="cannot be compared"):
-        compare(same, Statistic.ratio(right[:50], np.ones(50)))
+        compare_paired(same, Statistic.ratio(right[:50], np.ones(50)))

@@ -8,7 +8,7 @@ import pytest
 import scipy.stats
 
 from mmjax.metrics import statistics
-from mmjax.metrics.statistics import bootstrap_interval, holm, paired_difference, pareto_front
+from mmjax.metrics.statistics import bootstrap_interval, detectable_difference, holm, paired_difference, pareto_front
 
 
 @pytest.fixture
@@ -190,3 +190,18 @@ def test_the_front_is_that_of_the_loop():
         ]
         assert list(pareto_front(cost, value)) == slow
     assert list(pareto_front(np.array([1.0, 1.0, 2.0]), np.array([0.5, 0.5, np.nan]))) == [True, True, False]
+
+
+def test_the_detectable_difference_is_half_a_paired_interval():
+    differences = np.random.default_rng(5).normal(0.1, 0.02, (1, 4))
+    interval = scipy.stats.ttest_1samp(differences[0], 0).confidence_interval(0.95)
+    least = detectable_difference(differences)
+    assert least == pytest.approx((interval.high - interval.low) / 2)
+    # A mean of exactly this size has a p-value of 5%.
+    moved = differences[0] - differences[0].mean() + least
+    assert scipy.stats.ttest_1samp(moved, 0).pvalue == pytest.approx(0.05)
+    # Of several comparisons the variances are averaged.
+    two = np.concatenate([differences, 3 * differences])
+    assert detectable_difference(two) == pytest.approx(least * np.sqrt((1 + 9) / 2))
+    assert np.isnan(detectable_difference(differences[:, :1]))
+    assert np.isnan(detectable_difference(differences[:0]))

@@ -41,7 +41,8 @@ class Net(nnx.Module):
         self.embed = Embedding(16, 8, **make)
         self.conv = Conv(2, 8, 3, **make)
         self.depthwise = DepthwiseConv(8, 3, **make)
-        self.parts = nnx.Dict({"image": Stack(lambda rngs: Block(8, 2, rules=make["rules"], rngs=rngs), 3, rngs=rngs)})
+        stack = Stack(lambda rngs: Block(8, 2, rules=make["rules"], rngs=rngs), 3, rngs=rngs)
+        self.parts = nnx.Dict({"image": stack})
         self.experts = Experts(2, 8, 12, **make)
         self.head = Linear((8, 6), ("embed", None), bias=True, **make)
 

@@ -40,6 +40,28 @@ def test_formula(name):
     np.testing.assert_allclose(values(schedule), want, rtol=1e-5, atol=1e-8)
 
 
+@pytest.mark.parametrize(
+    ("schedule", "until"),
+    [
+        (Cosine(warmup=20), 20),
+        (Linear(warmup=20), 20),
+        (Constant(warmup=20, cooldown=0.25), 150),
+        (Rsqrt(warmup=20, timescale=50, cooldown=0.1), 180),
+        (Constant(warmup=20, cooldown=0.0), 200),
+        (Constant(warmup=20, cooldown=1.0), 20),
+        (Constant(warmup=101, cooldown=0.25), 0),
+        (Cosine(warmup=101), 0),
+    ],
+    ids=repr,
+)
+def test_a_run_can_be_extended_as_long_as_its_rates_are_those_of_longer_runs(schedule, until):
+    assert schedule.extendable_until(STEPS) == until
+    for longer in (STEPS + 1, 2 * STEPS, 10 * STEPS):
+        np.testing.assert_array_equal(values(schedule)[:until], values(schedule, longer)[:until])
+    # What comes after the rate at that step, the last that is the same, is another.
+    assert until == STEPS or values(schedule)[until + 1] != values(schedule, 2 * STEPS)[until + 1]
+
+
 @pytest.mark.parametrize("kind", TABLE.values(), ids=TABLE)
 def test_short_run_warms_up_over_its_first_half(kind):
     rates = values(kind(warmup=1000), steps=10)

@@ -7,12 +7,12 @@ import pytest
 from launch.command_line import load_experiment
 from mmjax.config.overrides import resolve
 from mmjax.hardware.chips import CHIPS
-from mmjax.profiling.plan.cost_model import Collective, Value, cost_model, estimate
+from mmjax.profiling.plan.cost_model import ArrayLayout, Collective, cost_model, estimate
 from mmjax.profiling.plan.search import REMATS, meshes, search
 from mmjax.sharding.rules import MESH_AXES
 
-SMALL = ["model.unroll=false", "train.batch_size=64", "optimizer=AdamW", "model.width=128"]
-OPTIMIZERS = {"adamw": SMALL, "muon": [*SMALL[:2], "optimizer=Muon", "model.width=128"]}
+SMALL = ["model.dtype=float32", "model.unroll=false", "train.batch_size=64", "optimizer=AdamW", "model.width=128"]
+OPTIMIZERS = {"adamw": SMALL, "muon": [*SMALL[:3], "optimizer=Muon", "model.width=128"]}
 BATCH = ("replica", "data", "fsdp", "expert")
 
 
@@ -25,30 +25,30 @@ def drawn():
     return cost_model(resolve(load_experiment("interactions"), SMALL))
 
 
-def sent(drawn, sizes):
+def sent_bytes(drawn, sizes):
     totals = collections.Counter()
-    for talk in drawn.talks:
-        totals[talk.kind, tuple(axis for axis in talk.axes if sizes[axis] > 1)] += talk.sent(sizes)
+    for talk in drawn.collectives:
+        totals[talk.kind, tuple(axis for axis in talk.axes if sizes[axis] > 1)] += talk.sent_bytes(sizes)
     return totals
 
 
 def test_a_talk_sends_what_a_ring_sends():
-    value = Value(800, (10, 20), (("tensor",), ()))
+    value = ArrayLayout(800, (10, 20), (("tensor",), ()))
     sizes = mesh(fsdp=4, tensor=2)
-    assert Collective("all-gather", ("fsdp",), value, 3).sent(sizes) == 3 * 400 * 3 / 4
-    assert Collective("all-reduce", ("fsdp",), value, 1).sent(sizes) == 2 * 400 * 3 / 4
-    assert Collective("all-reduce", ("data",), value, 1).sent(sizes) == 0
-    assert value.divided(sizes)
-    assert not value.divided(mesh(tensor=3))
+    assert Collective("all-gather", ("fsdp",), value, 3).sent_bytes(sizes) == 3 * 400 * 3 / 4
+    assert Collective("all-reduce", ("fsdp",), value, 1).sent_bytes(sizes) == 2 * 400 * 3 / 4
+    assert Collective("all-reduce", ("data",), value, 1).sent_bytes(sizes) == 0
+    assert value.is_divisible(sizes)
+    assert not value.is_divisible(mesh(tensor=3))
 
 
 def test_gradients_go_where_their_parameters_are(drawn):
     """Split eight ways: each device sends 7/8 of all gradients once; copied eight times: all of them twice 7/8."""
     size = 4 * drawn.parameters
-    split = sent(drawn, mesh(fsdp=8))
+    split = sent_bytes(drawn, mesh(fsdp=8))
     assert split["reduce-scatter", ("fsdp",)] == pytest.approx(size * 7 / 8, rel=0.1)
     assert split["all-gather", ("fsdp",)] > 2 * drawn.parameters * 7 / 8
-    copied = sent(drawn, mesh(data=8))
+    copied = sent_bytes(drawn, mesh(data=8))
     assert copied["all-reduce", ("data",)] == pytest.approx(2 * size * 7 / 8, rel=0.1)
     assert not copied["all-gather", ("data",)] > 1e5
 
@@ -101,11 +101,11 @@ def test_what_is_calculated_again_costs_bandwidth():
 def test_no_device_gets_the_activations_of_all():
     """What a device is sent by those with other examples does not grow with the batch."""
     drawn = cost_model(load_experiment("pretrain_300m"))
-    gathers = [talk for talk in drawn.talks if talk.kind == "all-gather" and "data" in talk.axes]
-    assert sum(talk.sent(mesh(data=16)) for talk in gathers) < 1e5
-    assert drawn.divided(mesh(data=16), BATCH)
-    assert drawn.divided(mesh(fsdp=16), BATCH)
-    assert not drawn.divided(mesh(fsdp=256), BATCH)
+    gathers = [talk for talk in drawn.collectives if talk.kind == "all-gather" and "data" in talk.axes]
+    assert sum(talk.sent_bytes(mesh(data=16)) for talk in gathers) < 1e5
+    assert drawn.is_divisible(mesh(data=16), BATCH)
+    assert drawn.is_divisible(mesh(fsdp=16), BATCH)
+    assert not drawn.is_divisible(mesh(fsdp=256), BATCH)
 
 
 def test_meshes_use_all_devices_once():

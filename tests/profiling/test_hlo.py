@@ -9,10 +9,10 @@ import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from mmjax.hardware.chips import step_options
+from mmjax.hardware.chips import compiler_options
 from mmjax.hardware.flops import count_flops
 from mmjax.profiling.groups import device_groups
-from mmjax.profiling.hlo import Module
+from mmjax.profiling.hlo import HloModule
 
 DEPTH, ROWS, WIDTH = 5, 64, 32
 
@@ -22,7 +22,7 @@ def stack(x, kernels, unroll=1):
 
 
 def compiled(function, *arguments, options=None):
-    return Module(jax.jit(function, compiler_options=options).lower(*arguments).compile().as_text())
+    return HloModule(jax.jit(function, compiler_options=options).lower(*arguments).compile().as_text())
 
 
 @pytest.mark.parametrize("unroll", [1, DEPTH])
@@ -57,31 +57,31 @@ def test_what_a_step_leaves_to_libraries_counts_as_if_it_did_not():
 
     arguments = jnp.ones((64, 16, 16, 32)), jnp.ones((4, 4, 32, 32)), jnp.ones((8 * 8 * 32, 64))
     gradients = jax.grad(loss, argnums=(0, 1, 2))
-    told = compiled(gradients, *arguments, options=step_options("cpu", cores=2))
+    told = compiled(gradients, *arguments, options=compiler_options("cpu", cores=2))
     assert told.flops == compiled(gradients, *arguments).flops > 2 * count_flops(loss, *arguments)
 
 
 def test_calls_of_onednn_as_the_compiler_writes_them():
-    module = Module(ONEDNN)
+    module = HloModule(ONEDNN)
     named = module.computations["main"]
     taps = (4 * 8 - 2) ** 2
-    assert module.inside("main", named["custom-call.3"]) == 2 * 64 * taps * 32 * 32
-    assert module.inside("main", named["custom-call.4"]) == 2 * 384 * 1536 * 4096
+    assert module.total_flops("main", named["custom-call.3"]) == 2 * 64 * taps * 32 * 32
+    assert module.total_flops("main", named["custom-call.4"]) == 2 * 384 * 1536 * 4096
     assert module.flops == 2 * 64 * taps * 32 * 32 + 2 * 384 * 1536 * 4096
 
 
 def test_written_in_full():
     """Loops, fusions, branches and layouts as a TPU's compiler writes them."""
-    module = Module(TEXT)
+    module = HloModule(TEXT)
     assert module.partitions == 8
-    assert module.runs["fused"] == module.runs["body"] == 7
+    assert module.run_counts["fused"] == module.run_counts["body"] == 7
     product = 2 * 128 * 256 * 512
     assert module.flops == 7 * product
     loop = module.computations["main"]["while.1"]
-    assert module.inside("main", loop) == 7 * product
+    assert module.total_flops("main", loop) == 7 * product
     fusion = module.computations["body"]["fusion.1"]
     assert module.source(fusion) == "mmjax/layers/mlp.py:21"
-    assert [shape.near for shape in fusion.shapes] == [True]
+    assert [shape.on_chip for shape in fusion.shapes] == [True]
     gather, scatter, shift = module.collectives
     assert (gather.kind, gather.count, gather.hidden) == ("all-gather", 7, True)
     assert gather.bytes == 7 * 512 * 256 * 2 * 3 // 4
@@ -195,9 +195,9 @@ CHAINED = (
 
 
 def test_a_collective_that_is_taken_apart_counts_once():
-    whole, apart = Module(TEXT).collectives[0], Module(CHAINED).collectives[0]
+    whole, apart = HloModule(TEXT).collectives[0], HloModule(CHAINED).collectives[0]
     assert (apart.kind, apart.bytes, apart.count, apart.hidden) == (whole.kind, whole.bytes, whole.count, True)
-    assert len(Module(CHAINED).collectives) == len(Module(TEXT).collectives)
+    assert len(HloModule(CHAINED).collectives) == len(HloModule(TEXT).collectives)
 
 
 @pytest.mark.parametrize("shape", [(8, 1), (2, 4)])
@@ -224,7 +224,7 @@ def test_collectives_are_those_that_were_asked_for(shape):
 
 def test_no_program():
     with pytest.raises(ValueError, match="it has no ENTRY"):
-        Module("nothing")
+        HloModule("nothing")
 
 
 def test_groups_of_a_mesh_that_the_compiler_names():
@@ -243,8 +243,8 @@ def test_a_loops_condition_tells_how_often_it_runs():
   %end = s32[]{:T(128)} constant(9)
   ROOT %yes = pred[]{:T(512)} compare(%n, %end), direction=LT"""
     assert told in TEXT
-    module = Module(TEXT.replace(told, "").replace("ROOT %yes = pred[]{:T(512)} constant(true)", condition))
-    assert module.runs["body"] == 9
+    module = HloModule(TEXT.replace(told, "").replace("ROOT %yes = pred[]{:T(512)} constant(true)", condition))
+    assert module.run_counts["body"] == 9
     assert module.flops == 9 * 2 * 128 * 256 * 512
 
 
@@ -260,4 +260,4 @@ def test_a_loop_whose_first_turns_the_compiler_has_taken_out_runs_the_rest():
     assert told in TEXT
     assert begin in TEXT
     text = TEXT.replace(told, "").replace("ROOT %yes = pred[]{:T(512)} constant(true)", condition)
-    assert Module(text.replace(begin, later)).runs["body"] == 7
+    assert HloModule(text.replace(begin, later)).run_counts["body"] == 7

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from mmjax.profiling.hlo import Module
+from mmjax.profiling.hlo import HloModule
 from mmjax.profiling.profile.memory import timeline
 
 WIDTH, DEPTH, ROWS = 64, 6, 512
@@ -29,7 +29,7 @@ ENTRY %main (x: f32[100]) -> (f32[100], f32[100]) {
 
 def test_by_hand():
     """c lies where b lay, a is gone after b; of the results d counts, and e is written over the argument."""
-    found = timeline(Module(TEXT))
+    found = timeline(HloModule(TEXT))
     assert [size // 4 for size in found.sizes] == [0, 100, 300, 200, 300, 100, 100]
     assert found.peak == 1200
     assert {(instruction.name, size) for instruction, size in found.holders} == {("a", 400), ("b", 800)}
@@ -46,4 +46,4 @@ def test_it_is_near_the_compilers_account(unroll):
     memory = compiled.memory_analysis()
     needed = memory.temp_size_in_bytes + memory.output_size_in_bytes
     assert needed > DEPTH * ROWS * WIDTH * 4
-    assert timeline(Module(compiled.as_text())).peak == pytest.approx(needed, rel=0.15)
+    assert timeline(HloModule(compiled.as_text())).peak == pytest.approx(needed, rel=0.15)

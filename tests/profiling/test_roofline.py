@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from mmjax.hardware.chips import CHIPS
-from mmjax.profiling.hlo import Module
+from mmjax.profiling.hlo import HloModule
 from mmjax.profiling.plan.roofline import HOP, START, RooflineSimulator, Route
 from tests.profiling.test_hlo import CHAINED, TEXT
 
@@ -17,7 +17,7 @@ SMALL = 2 * (START + HOP) + (1024 * 4 / 2 + 64 * 2) / RATE
 
 
 def run(text, chip=CHIP):
-    return RooflineSimulator(Module(text), chip, lambda group: Route(RATE, len(group) - 1, "ici")).run()
+    return RooflineSimulator(HloModule(text), chip, lambda group: Route(RATE, len(group) - 1, "ici")).run()
 
 
 def test_one_after_the_other():

@@ -11,7 +11,7 @@ from flax import nnx
 from mmjax.layers.attention import Block
 from mmjax.layers.linear import contract
 from mmjax.layers.stack import Stack
-from mmjax.profiling.hlo import Module
+from mmjax.profiling.hlo import HloModule
 from mmjax.profiling.profile.profile import kernels, trace, watch_compilations
 from mmjax.sharding.mesh import MeshShape
 from mmjax.sharding.rules import PRESETS
@@ -36,19 +36,19 @@ def traced(tmp_path_factory):
         with trace.record(folder):
             for _ in range(CALLS):
                 jax.block_until_ready(compiled(stack, x))
-    module = Module(compiled.as_text())
+    module = HloModule(compiled.as_text())
     return module, trace.read(folder, module.name)
 
 
 def test_every_instruction_is_found_as_often_as_it_ran(traced):
     module, events = traced
-    assert {event.name for event in events} <= module.places.keys()
-    dots = [name for name, place in module.places.items() if module.computations[place][name].opcode == "dot"]
+    assert {event.name for event in events} <= module.computation_of.keys()
+    dots = [name for name, place in module.computation_of.items() if module.computations[place][name].opcode == "dot"]
     counts = {name: sum(event.name == name for event in events) for name in dots}
     ran = {name: count for name, count in counts.items() if count}
     assert ran
     for name, count in ran.items():
-        assert count == CALLS * module.runs[module.places[name]], name
+        assert count == CALLS * module.run_counts[module.computation_of[name]], name
     assert all(event.end >= event.begin for event in events)
 
 
@@ -75,14 +75,18 @@ def test_kernels_are_told_by_part_layer_and_line(traced):
 
 
 def _leaf(module, event):
-    return module.computations[module.places[event.name]][event.name].opcode not in ("while", "call", "conditional")
+    return module.computations[module.computation_of[event.name]][event.name].opcode not in (
+        "while",
+        "call",
+        "conditional",
+    )
 
 
 def test_intervals():
-    assert trace.merged([(2.0, 3.0), (0.0, 1.0), (0.5, 2.0)]) == [(0, 3)]
-    assert trace.length([(0.0, 1.0), (0.5, 2.0), (4.0, 5.0)]) == 3
-    assert trace.without([(0.0, 4.0)], [(1.0, 2.0), (3.0, 5.0)]) == 2
-    assert trace.without([], [(1.0, 2.0)]) == 0
+    assert trace.merge([(2.0, 3.0), (0.0, 1.0), (0.5, 2.0)]) == [(0, 3)]
+    assert trace.total_length([(0.0, 1.0), (0.5, 2.0), (4.0, 5.0)]) == 3
+    assert trace.subtract([(0.0, 4.0)], [(1.0, 2.0), (3.0, 5.0)]) == 2
+    assert trace.subtract([], [(1.0, 2.0)]) == 0
 
 
 def test_what_is_compiled_again_is_named_with_its_reason():

@@ -1,5 +1,6 @@
 """The page and the Markdown of an ablation say who won, show what is known, and leave out what is not."""
 
+import base64
 import copy
 import itertools
 import json
@@ -10,18 +11,23 @@ from typing import Any
 import numpy as np
 import pytest
 from matplotlib.text import Text
+from scipy import stats
 
 from mmjax.errors import UserError
-from mmjax.reports.ablation import headline, write_ablation_markdown, write_ablation_report
-from mmjax.reports.ablation_plots import Point, _figure, _name_points, front
+from mmjax.reports.ablation import write_ablation_markdown, write_ablation_report
+from mmjax.reports.ablation_plots import Point, _name_points, front
+from mmjax.reports.ablation_summary import cautions, chance, headline
+from mmjax.reports.plots import plain_axes
 from tests.reports.test_run import Page
 
 METRIC = "test/label/accuracy"
 PAIRS = {"unique_a": 0.7, "unique_b": 0.4, "redundant": 1.2, "synergy": 0.1}
 SECTIONS = (
     *("Comparison", "Metric and cost", "Learning curves", "Robustness", "Contributions of modalities"),
-    *("Interaction of modalities", "Verdicts", "Growth of cost", "Failed", "How to read it"),
+    *("Interaction of modalities", "Information found", "Growth of cost", "Failed", "How to read it"),
 )
+BEST = "Concat is best: test/label/accuracy 0.720 [0.715, 0.725] over 2 seeds."
+DOUBTS = "Few seeds or steps"
 
 
 def summary(index: int, seeds: int) -> dict[str, Any]:
@@ -45,17 +51,28 @@ def table(names: tuple[str, ...] = ("Sum", "Max", "Concat"), seeds: int = 2) -> 
     rows[names[0]]["difference"] = None
     cells = [
         {
-            **{"choice": name, "seed": seed, "metrics": {METRIC: row["mean"]}, "run_dir": f"cells/{name}/seed_{seed}"},
+            **{
+                "choice": name,
+                "seed": seed,
+                "metrics": {METRIC: row["mean"] + 0.001 * seed * index},
+                "run_dir": f"cells/{name}/seed_{seed}",
+            },
             **{key: row[key] for key in ("parameters", "flops", "step_seconds", "peak_bytes", "width")},
             "curve": [[step, row["mean"] * (1 - 50 / step) + 0.01 * seed] for step in range(100, 1001, 100)],
         }
-        for name, row in rows.items()
+        for index, (name, row) in enumerate(rows.items())
         for seed in range(seeds)
     ]
     sizes = [64, 256, 1024, 4096]
     return {
         **{"experiment": "av_digits", "over": ["model.fusion"], "match": "flops", "metric": METRIC},
-        **{"higher_is_better": True, "baseline": names[0], "seeds": list(range(seeds)), "fingerprint": "0123abcd"},
+        **{
+            "higher_is_better": True,
+            "baseline": names[0],
+            "chance": 0.125,
+            "seeds": list(range(seeds)),
+            "fingerprint": "0123abcd",
+        },
         **{"seconds": 1234.5, "cells": cells, "summary": rows, "truth": {**PAIRS, "synergy": 4.0, "total": 6.3}},
         "failed": [{"choice": "Film", "seed": 1, "reason": "its loss was not finite"}],
         "winner": {
@@ -81,7 +98,12 @@ def unknown(node: Any) -> Any:
 
 
 def sections(text: str) -> list[str]:
-    return re.findall("<h2>(.*?)</h2>", text)
+    """The headings after that which says who won, and the doubts about that."""
+    return [title for title in re.findall("<h2>(.*?)</h2>", text)[1:] if title != DOUBTS]
+
+
+def drawings(text: str) -> list[str]:
+    return [base64.b64decode(svg).decode() for svg in re.findall(r'src="data:image/svg\+xml;base64,([^"]+)"', text)]
 
 
 @pytest.fixture(scope="module")
@@ -94,29 +116,32 @@ def text(tmp_path_factory) -> str:
 
 def test_the_page_is_well_formed_and_needs_nothing_from_elsewhere(text):
     page = Page(text)
-    assert page.references
-    assert all(reference.startswith("#") for reference in page.references)
-    assert not {"script", "link", "img"} & set(page.tags)
-    assert not re.search(r"@import|url\((?!#)|[^\w]on\w+=", text)
+    assert len(page.references) == len(drawings(text)) == 7
+    assert all(reference.startswith("data:image/svg+xml;base64,") for reference in page.references)
+    assert not {"script", "link"} & set(page.tags)
     namespaces = {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
-    assert set(re.findall(r"https?://[^\s\"<]+", text)) <= namespaces
-    ids = re.findall(r'\bid="([^"]*)"', text)
-    assert len(ids) == len(set(ids))
-    assert {reference[1:] for reference in page.references} <= set(ids)
-    # Every colour of a plot is one of the page's.
-    assert not re.search(r"#0[4-8]0[0-9a-f]{3}", text.partition("</style>")[2])
+    for part in (text, *drawings(text)):
+        assert not re.search(r"@import|url\((?!#)|[^\w]on\w+=", part)
+        assert set(re.findall(r"https?://[^\s\"<]+", part)) <= namespaces
+    for drawing in drawings(text):
+        ids = re.findall(r'\bid="([^"]*)"', drawing)
+        assert set(re.findall(r'href="#([^"]*)"', drawing) + re.findall(r"url\(#([^)]*)\)", drawing)) <= set(ids)
+        # Every colour of a plot is one of the page's.
+        assert not re.search(r"#0[4-8]0[0-9a-f]{3}", drawing.partition("</style>")[2])
 
 
 def test_the_headline_and_the_comparison_say_who_won_by_how_much(text):
     words = Page(text).words
-    assert "Concat is best: test/label/accuracy 0.720 [0.715, 0.725] over 2 seeds." in words
-    assert "It is significantly better than Sum; it cannot be told apart from Max." in words
+    assert BEST in words
+    about = "It is significantly better than Sum; it is not distinguishable from Max. "
+    assert about + "Always predicting the commonest class reaches 0.125 (chance level)." in words
     assert sections(text) == list(SECTIONS)
     rows = [re.sub("<[^>]*>", " ", row).split() for row in re.findall("<tr.*?</tr>", text, re.DOTALL)]
     assert [row[0] for row in rows[1:4]] == ["Concat", "Max", "Sum"]
     assert " ".join(rows[1][1:]) == "0.720 [0.715, 0.725] +0.020 [+0.000, +0.040] 0.010 125 1.20 72.0 100 104 0.99 ✓"
     assert rows[3][1:7] == ["baseline", "0.700", "[0.695,", "0.705]", "–", "–"]
     assert {"parameters (k)", "step FLOPs (G)", "step time (ms)", "peak memory (MB)", "FLOPs / baseline"} <= set(words)
+    assert {"test", "/label", "/accuracy"} <= set(words)  # a heading may be broken at a slash
     assert "20 min 34 s" in words
     assert "6 of 7" in words
 
@@ -129,6 +154,7 @@ def test_robustness_and_what_failed_are_told(text):
     assert shades[0] == max(shades) == 0.6  # Concat without pictures loses the most
     assert words.count("adds only: finds 0.10 of 4.00 bits of synergy") == 3
     assert words.count("exponent 1.00") == 2
+    assert "seconds" not in words
     assert "only both together (synergy)" in words
 
 
@@ -160,7 +186,7 @@ def test_numbers_that_are_unknown_are_shown_as_such(tmp_path):
     text = write_ablation_report(tmp_path, unsure).read_text()
     assert "Concat is best: test/label/accuracy –." in Page(text).words
     assert "None" not in Page(text).words
-    assert sections(text) == ["Comparison", "Verdicts", "Failed", "How to read it"]
+    assert sections(text) == ["Comparison", "Information found", "Failed", "How to read it"]
     assert "| Concat |" in write_ablation_markdown(tmp_path, unsure).read_text()
     # Nothing came to its end.
     gone = known | {"summary": {}, "cells": [], "winner": None, "growth": None}
@@ -196,20 +222,44 @@ def test_where_less_is_better_the_lowest_comes_first(tmp_path):
 def test_headlines():
     one = table()
     one["winner"]["better_than"] = []
-    assert headline(one)[1] == "It cannot be told apart from any of the others: Max and Sum."
+    assert headline(one)[1] == "It is not distinguishable from any of the others: Max and Sum."
     one["summary"] = {"Concat": one["summary"]["Concat"] | {"seeds": 1}}
     assert headline(one) == (
         "Concat is ahead: test/label/accuracy 0.720 [0.715, 0.725] over 1 seed.",
-        "It is the only one that came to its end.",
+        "It is the only one that finished.",
     )
+
+
+def test_few_seeds_and_short_runs_are_warned_of(text):
+    # The differences between the two seeds are 0 and 0.001 for Max, 0 and 0.002 for Concat.
+    deviation = np.sqrt((np.var([0, 0.001], ddof=1) + np.var([0, 0.002], ddof=1)) / 2)
+    least = stats.t.ppf(0.975, 1) * deviation / np.sqrt(2)
+    said = f"2 seeds: differences under {least:.3f} cannot be detected at the mean spread of seeds."
+    assert "under 0.010 cannot" in said
+    assert cautions(table()) == [said]
+    assert f"<h2>{DOUBTS}</h2>" in text
+    assert cautions(table(seeds=5)) == []
+    assert cautions(table(seeds=1)) == ["1 seed: nothing is known of how much seeds differ."]
+    rising = table(seeds=5)
+    for cell in rising["cells"]:
+        cell["curve"] = [[step, step / 1000] for step in range(100, 1001, 100)]
+    last = "The runs were still improving after their 1,000 steps: longer ones may rank otherwise."
+    assert cautions(rising) == [last]
+    assert cautions(rising | {"higher_is_better": False}) == []
+
+
+def test_what_is_no_better_than_chance_is_said():
+    low = table() | {"chance": 0.72}
+    assert chance(low).endswith("reaches 0.720 (chance level); the best choice is not distinguishable from that.")
+    assert chance(low | {"chance": None}) == ""
 
 
 def test_names_are_text_wherever_they_stand(tmp_path):
     names = ("<b>", "a | b $x^2$ `c`", "</svg>--><script>alert(1)</script>")
     text = write_ablation_report(tmp_path, table(names)).read_text()
     page = Page(text)
-    assert not {"b", "script"} & {tag for tag in page.tags if tag != "b"}
-    assert page.tags.count("b") == text.count("<b>") == text.count("</b>")  # those of the page itself
+    assert "script" not in page.tags
+    assert "b" not in page.tags
     assert page.words.count("<b>") >= 4
     assert "<script" not in text
     row = write_ablation_markdown(tmp_path, table(names)).read_text().splitlines()[7]
@@ -223,7 +273,7 @@ def test_seventeen_choices_of_three_seeds(tmp_path):
     assert path.stat().st_size < 2e6
     assert sections(text) == list(SECTIONS)
     Page(text)
-    assert text.count("label/accuracy of Fusion") == 17  # a plot each
+    assert re.findall(r"<h3>(Fusion\d+): 0.\d+</h3>", text) == [f"Fusion{index}" for index in reversed(range(17))]
     assert "Fusion16 is best" in text
 
 
@@ -233,7 +283,7 @@ def test_names_of_points_lie_apart():
     points = [
         Point(f"Fusion {i}", rng.uniform(1, 1.1), mean, mean - 0.005, mean + 0.005) for i, mean in enumerate(means)
     ]
-    axes = _figure(5.5, 4.2)[1]
+    axes = plain_axes(5.5, 4.2)[1]
     for point in points:
         axes.plot([point.cost] * 3, [point.low, point.mean, point.high])
     _name_points(axes, points, front(points, True))

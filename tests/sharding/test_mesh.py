@@ -1,4 +1,4 @@
-"""Meshes of the eight simulated devices, and what is said of those that cannot be had."""
+"""Meshes of the eight simulated devices, and what is said of those that are not possible."""
 
 import dataclasses
 
@@ -45,8 +45,8 @@ def test_devices_may_be_given():
 @pytest.mark.parametrize(
     ("shape", "says"),
     [
-        (MeshShape(data=4, tensor=4), "mesh.data=4 mesh.tensor=4 needs 16 devices and there are 8"),
-        (MeshShape(tensor=16), "needs 16 devices and there are 8"),
+        (MeshShape(data=4, tensor=4), "mesh.data=4 mesh.tensor=4 needs 16 devices, but there are 8"),
+        (MeshShape(tensor=16), "needs 16 devices, but there are 8"),
         (MeshShape(tensor=3), "mesh.tensor=3 does not divide the 8 devices"),
     ],
 )
@@ -84,7 +84,7 @@ def test_every_axis_is_split_over_by_some_rules():
 
 def test_rules_are_chosen_by_name():
     assert choose_rules("fsdp_tensor", MeshShape(fsdp=2, tensor=2).build()) is PRESETS["fsdp_tensor"]
-    with pytest.raises(UserError, match="rules=zero is no preset; choose one of data, fsdp") as error:
+    with pytest.raises(UserError, match="rules=zero is not a preset; choose one of data, fsdp") as error:
         choose_rules("zero", MeshShape().build())
     one_line(error)
 

@@ -27,8 +27,8 @@ def test_presets(preset, query, out, table):
 
 
 def test_parameters_are_gathered_over_their_storage_axis_only():
-    assert PRESETS["fsdp_tensor"].in_use("embed", "heads", None) == P(None, "tensor", None)
-    assert PRESETS["fsdp"].in_use("embed", "mlp") == P(None, None)
+    assert PRESETS["fsdp_tensor"].gathered_spec("embed", "heads", None) == P(None, "tensor", None)
+    assert PRESETS["fsdp"].gathered_spec("embed", "mlp") == P(None, None)
 
 
 @pytest.mark.parametrize(

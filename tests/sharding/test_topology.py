@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 
-from mmjax.sharding.topology import ALONE, quiet_libtpu
+from mmjax.sharding.topology import ALONE, silence_libtpu
 
 
 def test_libtpu_raises_no_alarm_where_there_is_no_tpu():
@@ -22,5 +22,5 @@ def test_a_platform_that_was_chosen_stays(monkeypatch):
     for name in ALONE:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
-    quiet_libtpu()  # JAX was told what to use, as it tells itself where it finds a TPU
+    silence_libtpu()  # JAX was told what to use, as it tells itself where it finds a TPU
     assert ALONE.keys() & os.environ.keys() == {"TPU_SKIP_MDS_QUERY"}

@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TINY = (
     *("data.source.train=96", "data.source.validation=9", "data.source.test=7", "data.source.speech=false"),
     *("data.inputs.speech=None", "model.encoders.speech=None", "model.outputs.speech_text=None"),
+    *("model.dtype=float32", "data.workers=0"),
     *("model.width=32", "model.encoders.image.depth=1", "model.encoders.text.depth=1", "model.unroll=false"),
     *(f"model.outputs.{name}=None" for name in ("position", "colour", "size")),
     *("model.outputs.image_text.size=16", "train.batch_size=16"),

@@ -15,11 +15,11 @@ import soundfile
 from launch import command_line
 from launch.train import train
 from mmjax.config import experiment_file
-from mmjax.data.loader import Loader, chain
+from mmjax.data.loader import Loader, chain_digest
 from mmjax.data.sources.base import Recording
 from mmjax.data.sources.scenes import SceneRecords
-from mmjax.training import loop
-from mmjax.training.run import RunDir
+from mmjax.training import run_group, train_program
+from mmjax.training.run_dir import RunDir
 from tests.system.conftest import ROOT, TINY, command, environment
 from tests.system.disk import Disk, PretendDisk
 
@@ -56,7 +56,7 @@ def truncated_wav() -> bytes:
 BAD = {
     ("train", 3): ("speech", truncated_wav(), "the WAV is truncated: 7044 bytes of 8044"),
     ("train", 17): ("image", b"\x89PNG\r\n\x1a\nand then none", "the PNG ends early"),
-    ("train", 18): ("image", b"no picture at all", "17 bytes are no picture that OpenCV can decode"),
+    ("train", 18): ("image", b"no picture at all", "17 bytes are not an image that OpenCV can decode"),
     ("train", 40): ("text", " \n", "the text is empty"),
     ("train", 41): (
         "speech",
@@ -64,7 +64,7 @@ BAD = {
         "1 of 4001 samples are not finite",
     ),
     ("train", 95): ("shape", [0, 77], "label 77 is out of range: there are "),
-    ("validation", 8): ("image", b"", "the picture has no bytes"),
+    ("validation", 8): ("image", b"", "the image is empty"),
     ("validation", 2): ("speech", Recording(np.zeros(0, np.int16), 8000), "the recording is empty"),
     ("test", 6): ("shape", [-1], "label -1 is out of range: there are "),
 }
@@ -141,7 +141,8 @@ def bad_run(data, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def nothing_compiles(monkeypatch):
-    monkeypatch.setattr(loop, "jit_once", lambda function: pytest.fail("it came to compiling"))
+    for module in (run_group, train_program):
+        monkeypatch.setattr(module, "jit_once", lambda function: pytest.fail("it came to compiling"))
 
 
 # Bad data
@@ -200,7 +201,7 @@ def test_a_run_with_bad_values_is_the_run_without_these_values(bad_run, data, tm
         assert bad[key] == absent[key]
     digest = ""
     for step in range(STEPS):
-        digest = chain(digest, loaders(data, "train", 0).ids(step))
+        digest = chain_digest(digest, loaders(data, "train", 0).ids(step))
     assert bad["examples_digest"] == digest
 
 
@@ -216,7 +217,7 @@ def test_too_much_bad_data_ends_the_run(data, tmp_path, capsys, monkeypatch, spl
     first = loaders(data, split, 0 if split == "train" else None).ids(0)
     assert {error["id"] for error in errors} == {*first} - {f"{split}/0", ""}
     assert {(error["step"], error["split"], error["reason"]) for error in errors} == {
-        (step, split, "10 bytes are no picture that OpenCV can decode")
+        (step, split, "10 bytes are not an image that OpenCV can decode")
     }
     assert not (tmp_path / "run" / "summary.json").exists()
 
@@ -228,7 +229,8 @@ def test_what_an_input_cannot_read_shows_before_compiling(data, tmp_path, capsys
     assert go(tmp_path / "run", data) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert (
-        f"data.inputs.shape cannot read the field shape of {split}/0 in the split {split}: labels are integers" in line
+        f"data.inputs.shape cannot read the field shape of {split}/0 in the split {split}: labels must be integers"
+        in line
     )
     assert "data.inputs.shape.field" in line
     assert not (tmp_path / "run").exists()
@@ -257,9 +259,9 @@ def test_a_loss_without_a_finite_value_ends_the_run_with_a_report(data, tmp_path
         (["train.batch_size=18", "mesh.data=4"], "a batch of 18 cannot be split evenly over 4 parts of the mesh"),
         (["train.accumulate=8", "mesh.data=4"], "a batch of 2 cannot be split evenly over 4 parts of the mesh"),
         (["mesh.tensor=8", "rules=fsdp_tensor"], "mesh.tensor=8 does not divide dimension heads=4"),
-        (["mesh.fsdp=64"], "mesh.fsdp=64 needs 64 devices and there are 8"),
+        (["mesh.fsdp=64"], "mesh.fsdp=64 needs 64 devices, but there are 8"),
         (["mesh.data=-1", "mesh.fsdp=3"], "mesh.fsdp=3 does not divide the 8 devices"),
-        (["mesh.tensor=2"], "mesh.tensor=2 but rules=fsdp splits nothing over it"),
+        (["mesh.tensor=2"], "mesh.tensor=2 but rules=fsdp shards nothing over it"),
         (["rules=none"], "rules=none"),
         (["trian.steps=3"], "unknown key trian.steps; the nearest is train.steps"),
         (["train.evaluate_evry=3"], "unknown key train.evaluate_evry; the nearest is train.evaluate_every"),
@@ -272,10 +274,10 @@ def test_a_loss_without_a_finite_value_ends_the_run_with_a_report(data, tmp_path
         ([f"train.batch_size={2**31 - 1}"], "train.batch_size=2147483647: must be at most 1048576"),
         ([f"data.source.validation={2**31 - 1}"], "at most 65536 examples of validation and of test"),
         ([f"model.encoders.image.depth={2**63}"], "model.encoders.image.depth=9223372036854775808: must lie between"),
-        ([f"model.encoders.image.depth={2**31 - 1}"], "model.encoders.image: a depth of 2147483647 must lie between"),
-        (["model.encoders.image.depth=0"], "model.encoders.image: a depth of 0 must lie between 1 and 1000"),
-        (["model.encoders.image.patch=-8"], "model.encoders.image: a parameter would have the shape"),
-        (["model.width=1048576"], "a step is given more than the"),
+        ([f"model.encoders.image.depth={2**31 - 1}"], "model.encoders.image: depth=2147483647 must lie between"),
+        (["model.encoders.image.depth=0"], "model.encoders.image: depth=0 must lie between 1 and 1000"),
+        (["model.encoders.image.patch=-8"], "model.encoders.image: a parameter would have shape"),
+        (["model.width=1048576"], "the arguments of a step need more than the"),
         (["optimizer.learning_rate=1e39"], "optimizer.learning_rate=1e+39: must lie between"),
         (
             ["optimizer.rules.0=Rule", "optimizer.rules.0.pattern=^(([a-z_/]+)+)+$X"],
@@ -293,7 +295,7 @@ def test_a_wrong_request_is_one_line_and_leaves_nothing(data, tmp_path, capsys, 
     (line,) = captured.err.splitlines()
     assert line.startswith("error: ")
     assert message in line
-    # A directory that a wrong request claimed would belong to another experiment when the mended one comes.
+    # A directory that a wrong request claimed would belong to another experiment when the corrected one comes.
     assert not run_dir.exists()
 
 
@@ -320,7 +322,7 @@ def test_a_run_directory_of_another_experiment_is_left_alone(bad_run, data, caps
     before = contents(bad_run)
     assert go(bad_run, data, "seed=3") == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "belongs to another experiment (seed: 0 -> 3); set another run_dir" in line
+    assert "belongs to another experiment (seed: 0 -> 3); set another run_dir, or fresh=true" in line
     assert contents(bad_run) == before
 
 
@@ -333,7 +335,7 @@ def test_a_damaged_experiment_json_is_left_alone(bad_run, data, tmp_path, capsys
     before = contents(run_dir)
     assert go(run_dir, data) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "experiment.json is no valid JSON" in line
+    assert "experiment.json is not valid JSON" in line
     assert contents(run_dir) == before
 
 
@@ -385,16 +387,16 @@ def test_a_read_only_directory_is_left_alone(bad_run, data, disk, capsys):
 def test_a_disk_that_fills_up_costs_nothing_that_was_saved(bad_run, data, disk, capsys, monkeypatch):
     run_dir = disk.path / "run"
     replace(monkeypatch, BAD)
-    note = RunDir.account
+    record_batch = RunDir.record_batch
 
-    def account(self, step, host):
-        note(self, step, host)
+    def record(self, step, host):
+        record_batch(self, step, host)
         if step == 4:
             self.checkpoints.wait()
             disk.fill()
 
     with monkeypatch.context() as context:
-        context.setattr(RunDir, "account", account)
+        context.setattr(RunDir, "record_batch", record)
         assert go(run_dir, data) == 2
     line = error_line(capsys)
     assert str(run_dir) in line

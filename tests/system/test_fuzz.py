@@ -21,7 +21,7 @@ import chz
 import pytest
 
 from launch import ablate, benchmark, command_line, evaluate, generate, local, plan, prepare, profile
-from launch.benchmarks import contest
+from launch.benchmarks import runner
 from launch.cluster import __main__ as cluster
 from mmjax.ablation.cell import Cell
 from mmjax.config import experiment_file
@@ -31,7 +31,7 @@ from mmjax.config.tree import ConfigNode
 from mmjax.data.loader import Data
 from mmjax.data.sources import TABLE
 from mmjax.errors import UserError
-from mmjax.reports.plots import panels
+from mmjax.reports.curves import curve_sections
 from mmjax.training.metrics import MetricsLog, read_history, read_summary, write_summary
 
 # Seconds of computing that one answer may take, and of waiting.
@@ -113,7 +113,7 @@ def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def commands(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> "dict[str, Command]":
     """All commands, up to where they would begin to work."""
     for owner, name in (
-        *((Data, "fit_tokenizers"), (contest, "run"), (plan, "_compiled"), (plan, "_gpus"), (local, "run")),
+        *((Data, "fit_tokenizers"), (runner, "run"), (plan, "_compiled"), (plan, "_gpus"), (local, "run")),
         *((kind, "prepare") for kind in TABLE.values()),
     ):
         monkeypatch.setattr(owner, name, reached)
@@ -131,7 +131,7 @@ def commands(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> "dict[str, Comma
         "profile": Command(profile.main, [*names, *runs, "compare"], lambda name: profile.load(names[0])),
         "evaluate": Command(evaluate.main, [*runs, "compare"], lambda name: evaluate.Evaluation(run_dir=name)),
         "generate": Command(generate.main, runs, lambda name: generate.Generation(run_dir=name)),
-        "benchmark": Command(benchmark.main, benchmark.NAMES, lambda name: benchmark.Contest(name=name)),
+        "benchmark": Command(benchmark.main, benchmark.NAMES, lambda name: benchmark.BenchmarkRequest(name=name)),
         "prepare": Command(prepare.main, [*prepare.SOURCES.names()], prepare.SOURCES.load),
         "local": Command(local.main, (), lambda _: local.Local, tail),
         "cluster": Command(cluster.main, [*cluster.SCHEDULERS], cluster.SCHEDULERS.__getitem__, tail),
@@ -363,7 +363,7 @@ def test_damaged_metrics_are_refused_in_a_line(run_dir: Path, count: int):
     log.close()
 
     def read() -> None:
-        panels(read_history(run_dir))
+        curve_sections(read_history(run_dir))
         again = MetricsLog(run_dir, 20)
         again.write(21, {"train/loss": 1.0})
         again.close()

@@ -18,8 +18,9 @@ import numpy as np
 import pytest
 import soundfile
 
+from mmjax.data.audio_inputs import SpectrogramInput, WaveformInput
 from mmjax.data.clean import BadInput, read_example
-from mmjax.data.inputs import ImageInput, LabelInput, SpectrogramInput, TextInput, WaveformInput
+from mmjax.data.inputs import ImageInput, LabelInput, TextInput
 from mmjax.data.loader import Data
 from mmjax.data.sources import cifar10_builder, emoji_builder, fsdd, mnist, pairs
 from mmjax.data.sources.cifar10 import CLASSES, Cifar10
@@ -138,7 +139,7 @@ CASES: dict[str, tuple[Callable[[], bytes], Callable[[Path], object]]] = {
         lambda: gzip.compress(bytes.fromhex("00000803 00000002 0000001c 0000001c") + bytes(2 * 784)),
         mnist.read_pictures,
     ),
-    "pairs": (pairs_table, pairs.read_pairs),
+    "pairs": (pairs_table, pairs.read_digit_pairs),
 }
 
 

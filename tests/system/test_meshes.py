@@ -30,7 +30,7 @@ MESHES = {
 
 def run(words: tuple[str, ...], data_dir: Path, steps: int) -> tuple[list[float], str]:
     """Losses of the first steps, and the compiled step."""
-    experiment = resolve(load_experiment("scenes"), [*TINY, "model.dtype=float32", *words])
+    experiment = resolve(load_experiment("scenes"), [*TINY, *words])
     with jax.set_mesh(experiment.mesh.build()):
         rules = choose_rules(experiment.rules, jax.sharding.get_mesh())
         sharding = NamedSharding(jax.sharding.get_mesh(), rules.spec("batch"))

@@ -37,10 +37,10 @@ class HadamardFusion(PooledFusion):
         self.norm = RMSNorm(width, rules=rules, rngs=rngs)
         self.modalities = modalities
 
-    def combine(self, means, there, key):
+    def combine(self, means, present, key):
         product = 1.0
         for index in range(len(self.modalities)):
-            product *= jnp.where(there[:, index, None], means[:, index], 1.0)
+            product *= jnp.where(present[:, index, None], means[:, index], 1.0)
         return self.norm(self.project(product)), {}
 
 
@@ -101,7 +101,7 @@ def test_it_is_evaluated_only_where_its_module_is_named(trained: Path, folder: P
     _, errors = launch(folder, "evaluate", "runs/mine", code=2)
     assert errors.splitlines()[-1] == (
         "error: runs/mine/experiment.json: model.fusion is of class 'my_experiment:Hadamard', whose module is not "
-        "imported; name it by modules=my_experiment"
+        "imported; import it first, by modules=my_experiment in a command"
     )
     lines, errors = launch(folder, "evaluate", "runs/mine", "modules=my_experiment", "suite=standard")
     assert lines[-1] == "runs/mine/evaluations/4.json"
@@ -126,8 +126,7 @@ def test_it_goes_on_and_a_changed_file_is_reported(trained: Path, folder: Path):
 
 def test_its_class_is_a_choice_for_other_experiments(folder: Path):
     lines, _ = launch(folder, "train", "interactions", "--help", "modules=my_experiment", "model.fusion=Hadamard")
-    row = next(line for line in lines if line.startswith("model.fusion "))
-    assert row.split()[1:4] == ["Hadamard", "command", "line"]
+    assert lines[lines.index("from the command line") + 1].split()[0] == "model.fusion=Hadamard"
     _, errors = launch(folder, "train", "interactions", "--help", "model.fusion=Hadamard", code=2)
     assert errors.startswith("error: model.fusion=Hadamard: no such class; the nearest is ")
 

@@ -16,7 +16,7 @@ from mmjax.config.overrides import apply, config_tree
 from tests.system.conftest import ROOT, TINY, environment, finish
 
 README = ROOT / "README.md"
-PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 TEXT = "\n".join(page.read_text() for page in PAGES)
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", TEXT, re.DOTALL)
 # Commands stand in blocks, and in the last cell of the README's table.
@@ -45,7 +45,7 @@ def test_train_commands_resolve(line):
     output = finish(name, *words, "--help")
     assert "train.steps" in output
     for key, value in (word.split("=") for word in words if "=" in word):
-        assert re.search(rf"^{re.escape(key)} +{re.escape(value)} +command line", output, re.MULTILINE), key
+        assert re.search(rf"^  .*{re.escape(f'{key}={value}')}( |$)", output, re.MULTILINE), key
 
 
 @pytest.mark.parametrize("line", [line for line in COMMANDS if re.search("launch.(evaluate|plan|profile)", line)])
@@ -53,7 +53,7 @@ def test_commands_that_look_at_runs_resolve(line):
     name, words = words_of(line)
     output = finish(name, *words, "--help")
     for key, value in (word.split("=") for word in words if "=" in word):
-        assert re.search(rf"^{re.escape(key)} +{re.escape(value)} +command line", output, re.MULTILINE), key
+        assert re.search(rf"^  .*{re.escape(f'{key}={value}')}( |$)", output, re.MULTILINE), key
 
 
 @pytest.mark.parametrize("line", [line for line in COMMANDS if re.search(r"(launch\.|-- )ablate", line)])
@@ -179,6 +179,7 @@ def test_the_fusion_multiplies_what_is_there():
 USE_HEAD = """
 import sys, types
 import jax, jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from mmjax.layers.settings import Settings
 from mmjax.sharding.mesh import MeshShape
@@ -196,7 +197,9 @@ with jax.set_mesh(MeshShape().build()):
     values = jnp.array([[[3.0, 1.0]], [[jnp.nan, jnp.nan]]])
     batch = Batch({"size": values}, {"size": jnp.ones((2, 1), bool)}, {"size": jnp.array([True, False])})
     loss, _ = head.loss(fused, batch, None, None)
-    print(head.predict(fused, None)["mean"].shape, float(loss.total))
+    values, real = np.array([[[3.0, 1.0]], [[5.0, 5.0]]]), np.array([[True], [False]])
+    found = head.statistics({"mean": np.zeros((2, 1, 2))}, values, real, Vector(2))
+    print(head.predict(fused, None)["mean"].shape, float(loss.total), found["absolute_error"].value)
 """
 
 USE_SOURCE = """
@@ -212,10 +215,10 @@ print(len(records), records[5], records.id(5))
 """
 
 
-def test_the_head_adds_up_squared_errors():
+def test_the_head_adds_up_squared_errors_and_has_metrics():
     process = [sys.executable, "-c", USE_HEAD, python_block("LeastSquares")]
     output = subprocess.check_output(process, cwd=ROOT, env=environment(1), text=True)
-    assert output.splitlines()[-1] == "(2, 1, 2) 10.0"
+    assert output.splitlines()[-1] == "(2, 1, 2) 10.0 2.0"
 
 
 def test_the_source_has_examples():

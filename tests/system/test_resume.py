@@ -41,8 +41,9 @@ def test_killed_runs_resume_exactly(tmp_path, data_dir, request):
     for turn in range(request.config.getoption("kills")):
         # Most of the time after the first line goes by between checkpoints and while they are written.
         number = signal.SIGTERM if turn == 1 else signal.SIGKILL
-        more = ("data.workers=1",) if number == signal.SIGTERM else ()
-        codes.append(interrupt(killed, generator.uniform(0, 1.5), number, "train", *words, *more))
+        workers = "data.workers=1" if number == signal.SIGTERM else "data.workers=0"
+        given = [workers if word.startswith("data.workers=") else word for word in words]
+        codes.append(interrupt(killed, generator.uniform(0, 1.5), number, "train", *given))
     moved = shutil.copytree(killed, tmp_path / "moved")
     output = finish("train", *words)
     resumed = json.loads((killed / "summary.json").read_text())

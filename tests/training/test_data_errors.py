@@ -2,7 +2,7 @@
 
 import json
 
-from mmjax.data.loader import DataError
+from mmjax.data.loader import BadValue
 from mmjax.training.data_errors import DataErrorsLog
 
 
@@ -14,8 +14,8 @@ def test_unreadable_lines_are_dropped_with_a_warning(tmp_path):
     said = []
     first = log(tmp_path, 0, said)
     for step in range(4):
-        first.add(step, "train", (DataError(step, f"id {step}", "image", "é is no picture"),))
-    first.add(3, "validation", (DataError(1, "1", "image", "no picture"),))
+        first.add(step, "train", (BadValue(step, f"id {step}", "image", "é is no picture"),))
+    first.add(3, "validation", (BadValue(1, "1", "image", "no picture"),))
     first.flush()
     path = tmp_path / "data_errors.jsonl"
     good = path.read_bytes().splitlines(keepends=True)
@@ -28,8 +28,8 @@ def test_unreadable_lines_are_dropped_with_a_warning(tmp_path):
     second = log(tmp_path, 3, said)
     assert path.read_bytes() == b"".join(good[:3] + good[4:])
     assert said == [f"{len(garbage)} unreadable lines of {path} are dropped"]
-    second.add(3, "train", (DataError(3, "id 3", "image", "é is no picture"),))
-    second.add(6, "validation", (DataError(1, "1", "image", "no picture"),))
+    second.add(3, "train", (BadValue(3, "id 3", "image", "é is no picture"),))
+    second.add(6, "validation", (BadValue(1, "1", "image", "no picture"),))
     second.flush()
     assert path.read_bytes() == b"".join(good[:3] + good[4:] + good[3:4])
     log(tmp_path, 7, said)

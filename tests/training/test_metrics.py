@@ -99,28 +99,8 @@ def test_a_killed_process_loses_at_most_its_last_line(tmp_path):
     assert len(read_history(tmp_path)) >= (logged[-1] if logged else 50)
 
 
-def test_tensorboard_sees_every_step_once(tmp_path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    log = MetricsLog(tmp_path)
-    for step in (10, 20, 30):
-        log.write(step, {"train/loss": step})
-    log.close()
-    log = MetricsLog(tmp_path, 20)
-    for step in (30, 40):
-        log.write(step, {"train/loss": 2 * step})
-    log.close()
-    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    assert [(event.step, event.value) for event in events.Scalars("train/loss")] == [
-        (10, 10),
-        (20, 20),
-        (30, 60),
-        (40, 80),
-    ]
-
-
-def test_who_is_not_the_writer_touches_nothing(tmp_path):
-    log = MetricsLog(tmp_path / "run", writer=False)
+def test_who_is_not_the_lead_touches_nothing(tmp_path):
+    log = MetricsLog(tmp_path / "run", lead=False)
     log.write(1, {"train/loss": 1.0})
     log.close()
     assert not (tmp_path / "run").exists()

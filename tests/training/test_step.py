@@ -31,6 +31,8 @@ from tests.small import FEATURES, make_batch, put
 
 ALL = Model(
     width=16,
+    dtype="bfloat16",
+    unroll=False,
     encoders={
         "image": ViT(patch=4, depth=1, heads=2),
         "text": Recurrent(cell="lstm"),
@@ -52,6 +54,7 @@ ALL = Model(
 SPREAD = Model(
     width=16,
     dtype="float32",
+    unroll=False,
     encoders={
         "image": ConvNet(stem=4, widths=(8,), depths=(1,), kernel=3),
         "text": TextTransformer(depth=2, heads=2),

@@ -15,8 +15,9 @@ from mmjax.config import experiment_file
 from mmjax.config.overrides import resolve
 from mmjax.errors import Preempted, UserError
 from mmjax.evaluation.eval_result import EvalResult
-from mmjax.training import loop
-from mmjax.training.run import RunDir
+from mmjax.training import loop, run_group
+from mmjax.training.run_dir import RunDir
+from mmjax.training.run_group import RunGroup
 from tests.ablation.small import TINY
 
 
@@ -78,9 +79,14 @@ def test_seeds_together_on_a_mesh_are_seeds_apart(apart, data_dir, tmp_path):
 def test_seeds_that_stand_at_different_steps_or_do_not_fit_go_one_after_another(apart, data_dir, tmp_path, monkeypatch):
     """One was done before; then both begin, and there is no memory for both."""
     sizes = []
-    finish = loop.Loop.finish
-    monkeypatch.setattr(loop.Loop, "finish", lambda self: sizes.append((self.start, len(self.runs))) or finish(self))
-    monkeypatch.setattr(loop, "_device_memory", lambda: 300_000.0)  # what one run holds takes 230 kB
+    train_loop = loop.train_loop
+
+    def note_and_train(run):
+        sizes.append((run.start, len(run.runs)))
+        return train_loop(run)
+
+    monkeypatch.setattr(loop, "train_loop", note_and_train)
+    monkeypatch.setattr(run_group, "device_memory", lambda: 300_000.0)  # what one run holds takes 230 kB
     first, second = runs(tmp_path / "fit", data_dir)
     loop.train_together([first, second])
     assert sizes == [(0, 1), (0, 1)]
@@ -88,7 +94,7 @@ def test_seeds_that_stand_at_different_steps_or_do_not_fit_go_one_after_another(
 
     sizes.clear()
     monkeypatch.undo()
-    monkeypatch.setattr(loop.Loop, "finish", lambda self: sizes.append((self.start, len(self.runs))) or finish(self))
+    monkeypatch.setattr(loop, "train_loop", note_and_train)
     shutil.copytree(apart / "1", tmp_path / "steps" / "1")
     loop.train_together(runs(tmp_path / "steps", data_dir))
     assert sizes == [(0, 1), (6, 1)]
@@ -98,14 +104,14 @@ def test_seeds_that_stand_at_different_steps_or_do_not_fit_go_one_after_another(
 def test_a_signal_in_the_last_evaluation_loses_no_step(apart, data_dir, tmp_path, monkeypatch):
     looked = []
 
-    def look(self, step, split, tally, host):
+    def look(self, step, split, monitor, host):
         looked.append((step, split))
         if looked[-1] == (6, "test"):
             signal.raise_signal(signal.SIGTERM)
-        original(self, step, split, tally, host)
+        original(self, step, split, monitor, host)
 
-    original = loop.Loop._look
-    monkeypatch.setattr(loop.Loop, "_look", look)
+    original = RunGroup._on_evaluated
+    monkeypatch.setattr(RunGroup, "_on_evaluated", look)
     first, _ = runs(tmp_path, data_dir)
     with pytest.raises(Preempted, match="stopped after step 6 with a checkpoint"):
         loop.train(first)
@@ -120,20 +126,20 @@ def test_a_signal_in_the_last_evaluation_loses_no_step(apart, data_dir, tmp_path
 
 def test_a_skipped_step_is_left_out_of_the_averages_and_counted(apart, data_dir, tmp_path, monkeypatch):
     """Steps 3 and 4 are logged together; of these, the third sees no number."""
-    following = loop.Loop._next
+    next_batch = RunGroup.next_batch
 
-    def spoil(self, feeds, pending):
-        placed = following(self, feeds, pending)
-        if placed[0].host.step != 2:
-            return placed
+    def spoil(self):
+        batches = next_batch(self)
+        if batches[0].host.step != 2:
+            return batches
         values = {
             name: jnp.full_like(array, jnp.nan) if jnp.issubdtype(array.dtype, jnp.floating) else array
-            for name, array in placed[0].batch.values.items()
+            for name, array in batches[0].batch.values.items()
         }
-        batch = dataclasses.replace(placed[0].batch, values=values)
-        return [dataclasses.replace(placed[0], batch=batch)]
+        batch = dataclasses.replace(batches[0].batch, values=values)
+        return [dataclasses.replace(batches[0], batch=batch)]
 
-    monkeypatch.setattr(loop.Loop, "_next", spoil)
+    monkeypatch.setattr(RunGroup, "next_batch", spoil)
     first, _ = runs(tmp_path, data_dir)
     loop.train(first)
     lines = list(map(json.loads, (tmp_path / "0" / "metrics.jsonl").read_text().splitlines()))
@@ -145,8 +151,8 @@ def test_a_skipped_step_is_left_out_of_the_averages_and_counted(apart, data_dir,
 def scripted(monkeypatch, accuracies):
     """Has the evaluation after each step find these accuracies."""
     at = []
-    evaluate, figures = loop.Loop._evaluate, EvalResult.figures
-    monkeypatch.setattr(loop.Loop, "_evaluate", lambda self, *args: at.append(args[0]) or evaluate(self, *args))
+    evaluate, figures = RunGroup.evaluate, EvalResult.figures
+    monkeypatch.setattr(RunGroup, "evaluate", lambda self, *args: at.append(args[0]) or evaluate(self, *args))
     monkeypatch.setattr(
         EvalResult, "figures", lambda self: figures(self) | {"label/accuracy": accuracies.get(at[-1], 0.1)}
     )
@@ -169,18 +175,18 @@ def test_only_the_evaluated_step_is_the_best(data_dir, tmp_path, monkeypatch):
 def test_a_run_that_is_stopped_keeps_the_same_checkpoints(data_dir, tmp_path, monkeypatch):
     """Stopped before an evaluation that is due, between two checkpoints, and before the last evaluation."""
     scripted(monkeypatch, {2: 0.9, 4: 0.5})
-    account = RunDir.account
+    record_batch = RunDir.record_batch
     for stops in ((), (2, 3, 6)):
         first, _ = runs(tmp_path / str(len(stops)), data_dir, *BEST, "checkpoint.every=2")
         for stop in stops:
 
-            def account_and_ask(self, step, host, stop=stop):
-                account(self, step, host)
+            def record_and_ask(self, step, host, stop=stop):
+                record_batch(self, step, host)
                 if step + 1 == stop:
                     signal.raise_signal(signal.SIGTERM)
 
             with monkeypatch.context() as context:
-                context.setattr(RunDir, "account", account_and_ask)
+                context.setattr(RunDir, "record_batch", record_and_ask)
                 with pytest.raises(Preempted, match=f"stopped after step {stop} with a checkpoint"):
                     loop.train(first)
         loop.train(first)
@@ -195,31 +201,31 @@ def test_a_best_checkpoint_needs_steps_that_are_evaluated_and_saved(data_dir, tm
         loop.train(first)
     assert not (tmp_path / "0").exists()
     short, _ = runs(tmp_path, data_dir, *BEST, "checkpoint.every=3", "train.steps=2")  # has only the last checkpoint
-    loop._check_best(short)
+    loop._check_best_metric(short)
 
 
 def test_two_runs_of_one_directory_at_once(data_dir, tmp_path, monkeypatch):
     first, _ = runs(tmp_path, data_dir)
-    finish, refused = loop.Loop.finish, []
+    train_loop, refused = loop.train_loop, []
 
-    def start_another(self):
-        monkeypatch.setattr(loop.Loop, "finish", finish)
+    def start_another(run):
+        monkeypatch.setattr(loop, "train_loop", train_loop)
         with pytest.raises(UserError) as error:
             loop.train(first)
         refused.append(str(error.value))
         raise UserError("enough")
 
-    monkeypatch.setattr(loop.Loop, "finish", start_another)
+    monkeypatch.setattr(loop, "train_loop", start_another)
     with pytest.raises(UserError, match="enough"):
         loop.train(first)
     assert refused == [f"another process is training in {tmp_path / '0'}; wait until it ends, or set another run_dir"]
 
 
 def test_a_command_that_failed_before_its_first_step_can_be_corrected(data_dir, tmp_path, monkeypatch):
-    def fail(self):
+    def fail(run):
         raise UserError("not today")
 
-    monkeypatch.setattr(loop.Loop, "finish", fail)
+    monkeypatch.setattr(loop, "train_loop", fail)
     for experiment in runs(tmp_path, data_dir):
         with pytest.raises(UserError, match="not today"):
             loop.train(chz.replace(experiment, run_dir=str(tmp_path)))
@@ -228,9 +234,9 @@ def test_a_command_that_failed_before_its_first_step_can_be_corrected(data_dir, 
 
 def test_training_evaluates_on_as_many_examples_as_asked(data_dir, tmp_path, monkeypatch):
     seen = []
-    original = loop.Loop._look
+    original = RunGroup._on_evaluated
     monkeypatch.setattr(
-        loop.Loop, "_look", lambda self, *args: seen.append((args[1], args[3].ids)) or original(self, *args)
+        RunGroup, "_on_evaluated", lambda self, *args: seen.append((args[1], args[3].ids)) or original(self, *args)
     )
     first, _ = runs(tmp_path, data_dir, "mesh.data=1", "train.evaluate_examples=20")
     loop.train(first)

@@ -13,8 +13,8 @@ import tensorflow_datasets as tfds
 from tqdm import tqdm
 
 from mmjax.data.sources import fsdd, mnist, noise
-from mmjax.data.sources.av_digits import VERSION
-from mmjax.data.sources.pairs import PAIRINGS, Pair, Pairs, make_pairs, read_pairs
+from mmjax.data.sources.constants import AV_DIGITS_VERSION as VERSION
+from mmjax.data.sources.pairs import PAIRINGS, Pair, Pairs, make_digit_pairs, read_digit_pairs
 from mmjax.errors import UserError
 
 EXAMPLES_PER_FILE = 4096
@@ -23,22 +23,22 @@ NAMED = 20  # of the recordings that cannot be read
 
 @dataclasses.dataclass
 class AvDigitsConfig(tfds.core.BuilderConfig):
-    """Which table of pairs, and whether pictures and recordings are made hard."""
+    """Which pairing table, and whether images and recordings are made noisy."""
 
     pairing: str = PAIRINGS[0]
     noisy: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
-class Raw:
-    """Everything that examples are made of: the pairs, MNIST's pictures by file, the recordings that could be read."""
+class RawFiles:
+    """All raw data: the pairs, MNIST's images by file, and the readable recordings."""
 
     pairs: Pairs
     pictures: Mapping[str, np.ndarray]
     recordings: Mapping[str, np.ndarray]
 
     def digest(self) -> str:
-        """SHA-256 over all of it."""
+        """SHA-256 of all of it."""
         total = hashlib.sha256(repr(self.pairs).encode())
         for name, array in [*sorted(self.pictures.items()), *sorted(self.recordings.items())]:
             total.update(f"{name} {array.shape}".encode())
@@ -47,7 +47,7 @@ class Raw:
 
 
 class AvDigitsBuilder(tfds.core.ShardBasedBuilder):
-    """MNIST pictures paired with FSDD recordings of the same digit; see mmjax.data.sources.av_digits."""
+    """MNIST images paired with FSDD recordings of the same digit; see mmjax.data.sources.av_digits."""
 
     name = "av_digits"
     VERSION = tfds.core.Version(VERSION)
@@ -63,7 +63,10 @@ class AvDigitsBuilder(tfds.core.ShardBasedBuilder):
     ]
 
     def __init__(self, *, manual_dir: Path | None = None, **kwargs: Any):
-        """`manual_dir` holds mnist/, fsdd/recordings/, maybe av_digits/pairs_PAIRING.csv.gz; without it, downloads."""
+        """`manual_dir` holds mnist/ and fsdd/recordings/; without it, files are downloaded.
+
+        It may also hold av_digits/pairs_PAIRING.csv.gz.
+        """
         super().__init__(file_format="array_record", **kwargs)
         self._manual_dir = manual_dir
 
@@ -98,7 +101,7 @@ class AvDigitsBuilder(tfds.core.ShardBasedBuilder):
     def _shard_iterators_per_split(self, dl_manager: tfds.download.DownloadManager) -> Mapping[str, list[Callable]]:
         raw = self._read_folder(self._manual_dir) if self._manual_dir else self._download(dl_manager)
         self.info.metadata["digest"] = raw.digest()
-        make = Noisy(raw) if self.builder_config.noisy else Clean(raw)
+        make = NoisyExamples(raw) if self.builder_config.noisy else CleanExamples(raw)
         self._progress.reset(sum(map(len, raw.pairs.values())))
         return {
             split: [
@@ -108,29 +111,29 @@ class AvDigitsBuilder(tfds.core.ShardBasedBuilder):
             for split, rows in raw.pairs.items()
         }
 
-    def _read_folder(self, folder: Path) -> Raw:
+    def _read_folder(self, folder: Path) -> RawFiles:
         pictures = {file: mnist.read_pictures(folder / "mnist" / name) for file, name in mnist.PICTURES.items()}
         table = folder / "av_digits" / f"pairs_{self.builder_config.pairing}.csv.gz"
         if table.exists():
-            pairs = read_pairs(table)
+            pairs = read_digit_pairs(table)
         else:
             labels = {file: mnist.read_labels(folder / "mnist" / name) for file, name in mnist.LABELS.items()}
-            pairs = make_pairs(self.builder_config.pairing, labels["train"], labels["t10k"])
+            pairs = make_digit_pairs(self.builder_config.pairing, labels["train"], labels["t10k"])
         recordings = folder / "fsdd" / "recordings"
         if not recordings.is_dir():
-            raise UserError(f"{recordings} is missing: it is the folder of FSDD's WAV files")
-        return Raw(pairs, pictures, _read_recordings(fsdd.folder_reader(recordings), pairs))
+            raise UserError(f"{recordings} is missing: get FSDD and put its folder of WAV files there")
+        return RawFiles(pairs, pictures, _read_recordings(fsdd.folder_reader(recordings), pairs))
 
-    def _download(self, dl_manager: tfds.download.DownloadManager) -> Raw:
+    def _download(self, dl_manager: tfds.download.DownloadManager) -> RawFiles:
         names = [*mnist.PICTURES.values(), *mnist.LABELS.values()]
         downloaded = dl_manager.download({name: mnist.URL + name for name in names} | {"fsdd": fsdd.URL})
         paths = {name: Path(path) for name, path in downloaded.items()}
         pictures = {file: mnist.read_pictures(paths[name]) for file, name in mnist.PICTURES.items()}
         labels = {file: mnist.read_labels(paths[name]) for file, name in mnist.LABELS.items()}
-        pairs = make_pairs(self.builder_config.pairing, labels["train"], labels["t10k"])
-        return Raw(pairs, pictures, _read_recordings(fsdd.archive_reader(paths["fsdd"]), pairs))
+        pairs = make_digit_pairs(self.builder_config.pairing, labels["train"], labels["t10k"])
+        return RawFiles(pairs, pictures, _read_recordings(fsdd.archive_reader(paths["fsdd"]), pairs))
 
-    def _examples(self, make: "Clean | Noisy", split: str, rows: range) -> Iterator:
+    def _examples(self, make: "CleanExamples | NoisyExamples", split: str, rows: range) -> Iterator:
         for row in rows:
             example = make(split, row)
             for field in self._absent:
@@ -139,14 +142,14 @@ class AvDigitsBuilder(tfds.core.ShardBasedBuilder):
             self._progress.update()
 
 
-class Clean:
+class CleanExamples:
     """Examples as published."""
 
-    def __init__(self, raw: Raw):
+    def __init__(self, raw: RawFiles):
         self._raw = raw
 
     def __call__(self, split: str, row: int) -> dict[str, Any]:
-        """Example `row` of a split, in the form TFDS stores."""
+        """Example `row` of a split, in the form that TFDS stores."""
         pair = self._raw.pairs[split][row]
         return {
             "image": self._picture(pair)[..., None],
@@ -165,16 +168,16 @@ class Clean:
         return self._raw.recordings.get(pair.fsdd_file, np.zeros(0, np.int16))
 
 
-class Noisy(Clean):
-    """Examples made hard by the recipe in mmjax.data.sources.noise."""
+class NoisyExamples(CleanExamples):
+    """Examples with the noise of mmjax.data.sources.noise."""
 
-    def __init__(self, raw: Raw):
+    def __init__(self, raw: RawFiles):
         super().__init__(raw)
-        train = [picture for pair in raw.pairs["train"] if (picture := super(Noisy, self)._picture(pair)).size]
+        train = [picture for pair in raw.pairs["train"] if (picture := super(NoisyExamples, self)._picture(pair)).size]
         if not train:
             raise UserError("no training picture can be read, so there are no principal components to fit")
         self._components = noise.PrincipalComponents.fit(np.stack(train))
-        self._level = {name: noise.level(samples) for name, samples in raw.recordings.items()}
+        self._level = {name: noise.normalize_level(samples) for name, samples in raw.recordings.items()}
         # A recording that cannot be read is silent in the babble, so that it changes nothing else.
         silence = np.zeros(noise.LENGTH, np.float32)
         self._pools = {
@@ -189,11 +192,14 @@ class Noisy(Clean):
     def _speech(self, pair: Pair, split: str) -> np.ndarray:
         if pair.fsdd_file not in self._level:
             return super()._speech(pair, split)
-        return noise.mix(self._level[pair.fsdd_file], self._pools[split], pair.noise_seed)
+        return noise.mix_noise(self._level[pair.fsdd_file], self._pools[split], pair.noise_seed)
 
 
 def _read_recordings(read: Callable[[str], bytes], pairs: Pairs) -> dict[str, np.ndarray]:
-    """The recordings that the pairs name and that can be read, by file name; the others are named on standard error."""
+    """The readable recordings of the pairs, by file name.
+
+    The others are listed on standard error.
+    """
     recordings, broken = {}, []
     for name in sorted({pair.fsdd_file for rows in pairs.values() for pair in rows}):
         try:

@@ -1,4 +1,4 @@
-"""What every source of examples offers: splits, random access to raw examples, and the building of what it reads."""
+"""The base class of sources: splits, random access to raw examples, and preparation of files."""
 
 import abc
 import dataclasses
@@ -14,15 +14,22 @@ from mmjax.types import Information
 
 @dataclasses.dataclass(frozen=True)
 class Recording:
-    """One channel of sound: int16[T] at full scale 32768, or float32[T] in [-1, 1], at `rate` samples a second."""
+    """Mono sound: int16[T] at full scale 32768, or float32[T] in [-1, 1], at `rate` samples per second."""
 
     samples: np.ndarray
     rate: int
 
 
+@dataclasses.dataclass(frozen=True)
+class Unreadable:
+    """Stands in a raw field for a value that is there and could not be read, and says why."""
+
+    reason: str
+
+
 @runtime_checkable
 class Records(Protocol):
-    """Random access to the raw examples of one split. Cheap to open, picklable, and safe to share between threads."""
+    """Random access to one split's raw examples; cheap to open, picklable and safe in threads."""
 
     fingerprint: str
     """Changes when the content does."""
@@ -32,48 +39,54 @@ class Records(Protocol):
     def __getitem__(self, index: int) -> dict[str, Any]:
         """The raw fields of example `index`.
 
-        A picture is bytes (PNG, JPEG) or uint8[H W C], a recording a `Recording`, a text a str, a label an int or a
-        list of ints (slots), a quantity a float array [S Q]. A field that could not be had is left out; one bad
-        example never raises.
+        An image is bytes (PNG, JPEG) or uint8[H W C], a recording a `Recording`, a text a str, a label an int or a list
+        of ints (slots), a vector field a float array [S Q]. A field that could not be had is left out, or is an
+        `Unreadable`; one bad example never raises.
         """
         ...
 
     def id(self, index: int) -> str:
-        """The stable name of example `index`, such as "train/123"; reads nothing."""
+        """The stable name of example `index`, such as "train/123"; reads no data."""
         ...
 
 
 @chz.chz
 class Source(abc.ABC):
-    """Where examples come from. A subclass's fields select a variant; its class name in snake case is its name."""
+    """A source of examples. Its class name in snake case is its name on the command line.
+
+    A subclass's fields select a variant.
+    """
 
     @property
     @abc.abstractmethod
     def splits(self) -> tuple[str, ...]:
-        """The splits there are: some of "train", "validation" and "test"."""
+        """The available splits, out of "train", "validation" and "test"."""
 
     @property
     def information(self) -> Information | None:
-        """What modalities `a` and `b` tell about the label, where that is known exactly."""
+        """The exact information of modalities `a` and `b` about the label, where it is known."""
         return None
 
     @property
-    def cluster(self) -> str | None:
-        """The raw field whose equal values make examples depend on each other, as a recording that several share does.
+    def cluster_field(self) -> str | None:
+        """The raw field whose equal values make examples dependent, such as a shared recording.
 
-        Intervals then resample clusters of examples. None: every example is independent of the others.
+        Confidence intervals then resample clusters of examples. None: all examples are independent.
         """
         return None
 
     @abc.abstractmethod
     def open(self, data_dir: str, split: str) -> Records:
-        """The examples of a split; UserError, naming the command to run, where they are not there."""
+        """The examples of a split; UserError, naming the command to run, where they are not prepared."""
 
     @abc.abstractmethod
     def prepare(self, data_dir: str, manual_dir: str | None = None) -> Path:
-        """Builds what `open` reads unless it is there; returns its folder. What is half built never counts as built."""
+        """Builds the files that `open` reads unless they exist; returns their folder.
+
+        A partial build never counts as complete.
+        """
 
 
 def source_name(cls: type) -> str:
-    """The name a source has on the command line and on disk: AvDigits -> av_digits."""
+    """A source's name on the command line and on disk: AvDigits -> av_digits."""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", cls.__name__).lower()

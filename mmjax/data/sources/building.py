@@ -1,19 +1,22 @@
-"""Building a TFDS data set once, whole or not at all, and reading it back without TensorFlow."""
+"""Atomic building of TFDS data sets, and reading them without TensorFlow."""
 
+import abc
 import contextlib
 import fcntl
 import io
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import chz
 import numpy as np
 
+from mmjax.data.sources.base import Source, source_name
 from mmjax.errors import UserError
-from mmjax.files import open_regular, read_regular
+from mmjax.files import local_path, open_regular, read_regular
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
@@ -22,12 +25,12 @@ LARGEST_JSON = 2**26  # bytes of a file that describes a data set
 
 
 def is_built(folder: Path) -> bool:
-    """Whether a whole data set lies in `folder`: TFDS builds elsewhere and renames at the end."""
+    """Whether `folder` holds a complete data set: TFDS builds elsewhere and renames at the end."""
     return (folder / "dataset_info.json").is_file()
 
 
 def build(builder: "tfds.core.DatasetBuilder") -> None:
-    """Builds the data set unless another process does so first. What goes wrong outside our control is a UserError."""
+    """Builds the data set unless another process does; external failures become UserErrors."""
     import requests
     import tensorflow_datasets as tfds
 
@@ -37,11 +40,11 @@ def build(builder: "tfds.core.DatasetBuilder") -> None:
             if is_built(folder):
                 return
             if folder.exists():
-                raise UserError(f"{folder} is there but holds no whole data set: delete it and run the command again")
+                raise UserError(f"{folder} is not a complete data set: delete it and run the command again")
             for leftover in folder.parent.glob(f"incomplete.*_{folder.name}"):  # of a build that was killed
                 shutil.rmtree(leftover)
             print(f"building {builder.info.full_name} in {folder}", file=sys.stderr)
-            # Standard output is for the result, and TFDS's messages about itself are for nobody.
+            # Standard output is for the result only, not for TFDS's messages.
             with contextlib.redirect_stdout(io.StringIO()):
                 builder.download_and_prepare()
     except (
@@ -62,7 +65,7 @@ def _line(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _lock(folder: Path) -> Iterator[None]:
-    """Keeps other processes, on other machines too if the file system can, from building the same data set."""
+    """Locks a data set against other builders, across machines if the file system supports that."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with open(folder.parent / ".lock", "w", opener=_open_at_once) as file:
         try:
@@ -74,15 +77,51 @@ def _lock(folder: Path) -> Iterator[None]:
 
 
 def _open_at_once(path: str, flags: int) -> int:
-    """Opens a file as `open` does, and raises an error for a pipe instead of waiting for its reader."""
+    """Opens a file as `open` does, but raises an error for a pipe instead of waiting for its reader."""
     return os.open(path, flags | os.O_NONBLOCK, 0o666)
 
 
-class Stored:
-    """The examples of one split of a built data set as arrays, numbers and text; safe in threads, picklable."""
+@chz.chz
+class BuiltSource(Source):
+    """A source that TFDS builds once, as a folder of ArrayRecord files; its fields select the data set."""
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        return ("train", "validation", "test")
+
+    @abc.abstractmethod
+    def _folder(self, data_dir: str) -> Path:
+        """The folder of the data set."""
+
+    @abc.abstractmethod
+    def _builder(self) -> "Callable[..., tfds.core.DatasetBuilder]":
+        """The TFDS builder; a function, because importing it imports TFDS."""
+
+    def built_folder(self, data_dir: str) -> Path:
+        """The folder of the data set; UserError, naming the command to run, where it is not built."""
+        folder = self._folder(data_dir)
+        if not is_built(folder):
+            name = source_name(type(self))
+            kind = "".join(f" {field}={getattr(self, field)}" for field in chz.chz_fields(self))
+            raise UserError(
+                f"there is no {name}{kind and ' with'}{kind} in {data_dir}: run `python -m launch.prepare {name}{kind} "
+                f"data_dir={data_dir}`, with manual_dir=FOLDER if the raw files are at hand"
+            )
+        return folder
+
+    def prepare(self, data_dir: str, manual_dir: str | None = None) -> Path:
+        folder = self._folder(data_dir)
+        if not is_built(folder):
+            raw = local_path(manual_dir) if manual_dir else None
+            build(self._builder()(data_dir=local_path(data_dir), manual_dir=raw))
+        return folder
+
+
+class StoredExamples:
+    """One split of a built data set as arrays, numbers and text; thread-safe and picklable."""
 
     def __init__(self, folder: Path, split: str):
-        """Raises UserError where what lies in the folder is damaged."""
+        """Raises UserError where the folder's content is damaged."""
         try:
             self._open(folder, split)
         except UserError:
@@ -107,6 +146,7 @@ class Stored:
             for name, feature in info.features.items()
             if feature.shape
         }
+        self._split = split
         self.fingerprint = f"{info.full_name}/{info.metadata['digest']}/{split}"
 
     def __len__(self) -> int:
@@ -124,6 +164,9 @@ class Stored:
             name: self._decode(name, feature)
             for name, feature in tf_example_pb2.Example.FromString(content).features.feature.items()
         }
+
+    def id(self, index: int) -> str:
+        return f"{self._split}/{index}"
 
     def _decode(self, name: str, feature: Any) -> np.ndarray | int | str:
         if name in self._arrays:

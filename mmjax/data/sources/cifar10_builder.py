@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
+from mmjax.data.archives import tar_files
 from mmjax.data.clean import opencv
-from mmjax.data.sources.archives import tar_files
-from mmjax.data.sources.cifar10 import CLASSES, VERSION
+from mmjax.data.sources.constants import CIFAR10_CLASSES as CLASSES
+from mmjax.data.sources.constants import CIFAR10_VERSION as VERSION
 from mmjax.errors import UserError
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
@@ -27,14 +28,14 @@ VALIDATION = 0.1
 Example = tuple[int, bytes]
 
 
-class Cifar10Builder(tfds.core.ShardBasedBuilder):
+class Cifar10Builder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
     """CIFAR-10, as published or as an archive of JPEGs; see mmjax.data.sources.cifar10."""
 
     name = "cifar10"
     VERSION = tfds.core.Version(VERSION)
 
     def __init__(self, *, manual_dir: Path | None = None, **kwargs: Any):
-        """`manual_dir` holds cifar10/ with two archives of SPLIT/CLASS/NAME.jpg; without it, a download is."""
+        """`manual_dir` holds cifar10/ with two archives of SPLIT/CLASS/NAME.jpg; without it, it downloads."""
         super().__init__(file_format="array_record", **kwargs)
         self._manual_dir = manual_dir
 
@@ -80,7 +81,7 @@ def _examples(rows: list[Example], places: range) -> Iterator:
 
 
 def hold_out(rows: list[Example]) -> tuple[list[Example], list[Example]]:
-    """Training and validation rows: the last share `VALIDATION` of each class is the latter."""
+    """Training and validation rows: the last `VALIDATION` share of each class is for validation."""
     places = defaultdict(list)
     for place, (label, _) in enumerate(rows):
         places[label].append(place)
@@ -89,7 +90,7 @@ def hold_out(rows: list[Example]) -> tuple[list[Example], list[Example]]:
 
 
 def read_pictures(archive: Path, split: str) -> list[Example]:
-    """The pictures SPLIT/CLASS/NAME.jpg of an archive that is never unpacked, classes taking turns."""
+    """The images SPLIT/CLASS/NAME.jpg of an archive, read without unpacking, classes interleaved."""
     by_class: dict[int, list[Example]] = {label: [] for label in range(len(CLASSES))}
     try:
         for name, content in tar_files(archive):
@@ -108,7 +109,7 @@ def read_pictures(archive: Path, split: str) -> list[Example]:
 
 
 def read_binary(archive: Path) -> dict[str, list[Example]]:
-    """The pictures of the published archive, as PNG, in its order."""
+    """The images of the published archive as PNG, in its order."""
     cv2 = opencv()
     rows: dict[str, list[Example]] = {"train": [], "test": []}
     try:

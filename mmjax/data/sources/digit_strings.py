@@ -1,4 +1,4 @@
-"""digit_strings: real handwritten and spoken digits strung to numbers, with their words."""
+"""digit_strings: real handwritten and spoken digits concatenated to numbers, with their words."""
 
 from pathlib import Path
 from typing import Any
@@ -23,14 +23,14 @@ PEAK = 0.5
 
 @chz.chz
 class DigitStrings(Source):
-    """Numbers of one to four digits, each digit an MNIST picture and an FSDD recording of av_digits as published.
+    """Numbers of one to four digits, each digit an MNIST image and an FSDD recording of av_digits.
 
-    Raw fields: `image` uint8[28 112 1], digits from the left and black behind them; `speech` at 8 kHz, a short silence
-    between digits; `text`, their words; `digits`, a label per digit. Everything follows from the seed. The splits are
-    those of av_digits: they share no picture and no recording.
+    Raw fields: `image` uint8[28 112 1], left-aligned digits on black; `speech` at 8 kHz, with short silences between
+    digits; `text`, their words; `digits`, a label per digit. The seed determines everything. The splits are those of
+    av_digits (as published): they share no image and no recording.
     """
 
-    seed: int = chz.field(default=0, doc="what everything follows from")
+    seed: int = chz.field(default=0, doc="seed of all data")
     train: int = chz.field(default=65536, doc="examples of the train split")
     validation: int = chz.field(default=1024, doc="examples of the validation split")
     test: int = chz.field(default=2048, doc="examples of the test split")
@@ -52,7 +52,7 @@ class DigitStrings(Source):
 
 
 class DigitStringRecords:
-    """The examples of one split of digit_strings, made of single digits."""
+    """One split of digit_strings, assembled from single digits."""
 
     def __init__(self, source: DigitStrings, split: str, single: Records):
         sizes = {"train": source.train, "validation": source.validation, "test": source.test}
@@ -63,7 +63,7 @@ class DigitStringRecords:
         return self._size
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Without the picture, or the speech, where that of one of its digits could not be read."""
+        """Without the image, or the speech, where one of its digits could not be read."""
         if not 0 <= index < self._size:
             raise IndexError(f"{self._split} has {self._size} numbers, and no {index}")
         rng = np.random.default_rng((self._seed, SPLITS.index(self._split), index))
@@ -74,23 +74,23 @@ class DigitStringRecords:
         digits = [int(part["label"]) for part in parts]
         example: dict[str, Any] = {"text": " ".join(WORDS[digit] for digit in digits), "digits": digits}
         if all("image" in part for part in parts):
-            example["image"] = write([part["image"] for part in parts])
+            example["image"] = concat_images([part["image"] for part in parts])
         if all("speech" in part for part in parts):
-            example["speech"] = say([part["speech"] for part in parts], rng)
+            example["speech"] = concat_recordings([part["speech"] for part in parts], rng)
         return example
 
     def id(self, index: int) -> str:
         return f"{self._split}/{index}"
 
 
-def write(pictures: list[np.ndarray]) -> np.ndarray:
-    """uint8[28 112 1], the pictures beside each other."""
+def concat_images(pictures: list[np.ndarray]) -> np.ndarray:
+    """uint8[28 112 1]: the images side by side."""
     canvas = np.zeros((SIDE, MOST_DIGITS * SIDE, 1), np.uint8)
     canvas[:, : len(pictures) * SIDE] = np.concatenate(pictures, 1)
     return canvas
 
 
-def say(recordings: list[Recording], rng: np.random.Generator) -> Recording:
+def concat_recordings(recordings: list[Recording], rng: np.random.Generator) -> Recording:
     """The recordings one after the other, equally loud, with short silences between them."""
     pieces: list[np.ndarray] = []
     for recording in recordings:

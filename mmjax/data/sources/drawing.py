@@ -1,4 +1,4 @@
-"""Scenes of a few coloured shapes: what is drawn at random, the sentence that describes it, the picture."""
+"""Scenes of a few coloured shapes: random drawing, the describing sentence, and the image."""
 
 import dataclasses
 import math
@@ -35,8 +35,11 @@ _SHIFT = 4  # OpenCV takes coordinates in sixteenths of a pixel
 
 
 @dataclasses.dataclass(frozen=True)
-class Thing:
-    """One shape: indices into SHAPES, COLOURS, SIZES; its grid cell; centre and radius in pixels; turn in radians."""
+class SceneObject:
+    """One shape: indices into SHAPES, COLOURS and SIZES, its grid cell, and its geometry.
+
+    Centre and radius are in pixels, the turn is in radians.
+    """
 
     shape: int
     colour: int
@@ -57,11 +60,14 @@ class Thing:
 class Scene:
     """Things in their order: by column from the left, within a column from the top."""
 
-    things: tuple[Thing, ...]
+    things: tuple[SceneObject, ...]
     background: tuple[int, int, int]
 
     def sentence(self) -> str:
-        """One thing and its place, or several joined by the relation of each to the next, "left of" or else "above"."""
+        """The description of the scene.
+
+        One thing and its place, or several joined by the relation of each to the next, "left of" or else "above".
+        """
         first = self.things[0]
         if len(self.things) == 1:
             return f"{first} at the {PLACES[first.row][first.column]}"
@@ -71,11 +77,11 @@ class Scene:
         return words
 
     def positions(self) -> np.ndarray:
-        """Centres float32[S 2] as shares of the picture's width and height."""
+        """Centres float32[S 2] as shares of the image's width and height."""
         return np.array([((thing.x + 0.5) / SIDE, (thing.y + 0.5) / SIDE) for thing in self.things], np.float32)
 
     def draw(self) -> np.ndarray:
-        """The picture, uint8[64 64 3]."""
+        """The image, uint8[64 64 3]."""
         import cv2
 
         picture = np.empty((SIDE, SIDE, 3), np.uint8)
@@ -95,7 +101,7 @@ class Scene:
 
 
 def draw_scene(rng: np.random.Generator) -> Scene:
-    """One to three things of independent attributes in distinct cells."""
+    """Draws one to three objects in distinct cells, with independently drawn attributes."""
     chances = iter(rng.random(5 + 11 * len(COUNTS)).tolist())  # all at once: one call is dear, a number is not
     background = _tinted((205 + _choose(chances, 36),) * 3, chances)
     free = list(range(GRID * GRID))  # numbered down the columns
@@ -110,7 +116,7 @@ def draw_scene(rng: np.random.Generator) -> Scene:
         x = (column + 0.5) * CELL + (next(chances) - 0.5) * room - 0.5
         y = (row + 0.5) * CELL + (next(chances) - 0.5) * room - 0.5
         turn = (2 * next(chances) - 1) * _LARGEST_TURN
-        things.append(Thing(shape, colour, size, row, column, x, y, radius, turn, _tinted(_RGB[colour], chances)))
+        things.append(SceneObject(shape, colour, size, row, column, x, y, radius, turn, _tinted(_RGB[colour], chances)))
     return Scene(tuple(things), background)
 
 

@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow_datasets as tfds
 
-from mmjax.data.sources.archives import open_zip
-from mmjax.data.sources.emoji import GROUPS, TONE, VERSION
+from mmjax.data.archives import open_zip
+from mmjax.data.sources.constants import EMOJI_GROUPS as GROUPS
+from mmjax.data.sources.constants import EMOJI_VERSION as VERSION
+from mmjax.data.sources.constants import SKIN_TONE
 from mmjax.errors import UserError
 from mmjax.files import read_regular
 
@@ -29,7 +31,7 @@ SPLITS = ("train", "validation", "test")
 
 
 class Row(NamedTuple):
-    """One emoji: its picture's file, name, group, tags, whether it has a skin tone, and its split."""
+    """One emoji: its image's file, name, group, tags, whether it has a skin tone, and its split."""
 
     file: str
     name: str
@@ -50,7 +52,7 @@ class EmojiBuilder(tfds.core.ShardBasedBuilder):
     ]
 
     def __init__(self, *, manual_dir: Path | None = None, **kwargs: Any):
-        """`manual_dir` holds noto_emoji/ with the pictures' archive and a table; without it, both are downloaded."""
+        """`manual_dir` holds noto_emoji/ with the image archive and a table; without it, both are downloaded."""
         super().__init__(file_format="array_record", **kwargs)
         self._manual_dir = manual_dir
 
@@ -93,7 +95,7 @@ class EmojiBuilder(tfds.core.ShardBasedBuilder):
 
 
 def examples(rows: list[Row], pictures: Mapping[str, bytes]) -> Iterator:
-    """The rows in the form TFDS stores."""
+    """The rows in the form that TFDS stores."""
     for place, row in enumerate(rows):
         image = np.frombuffer(pictures[row.file], np.uint8)
         tags = ", ".join(row.tags)
@@ -101,7 +103,7 @@ def examples(rows: list[Row], pictures: Mapping[str, bytes]) -> Iterator:
 
 
 def read_table(path: Path) -> list[Row]:
-    """The rows of a file with a JSON object a line, whose keys include those of `Row` (validation is "val")."""
+    """The rows of a JSON-lines file with the keys of `Row` (the validation split is "val")."""
     rows: list[Row] = []
     try:
         for line in read_regular(path).decode().splitlines():
@@ -119,12 +121,12 @@ def read_table(path: Path) -> list[Row]:
             "".join([row.file, row.name, *row.tags]).encode()  # they are texts, and valid ones
             rows.append(row)
     except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is no table of emoji (line {len(rows) + 1}: {error})") from None
+        raise UserError(f"{path} is not a table of emoji (line {len(rows) + 1}: {error})") from None
     return rows
 
 
 def read_gemoji(archive: Path) -> list[Row]:
-    """The rows of what the repository github/gemoji holds: Unicode's own list, and its tags."""
+    """The rows of the repository github/gemoji: Unicode's own list, and its tags."""
     inside = f"gemoji-{GEMOJI}/"
     try:
         with open_zip(archive) as (_, read):
@@ -141,9 +143,10 @@ def read_gemoji(archive: Path) -> list[Row]:
 
 
 def make_rows(listed: str, tags: Mapping[str, tuple[str, ...]]) -> list[Row]:
-    """The fully qualified emoji of Unicode's emoji-test.txt, with `tags` by file; splits by hash of the base name.
+    """The fully qualified emoji of Unicode's emoji-test.txt, with `tags` by file.
 
-    The base name is what stands before a colon: variants of one emoji are called "name: variant".
+    Splits are by the hash of the base name, which is the part before a colon: variants of one emoji are called "name:
+    variant".
     """
     rows, group = [], ""
     for line in listed.splitlines():
@@ -154,17 +157,17 @@ def make_rows(listed: str, tags: Mapping[str, tuple[str, ...]]) -> list[Row]:
             file, name = _file(found[1]), found[2].strip()
             place = int.from_bytes(hashlib.sha256(name.partition(":")[0].encode()).digest()[:4], "big") % 100
             split = "validation" if place < HELD_OUT[0] else "test" if place < HELD_OUT[1] else "train"
-            rows.append(Row(file, name, group, tags.get(file, ()), TONE.search(name) is not None, split))
+            rows.append(Row(file, name, group, tags.get(file, ()), SKIN_TONE.search(name) is not None, split))
     return rows
 
 
 def _file(emoji: str) -> str:
-    """The name of an emoji's picture: its code points but for the variation selector, in hexadecimal."""
+    """The name of an emoji's image: its code points in hexadecimal, without variation selectors."""
     return "emoji_u" + "_".join(f"{ord(sign):04x}" for sign in emoji if sign != "\ufe0f") + ".png"
 
 
 def read_pictures(archive: Path, prefix: str, files: Iterable[str]) -> dict[str, bytes]:
-    """The PNG files that there are, by name, read out of an archive that is never unpacked; b"" for a damaged one."""
+    """The PNG files by name, read without unpacking the archive; b"" for a damaged one."""
     pictures: dict[str, bytes] = {}
     try:
         with open_zip(archive) as (inside, read):

@@ -1,8 +1,8 @@
 """Sentences spoken by espeak-ng, at 8 kHz.
 
-How it says something depends on all it has said before, so this file is also a program: it reads a list of utterances
-as JSON and writes, for each, a 32-bit count and that many int16 samples. A fresh process makes the same of the same
-list. It imports nothing of mmjax, to start quickly.
+espeak-ng's output depends on everything it has said before, so this file is also a program: it reads a list of
+utterances as JSON and writes, for each, a 32-bit count and that many int16 samples. A new process gives the same output
+for the same list. It imports nothing of mmjax, to start quickly.
 """
 
 import ctypes
@@ -20,7 +20,7 @@ VOICES = ("en", "en-us", "en+f1", "en-us+m3")
 
 
 class Utterance(NamedTuple):
-    """What is said, by which of espeak-ng's voices, and how high: a pitch of 50 is the voice's own."""
+    """A text, one of espeak-ng's voices, and the pitch: 50 is the voice's own."""
 
     text: str
     voice: str
@@ -28,7 +28,7 @@ class Utterance(NamedTuple):
 
 
 class Engine:
-    """espeak-ng's C interface (speak_lib.h), in the few calls that make samples."""
+    """The part of espeak-ng's C interface (speak_lib.h) that makes samples."""
 
     _SYNCHRONOUS, _CHARACTERS, _UTF8, _RATE_PARAMETER, _PITCH_PARAMETER = 2, 1, 1, 1, 3
 
@@ -72,7 +72,7 @@ class Engine:
 def resample(samples: np.ndarray, rate: int) -> np.ndarray:
     """int16[T] at `rate` to int16 at 8 kHz, by cutting the spectrum at 4 kHz.
 
-    SciPy does the same, and importing it takes as long as speaking a thousand sentences.
+    SciPy does the same, but importing it takes as long as a thousand sentences.
     """
     divisor = math.gcd(rate, RATE)
     before, after = rate // divisor, RATE // divisor

@@ -1,4 +1,4 @@
-"""interactions: two made-up modalities and a label, of which it is known what each of them tells about it."""
+"""interactions: synthetic data of two modalities and a label with known information."""
 
 import itertools
 import math
@@ -40,25 +40,25 @@ SECONDS = MOST_BITS * BEAT / RATE
 
 @chz.chz
 class Interactions(Source):
-    """A label of a few bits that A tells, B tells, each tells, or only both tell; nothing is downloaded or written.
+    """A label of a few bits that A, B, each of them, or only both together determine.
 
     A carries its unique bits, the redundant ones and bits s_a; B its unique bits, the redundant ones and bits s_b; all
     of them are uniform and independent. The label's binary digits, the highest first, are the unique bits of A, those
-    of B, the redundant ones and s_a xor s_b, each flipped with chance `noise`.
+    of B, the redundant ones and s_a xor s_b, each flipped with probability `noise`. Nothing is downloaded or written.
 
-    Raw fields: `a` and `b`, in the forms of `write`, `draw` or `play`, from which the bits can be read without error;
-    `label`, an index into CLASSES; and `a_bits` and `b_bits`, the bits that each carries in the order above, None where
-    it carries none.
+    Raw fields: `a` and `b`, in the forms of `bits_to_text`, `bits_to_image` or `bits_to_audio`, from which the bits can
+    be read without error; `label`, an index into CLASSES; and `a_bits` and `b_bits`, the bits that each carries in the
+    order above, None where it carries none.
     """
 
-    unique_a: int = chz.field(default=0, doc="bits of the label that A alone tells")
-    unique_b: int = chz.field(default=0, doc="bits of the label that B alone tells")
-    redundant: int = chz.field(default=0, doc="bits of the label that A tells and B tells, too")
-    synergy: int = chz.field(default=4, doc="bits of the label that only A and B together tell")
-    noise: float = chz.field(default=0.0, doc="chance that a bit of the label is flipped")
+    unique_a: int = chz.field(default=0, doc="bits of the label in A only")
+    unique_b: int = chz.field(default=0, doc="bits of the label in B only")
+    redundant: int = chz.field(default=0, doc="bits of the label in both A and B")
+    synergy: int = chz.field(default=4, doc="bits of the label that only A and B together determine")
+    noise: float = chz.field(default=0.0, doc="probability that a bit of the label is flipped")
     a: Form = chz.field(default="tokens", doc="the form of A")
     b: Form = chz.field(default="picture", doc="the form of B")
-    seed: int = chz.field(default=0, doc="what everything follows from")
+    seed: int = chz.field(default=0, doc="seed of all data")
     train: int = chz.field(default=16384, doc="examples of the train split")
     validation: int = chz.field(default=1024, doc="examples of the validation split")
     test: int = chz.field(default=2048, doc="examples of the test split")
@@ -83,18 +83,18 @@ class Interactions(Source):
     def information(self) -> Information:
         """The partial information decomposition of I(A, B; Y), exactly.
 
-        A bit of the label and its noise are independent of all others, and so is what A and B carry of it: the whole is
-        a product of systems of one bit each, over which the decomposition of Bertschinger et al. (2014) is additive
-        (Rauh et al. 2023). In each such system I(A, B; Y) is 1 - h2(noise), h2 being the binary entropy, and falls to
-        one part whole: where one modality is constant, the other's part; where both are the same bit, shared, since
-        neither adds to the other; and where each by itself is independent of Y, synergy.
+        A bit of the label and its noise are independent of all others, and so is the part of A and B that carries it:
+        the system is a product of one-bit systems, over which the decomposition of Bertschinger et al. (2014) is
+        additive (Rauh et al. 2023). In each of them I(A, B; Y) is 1 - h2(noise), h2 being the binary entropy, and
+        belongs to one part: unique where the other modality is constant, redundant where both are the same bit, and
+        synergy where each modality alone is independent of Y.
         """
         entropy = -sum(chance * math.log2(chance) for chance in (self.noise, 1 - self.noise) if chance)
         return Information(*(count * (1 - entropy) for count in self._counts))
 
     @property
     def best_accuracy(self) -> float:
-        """The chance that no bit is flipped: the highest accuracy that there can be, on average."""
+        """The probability that no bit is flipped: the highest possible accuracy, on average."""
         return (1 - self.noise) ** self.bits
 
     @property
@@ -106,7 +106,7 @@ class Interactions(Source):
 
     def prepare(self, data_dir: str, manual_dir: str | None = None) -> Path:
         if manual_dir:
-            raise UserError("interactions is made, not read: leave manual_dir out")
+            raise UserError("interactions is generated and reads no files: leave out manual_dir")
         return local_path(data_dir)
 
 
@@ -116,8 +116,8 @@ class InteractionRecords:
     def __init__(self, source: Interactions, split: str):
         sizes = {"train": source.train, "validation": source.validation, "test": source.test}
         self._source, self._split, self._size = source, split, sizes[split]
-        decisive = (source.seed, split, self._size, *source._counts, source.noise, source.a, source.b)
-        self.fingerprint = "/".join(["interactions", VERSION, *map(str, decisive)])
+        for_fingerprint = (source.seed, split, self._size, *source._counts, source.noise, source.a, source.b)
+        self.fingerprint = "/".join(["interactions", VERSION, *map(str, for_fingerprint)])
 
     def __len__(self) -> int:
         return self._size
@@ -150,16 +150,16 @@ class InteractionRecords:
         return f"{self._split}/{index}"
 
 
-def write(bits: list[int], rng: np.random.Generator) -> str:
-    """A letter for each slot in turn, and one or two digits that say nothing."""
+def bits_to_text(bits: list[int], rng: np.random.Generator) -> str:
+    """A letter for each slot in turn, and one or two digits without meaning."""
     choices = rng.integers(2, size=len(bits)).tolist()
     letters = [WORDS[slot][bit][choice] for slot, (bit, choice) in enumerate(zip(bits, choices, strict=True))]
     fillers = [FILLERS[digit] for digit in rng.integers(len(FILLERS), size=rng.integers(1, MOST_FILLERS + 1))]
     return "".join(letters + fillers)
 
 
-def draw(bits: list[int], rng: np.random.Generator) -> UInt8[np.ndarray, "16 16 1"]:
-    """A bright bar in the cell of each slot, in noise: it lies (0) or stands (1) across its middle."""
+def bits_to_image(bits: list[int], rng: np.random.Generator) -> UInt8[np.ndarray, "16 16 1"]:
+    """A bright bar in the cell of each slot, in noise: horizontal (0) or vertical (1)."""
     grey, contrast = rng.uniform((110, 60), (140, 90)).tolist()
     pixels = rng.uniform(grey - 20, grey + 20, (SIDE, SIDE))
     width, length = BAR
@@ -171,8 +171,8 @@ def draw(bits: list[int], rng: np.random.Generator) -> UInt8[np.ndarray, "16 16 
     return pixels.astype(np.uint8)[:, :, None]
 
 
-def play(bits: list[int], rng: np.random.Generator) -> Recording:
-    """A tone for each slot in turn, of one of the slot's two frequencies, in white noise."""
+def bits_to_audio(bits: list[int], rng: np.random.Generator) -> Recording:
+    """A tone for each slot in turn, at one of the slot's two frequencies, in white noise."""
     samples = 0.05 * rng.standard_normal(MOST_BITS * BEAT, np.float32)
     times = 2 * np.pi / RATE * np.arange(TONE, dtype=np.float32)
     for slot, bit in enumerate(bits):
@@ -182,4 +182,4 @@ def play(bits: list[int], rng: np.random.Generator) -> Recording:
     return Recording(samples, RATE)
 
 
-_FORMS = {"tokens": write, "picture": draw, "sound": play}
+_FORMS = {"tokens": bits_to_text, "picture": bits_to_image, "sound": bits_to_audio}

@@ -1,11 +1,11 @@
-"""MNIST's idx files (LeCun, Cortes & Burges 1998), as they were published."""
+"""MNIST's idx files (LeCun, Cortes & Burges 1998), as published."""
 
 import zlib
 from pathlib import Path
 
 import numpy as np
 
-from mmjax.data.sources.archives import LARGEST
+from mmjax.data.archives import LARGEST
 from mmjax.errors import UserError
 from mmjax.files import read_regular
 
@@ -15,7 +15,7 @@ LABELS = {"train": "train-labels-idx1-ubyte.gz", "t10k": "t10k-labels-idx1-ubyte
 
 
 def read_pictures(path: Path) -> np.ndarray:
-    """uint8[N 28 28] of an idx file; a truncated one gives the pictures that are whole."""
+    """uint8[N 28 28] of an idx file; from a truncated file, its complete images."""
     return _read_idx(path, (28, 28))
 
 
@@ -23,7 +23,7 @@ def read_labels(path: Path) -> np.ndarray:
     """uint8[N] of an idx file, from 0 to 9."""
     labels = _read_idx(path, ())
     if (labels > 9).any():
-        raise UserError(f"{path} holds the label {labels.max()}, which is no digit: fetch MNIST's file again")
+        raise UserError(f"{path} holds the label {labels.max()}, which is not a digit: fetch MNIST's file again")
     return labels
 
 
@@ -38,7 +38,7 @@ def _read_idx(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     header = 4 + 4 * (1 + len(shape))
     expected = bytes([0, 0, 8, 1 + len(shape)]), np.array(shape, ">u4").tobytes()
     if len(data) < header or (data[:4], data[8:header]) != expected:
-        raise UserError(f"{path} is not an idx file of {'pictures of 28 x 28' if shape else 'labels'}")
+        raise UserError(f"{path} is not an IDX file of {'pictures of 28 x 28' if shape else 'labels'}")
     item = int(np.prod(shape, dtype=int))
     whole = (len(data) - header) // item
     return np.frombuffer(data, np.uint8, whole * item, header).reshape(-1, *shape)

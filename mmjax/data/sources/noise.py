@@ -1,4 +1,4 @@
-"""What makes av_digits hard: pictures of a few principal components, recordings under babble and white noise."""
+"""The noise of av_digits: images of a few principal components, recordings under babble and noise."""
 
 import dataclasses
 
@@ -16,7 +16,10 @@ COMPONENTS = 4
 
 @dataclasses.dataclass(frozen=True)
 class PrincipalComponents:
-    """The mean float64[P] and the K directions float64[K P] of largest variance of pictures of P pixels."""
+    """Principal components of images with P pixels.
+
+    The mean float64[P] and the K directions float64[K P] of largest variance.
+    """
 
     mean: np.ndarray
     directions: np.ndarray
@@ -33,7 +36,7 @@ class PrincipalComponents:
         return cls(mean, np.linalg.eigh(covariance)[1][:, : -count - 1 : -1].T)
 
     def reduce(self, pictures: np.ndarray) -> np.ndarray:
-        """uint8[... H W] -> uint8[... H W]: what the components hold of each picture."""
+        """uint8[... H W] -> uint8[... H W]: each image's projection on the components."""
         pixels = pictures.reshape(*pictures.shape[:-2], -1)
         reduced = self.mean + (pixels - self.mean) @ self.directions.T @ self.directions
         return np.clip(np.rint(reduced), 0, 255).astype(np.uint8).reshape(pictures.shape)
@@ -44,20 +47,20 @@ def rms(samples: np.ndarray) -> float:
     return float(np.sqrt(np.mean(np.square(samples, dtype=np.float64))))
 
 
-def level(samples: np.ndarray) -> np.ndarray:
+def normalize_level(samples: np.ndarray) -> np.ndarray:
     """int16[T] -> float32[8000]: scaled to RMS 0.1, then cut or padded with silence."""
     loudness = rms(samples)
     scaled = samples[:LENGTH].astype(np.float32) * (RMS / loudness if loudness else 0.0)
     return np.pad(scaled, (0, LENGTH - len(scaled)))
 
 
-def mix(speech: np.ndarray, pool: np.ndarray, seed: int) -> np.ndarray:
-    """One recording under noise, int16[8000]; everything random comes from `seed`.
+def mix_noise(speech: np.ndarray, pool: np.ndarray, seed: int) -> np.ndarray:
+    """One recording under noise, int16[8000]; all randomness comes from `seed`.
 
-    `speech` float32[8000] and the recordings `pool` float32[R 8000] that the babble is made of come from `level`. The
-    speech is shifted circularly by up to 1,000 samples and made 10 dB quieter. The noise is white at RMS 0.05 plus
-    three of the pool at random circular offsets, the sum scaled to RMS 0.1, which was the speech's own. Where speech
-    and noise together would exceed full scale, both are made quieter.
+    `speech` float32[8000] and the recordings `pool` float32[R 8000] of the babble come from `normalize_level`. The
+    speech is shifted circularly by up to 1,000 samples and attenuated by 10 dB. The noise is white noise at RMS 0.05
+    plus three recordings of the pool at random circular offsets, the sum scaled to RMS 0.1, which was the speech's own.
+    Where speech and noise together would exceed full scale, both are attenuated.
     """
     rng = np.random.default_rng(seed)
     speech = np.roll(speech, rng.integers(LARGEST_SHIFT + 1))

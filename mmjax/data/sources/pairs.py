@@ -1,4 +1,4 @@
-"""Which MNIST picture goes with which FSDD recording: the tables of av_digits, read or made by their rule."""
+"""The pairing tables of av_digits, read or generated: which image goes with which recording."""
 
 import csv
 import hashlib
@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mmjax.data.archives import read_compressed
 from mmjax.data.sources import fsdd
-from mmjax.data.sources.archives import inflate
 from mmjax.errors import UserError
 
 PAIRINGS = ("recording_disjoint", "speaker_disjoint")
@@ -19,7 +19,7 @@ TEST_SPEAKER, VALIDATION_SPEAKER = "theo", "yweweler"
 
 
 class Pair(NamedTuple):
-    """One row: a picture (which item of which of MNIST's files), its digit, a recording, the seed of the noise."""
+    """One row: an image (MNIST file and index), its digit, a recording, and the seed of the noise."""
 
     mnist_file: str
     mnist_index: int
@@ -32,14 +32,14 @@ Pairs = dict[str, list[Pair]]
 """Rows by split: "train", "validation", "test"."""
 
 
-def read_pairs(path: Path) -> Pairs:
-    """The pairs of a gzipped CSV file whose columns are `split` (validation is "val") and those of `Pair`."""
+def read_digit_pairs(path: Path) -> Pairs:
+    """The pairs of a gzipped CSV file with columns `split` (validation is "val") and those of `Pair`."""
     pairs: Pairs = {"train": [], "validation": [], "test": []}
     line = 1
     try:
-        for row in csv.DictReader(io.StringIO(inflate(path).decode(), newline="")):
+        for row in csv.DictReader(io.StringIO(read_compressed(path).decode(), newline="")):
             line += 1
-            if fsdd.describe(row["fsdd_file"]) is None or row["mnist_file"] not in ("train", "t10k"):
+            if fsdd.parse_name(row["fsdd_file"]) is None or row["mnist_file"] not in ("train", "t10k"):
                 raise ValueError(f"no files are called {row['fsdd_file']!r} and {row['mnist_file']!r}")
             numbers = [int(row[name]) for name in ("mnist_index", "label", "noise_seed")]
             if not all(0 <= number < 2**63 for number in numbers):
@@ -48,18 +48,18 @@ def read_pairs(path: Path) -> Pairs:
             split = "validation" if row["split"] == "val" else row["split"]
             pairs[split].append(Pair(row["mnist_file"], index, label, row["fsdd_file"], seed))
     except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
-        raise UserError(f"{path} is no table of pairs (line {line}: {error})") from None
+        raise UserError(f"{path} is not a table of pairs (line {line}: {error})") from None
     if not all(pairs.values()):
         missing = ", ".join(split for split, rows in pairs.items() if not rows)
-        raise UserError(f"{path} is no table of pairs: it has no rows for {missing}")
+        raise UserError(f"{path} is not a table of pairs: it has no rows for {missing}")
     return pairs
 
 
-def make_pairs(pairing: str, train_labels: np.ndarray, test_labels: np.ndarray) -> Pairs:
-    """The pairs by their rule: within a split and digit, pictures in order take recordings by their hashes.
+def make_digit_pairs(pairing: str, train_labels: np.ndarray, test_labels: np.ndarray) -> Pairs:
+    """The pairs by rule: within a split and digit, images in order take recordings by their hashes.
 
-    Training pictures from 55,000 on are the validation split. The recordings of a digit are ordered by
-    SHA-256("pairing:split:cycle:file"), anew for every cycle; an example's noise seed is the first 32 bits of
+    Training images from 55,000 on are the validation split. The recordings of a digit are ordered by
+    SHA-256("pairing:split:cycle:file"), again for every cycle; an example's noise seed is the first 32 bits of
     SHA-256("noise:split:index").
     """
     pictures = {
@@ -71,7 +71,7 @@ def make_pairs(pairing: str, train_labels: np.ndarray, test_labels: np.ndarray) 
     for split, (file, indices, labels) in pictures.items():
         short = "val" if split == "validation" else split
         pools: dict[int, list[str]] = {digit: [] for digit in range(10)}
-        for name in fsdd.names():
+        for name in fsdd.recording_names():
             if _split(pairing, name) == split:
                 pools[int(name[0])].append(name)
         takers = {digit: _cycles(f"{pairing}:{short}", pool) for digit, pool in pools.items()}
@@ -85,8 +85,11 @@ def make_pairs(pairing: str, train_labels: np.ndarray, test_labels: np.ndarray) 
 
 
 def _split(pairing: str, name: str) -> str:
-    """The split a recording belongs to: by its index (FSDD's own test recordings are 0 to 4), or by its speaker."""
-    _, speaker, index = fsdd.describe(name) or (0, "", 0)
+    """The split of a recording: by its index, or by its speaker.
+
+    FSDD's own test recordings have indices 0 to 4.
+    """
+    _, speaker, index = fsdd.parse_name(name) or (0, "", 0)
     if pairing == "recording_disjoint":
         return "test" if index < 5 else "validation" if index < 10 else "train"
     return {TEST_SPEAKER: "test", VALIDATION_SPEAKER: "validation"}.get(speaker, "train")

@@ -1,4 +1,4 @@
-"""scenes: pictures of a few coloured shapes, made on the fly, with a sentence, that sentence spoken, and labels."""
+"""scenes: generated images of coloured shapes, with a sentence, that sentence spoken, and labels."""
 
 import hashlib
 from collections.abc import Iterator
@@ -10,34 +10,34 @@ import numpy as np
 
 from mmjax.data.sources import building, drawing, espeak
 from mmjax.data.sources.base import Recording, Records, Source
+from mmjax.data.sources.constants import SCENES_VERSION as VERSION
 from mmjax.data.sources.drawing import Scene
 from mmjax.errors import UserError
 from mmjax.files import local_path
 
-VERSION = "1.0.0"
 SPLITS = ("train", "validation", "test")
 # Shares of all sentences that only the held-out splits use.
 HELD_OUT = {"validation": 0.2, "test": 0.2}
-# All of them are made up before the first is read, so that no sentence comes twice.
+# All of them are generated before the first is read, so that sentences are distinct.
 MOST_HELD_OUT = 2**16
 
 
 @chz.chz
 class Scenes(Source):
-    """Random scenes of one to three things; everything follows from the seed, nothing is downloaded.
+    """Random scenes of one to three things; the seed determines everything, nothing is downloaded.
 
-    Raw fields: `image` uint8[64 64 3]; `text`; `speech` at 8 kHz and whose `voice` it is; a label per thing `shape`,
-    `colour`, `size`; `count` (less one, so that it indexes COUNTS); `position` float32[S 2], the things' centres as
-    shares of the picture. The things are ordered by column from the left, within a column from the top. A sentence
-    belongs to one split, and within validation and within test none comes twice, so retrieval there has no ties.
+    Raw fields: `image` uint8[64 64 3]; `text`; `speech` at 8 kHz and its `voice`; a label per thing `shape`, `colour`,
+    `size`; `count` (minus one, as an index into COUNTS); `position` float32[S 2], the things' centres as shares of the
+    image. The things are ordered by column from the left, within a column from the top. A sentence belongs to one
+    split, and within validation and within test sentences are distinct, so retrieval there has no ties.
     """
 
-    seed: int = chz.field(default=0, doc="what everything follows from")
+    seed: int = chz.field(default=0, doc="seed of all data")
     train: int = chz.field(default=8192, doc="examples of the train split")
     validation: int = chz.field(default=256, doc="examples of the validation split")
     test: int = chz.field(default=256, doc="examples of the test split")
     speech: bool = chz.field(
-        default=True, doc="whether there is speech, made once: half a minute and 225 MB by default"
+        default=True, doc="whether to have speech, generated once: half a minute and 225 MB by default"
     )
 
     @chz.validate
@@ -52,12 +52,12 @@ class Scenes(Source):
         return SPLITS
 
     def open(self, data_dir: str, split: str) -> Records:
-        spoken = building.Stored(self.prepare(data_dir), split) if self.speech else None
+        spoken = building.StoredExamples(self.prepare(data_dir), split) if self.speech else None
         return SceneRecords(self, split, spoken)
 
     def prepare(self, data_dir: str, manual_dir: str | None = None) -> Path:
         if manual_dir:
-            raise UserError("scenes is made, not read: leave manual_dir out")
+            raise UserError("scenes is generated and reads no files: leave out manual_dir")
         root = local_path(data_dir)
         if not self.speech:
             return root
@@ -75,9 +75,9 @@ class Scenes(Source):
 
 
 class SceneRecords:
-    """The examples of one split of scenes, with speech where `spoken` holds it."""
+    """One split of scenes, with speech where `spoken` holds it."""
 
-    def __init__(self, source: Scenes, split: str, spoken: building.Stored | None = None):
+    def __init__(self, source: Scenes, split: str, spoken: building.StoredExamples | None = None):
         sizes = {"train": source.train, "validation": source.validation, "test": source.test}
         self._seed, self._split, self._size, self._spoken = source.seed, split, sizes[split], spoken
         self.fingerprint = (
@@ -109,13 +109,13 @@ class SceneRecords:
         return f"{self._split}/{index}"
 
     def scene(self, index: int) -> Scene:
-        """What example `index` shows."""
+        """The scene of example `index`."""
         if not 0 <= index < self._size:
             raise IndexError(f"{self._split} has {self._size} scenes, and no {index}")
         return self._held_out[index] if self._held_out else next(self._candidates(index))
 
     def utterance(self, index: int) -> espeak.Utterance:
-        """What is said in example `index`, and how."""
+        """The utterance of example `index`."""
         rng = np.random.default_rng((self._seed, SPLITS.index(self._split), index, 1))
         voice = espeak.VOICES[rng.integers(len(espeak.VOICES))]
         return espeak.Utterance(self.scene(index).sentence(), voice, int(rng.integers(35, 66)))
@@ -137,7 +137,7 @@ class SceneRecords:
 
 
 def _owner(sentence: str) -> str:
-    """The split that may use a sentence: by its hash, so the same for all seeds and sizes."""
+    """The split of a sentence: by its hash, so the same for all seeds and sizes."""
     chance = int.from_bytes(hashlib.blake2b(sentence.encode(), digest_size=4).digest()) / 2**32
     for split, share in HELD_OUT.items():
         if chance < share:

@@ -1,4 +1,4 @@
-"""The TFDS builder that keeps the scenes' spoken sentences."""
+"""The TFDS builder of the scenes' spoken sentences."""
 
 import concurrent.futures
 import functools
@@ -18,23 +18,23 @@ import tensorflow_datasets as tfds
 from tqdm import tqdm
 
 from mmjax.data.sources import espeak
+from mmjax.data.sources.constants import SCENES_VERSION as VERSION
 from mmjax.data.sources.espeak import Utterance
-from mmjax.data.sources.scenes import VERSION
 from mmjax.errors import UserError
 from mmjax.formatting import duration
 
 FILE = 2048  # utterances
-MEASURED = 100  # utterances after which it is told how long all will take
+MEASURED = 100  # utterances after which the remaining time is estimated
 
 
 class ScenesSpeechBuilder(tfds.core.ShardBasedBuilder):
-    """The sentences of mmjax.data.sources.scenes, spoken by espeak-ng at 8 kHz, in the order of the examples."""
+    """The sentences of scenes spoken by espeak-ng at 8 kHz, in the order of the examples."""
 
     name = "scenes_speech"
     VERSION = tfds.core.Version(VERSION)
 
     def __init__(self, *, utterances: Mapping[str, list[Utterance]], **kwargs: Any):
-        """`utterances` are what is said in each split, in order."""
+        """`utterances` are those of each split, in order."""
         super().__init__(file_format="array_record", **kwargs)
         self._utterances = utterances
 
@@ -91,8 +91,11 @@ class ScenesSpeechBuilder(tfds.core.ShardBasedBuilder):
             yield row, {"speech": samples.astype(np.int16, copy=False)}
 
 
-def speak(utterances: list[Utterance], said: Callable[[], object]) -> list[np.ndarray]:
-    """int16[T] at 8 kHz for each utterance, the same whenever the whole list is the same; calls `said` after each."""
+def speak(utterances: list[Utterance], on_progress: Callable[[], object]) -> list[np.ndarray]:
+    """int16[T] at 8 kHz for each utterance; calls `on_progress` after each.
+
+    The result is deterministic for the whole list.
+    """
     # -P keeps this folder's modules from being taken for others of the same name.
     command = [sys.executable, "-P", espeak.__file__]
     recordings: list[np.ndarray] = []
@@ -103,7 +106,7 @@ def speak(utterances: list[Utterance], said: Callable[[], object]) -> list[np.nd
             assert process.stdout is not None
             while header := process.stdout.read(4):
                 recordings.append(np.frombuffer(process.stdout.read(2 * int.from_bytes(header, "little")), "<i2"))
-                said()
+                on_progress()
         errors.seek(0)
         reason = errors.read().decode(errors="replace").strip().rpartition("\n")[2]
     if process.returncode in (-signal.SIGTERM, -signal.SIGINT):

@@ -1,92 +1,102 @@
-"""Whether outputs use a modality at all, and what they are without it: hidden, in noise, or that of another example."""
+"""The suite `robustness`: key metrics with a modality hidden, noised, or swapped."""
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
-from typing import Literal, get_args
+from collections.abc import Iterator
 
+import chz
 import jax
 
 from mmjax.data.clean import BadInput
-from mmjax.data.device_batches import rows_of
 from mmjax.data.loader import Loader, set_example
-from mmjax.evaluation.eval_result import EvalResult, targets_of
-from mmjax.evaluation.evaluator import Evaluator
+from mmjax.evaluation.context import EvalContext
+from mmjax.evaluation.eval_result import EvalResult, truth_features
 from mmjax.evaluation.noise import corrupt
+from mmjax.evaluation.run import EvalCheckpoint
 from mmjax.evaluation.suite_result import SuiteResult
-from mmjax.evaluation.suites.standard import key_figures
-from mmjax.metrics.statistics import Statistic, compare
-from mmjax.model import Multimodal
+from mmjax.evaluation.suites.base import Suite
+from mmjax.evaluation.suites.standard import KEY_METRICS, evaluate_standard, key_metrics, standard_metrics
+from mmjax.metrics.statistics import Statistic, compare_paired
 from mmjax.reports.page import Section, Table
 from mmjax.types import Batch
 
-Change = Literal["without", "noised", "swapped"]
+CONDITIONS = ("without", "noised", "swapped")
+ABOUT = (
+    "Changes with their 95% intervals, by bootstrap over examples or clusters of them. If nothing changes where a "
+    "modality is swapped for another example's, it is not used."
+)
 
 
-def judge_robustness(
-    model: Multimodal,
-    evaluator: Evaluator,
-    split: str,
-    intact: SuiteResult,
-    judge: Callable[[Multimodal, EvalResult], SuiteResult],
-) -> SuiteResult:
-    """Key figures of the outputs that see a modality, with that modality changed: "OUTPUT/CHANGE_MODALITY/FIGURE".
+@chz.chz
+class Robustness(Suite):
+    """Key metrics with each modality hidden, noised, or swapped for another example's.
+
+    As "OUTPUT/CONDITION_MODALITY/METRIC", of the outputs that see the modality:
 
     without   hidden from every output
     noised    with noise as strong as the signal, see `corrupt`
     swapped   that of the example half the split further on, so that nothing is unusual about it by itself
 
-    A figure that is no worse swapped than intact is of a model that does not use the modality.
+    A metric that is no worse swapped than intact is of a model that does not use the modality.
     """
-    statistics: dict[str, Statistic] = {}
-    sections = []
-    for modality in model.encoders:
-        targets = targets_of(model).items()
-        seeing = {
-            name for name, target in targets if target != modality and modality not in model.hidden_modalities[name]
-        }
-        known = {name: figure for name, figure in key_figures(intact).items() if name.partition("/")[0] in seeing}
-        if not known:
-            continue
-        rows = [["intact", *(f"{figure.value:.4f}" for figure in known.values())]]
-        for change in get_args(Change):
-            if change == "without":
-                (outcome,) = evaluator.evaluate(model.without_modalities({modality}), split)
-            elif change == "noised":
-                features, amounts = evaluator.data.features, {modality: 1.0}
-                noise = jax.jit(functools.partial(corrupt, features=features, amounts=amounts))
-                (outcome,) = evaluator.evaluate(model, split, change=noise)
-            else:
-                (outcome,) = evaluator.evaluate(model, split, loader=Swapped(evaluator, split, modality))
-            found = key_figures(judge(model, outcome))
-            cells = []
-            for name, before in known.items():
-                after = found[name]
-                output, _, figure = name.partition("/")
-                statistics[f"{output}/{change}_{modality}/{figure}"] = after
-                cells.append(_beside(after, before))
-            rows.append([change, *cells])
-        sections.append(Section(f"Without {modality}", ABOUT, [Table([modality, *known], rows)]))
-    return SuiteResult(statistics, {}, sections)
+
+    def is_key(self, metric: str) -> bool:
+        return metric.rpartition("/")[2] in KEY_METRICS[:-1]
+
+    def run(self, context: EvalContext, checkpoint: EvalCheckpoint) -> SuiteResult:
+        statistics: dict[str, Statistic] = {}
+        sections = []
+        model = checkpoint.model
+        for modality in model.encoders:
+            seeing = {
+                name
+                for name, target in truth_features(model).items()
+                if target != modality and modality not in model.hidden_modalities[name]
+            }
+            intact = key_metrics(evaluate_standard(context, checkpoint))
+            intact = {name: metric for name, metric in intact.items() if name.partition("/")[0] in seeing}
+            if not intact:
+                continue
+            changed = {
+                condition: key_metrics(
+                    standard_metrics(context, model, _evaluate(context, checkpoint, modality, condition))
+                )
+                for condition in CONDITIONS
+            }
+            rows = []
+            for name, before in intact.items():
+                output, _, metric = name.partition("/")
+                rows.append([name, "intact", f"{before.value:.4f}", ""])
+                for condition, metrics in changed.items():
+                    after = metrics[name]
+                    statistics[f"{output}/{condition}_{modality}/{metric}"] = after
+                    change = compare_paired(after, before)
+                    interval = f"{change.value:+.4f} ({change.low:+.4f} to {change.high:+.4f})"
+                    rows.append(["", condition, f"{after.value:.4f}", interval])
+            table = Table(["metric", modality, "value", "change (95%)"], rows)
+            sections.append(Section(f"Robustness: {modality}", ABOUT, [table]))
+        return SuiteResult(statistics, {}, sections)
 
 
-ABOUT = (
-    "In brackets the change and its 95% interval, by bootstrap over examples or clusters of them. If nothing changes "
-    "where a modality is swapped for another example's, it is not used."
-)
-
-
-def _beside(after: Statistic, before: Statistic) -> str:
-    change = compare(after, before)
-    return f"{after.value:.4f} ({change.value:+.4f}, {change.low:+.4f} to {change.high:+.4f})"
+def _evaluate(context: EvalContext, checkpoint: EvalCheckpoint, modality: str, condition: str) -> EvalResult:
+    """What the model predicts under one of CONDITIONS."""
+    model, evaluator = checkpoint.model, checkpoint.evaluator
+    if condition == "without":
+        (result,) = evaluator.evaluate(model.without_modalities({modality}))
+    elif condition == "noised":
+        noise = functools.partial(corrupt, features=context.features, amounts={modality: 1.0})
+        (result,) = evaluator.evaluate(model, change=jax.jit(noise))
+    else:
+        (result,) = evaluator.evaluate(model, loader=Swapped(context, modality))
+    return result
 
 
 class Swapped(Loader):
-    """Batches of a whole split in which one modality is that of another example; the same on any number of devices."""
+    """Batches of a split in which one modality is another example's, on any number of devices."""
 
-    def __init__(self, evaluator: Evaluator, split: str, modality: str):
-        size = evaluator.batch_size
-        super().__init__(evaluator.data, evaluator.data_dir, split, size, rows=rows_of(evaluator.sharding, size))
+    def __init__(self, context: EvalContext, modality: str):
+        plain = context.loader()
+        super().__init__(plain.data, plain.data_dir, plain.split, plain.batch_size, rows=plain.rows)
         self._modality = modality
 
     def _read(self, batch: Batch, place: int, index: int, position: int) -> Iterator[tuple[str, str]]:

@@ -1,88 +1,96 @@
-"""The standard suite: everything that one pass over a split says of every output."""
+"""The suite `standard`: the metrics of every output from one pass over the split."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Sequence
 
+import chz
 import jax
 import numpy as np
+from jaxtyping import Int
 
+from mmjax.evaluation.context import EvalContext
 from mmjax.evaluation.eval_result import EvalResult
+from mmjax.evaluation.run import EvalCheckpoint
 from mmjax.evaluation.suite_result import Metric, SuiteResult
-from mmjax.heads.contrast import ContrastHead
-from mmjax.metrics.classification import classification_statistics, cross_fit_temperatures
-from mmjax.metrics.regression import regression_statistics
-from mmjax.metrics.retrieval import RECALLS, answerable, sharded_ranks
+from mmjax.evaluation.suites.base import Suite
+from mmjax.metrics.retrieval import RECALLS, has_match, sharded_ranks
 from mmjax.metrics.statistics import Statistic
 from mmjax.metrics.text import text_statistics
 from mmjax.model import Multimodal
 from mmjax.reports.page import Section, Table
 from mmjax.reports.plots import confusion_svg, reliability_svg
-from mmjax.sharding.rules import Rules
-from mmjax.types import Average, Feature, Label, Metrics
+from mmjax.types import Average, Metrics
 
-MOST_DRAWN = 64  # classes of a confusion matrix
+LARGEST_CONFUSION = 64  # classes of a matrix that is drawn
 SHOWN_TEXTS = 12
+# Reported of every condition of `robustness` and every slice.
+KEY_METRICS = ("accuracy", "absolute_error", "exact", "word_error", "loss")
 
 
-# What is said of every condition and every kind of examples.
-KEY_FIGURES = ("accuracy", "absolute_error", "exact", "word_error", "loss")
+@chz.chz
+class Standard(Suite):
+    """The metrics of every output, from one pass over the split."""
+
+    def run(self, context: EvalContext, checkpoint: EvalCheckpoint) -> SuiteResult:
+        return evaluate_standard(context, checkpoint)
 
 
-def key_figures(findings: SuiteResult) -> dict[str, Statistic]:
-    """The few figures that sum outputs up, those of "output/figure" and none of their parts."""
-    names = (name for name in findings.statistics if name.count("/") == 1 and name.rpartition("/")[2] in KEY_FIGURES)
-    return {name: findings.statistics[name] for name in names}
+def evaluate_standard(context: EvalContext, checkpoint: EvalCheckpoint) -> SuiteResult:
+    """The result of `Standard`, computed once for all suites that read it."""
+    results = checkpoint.suite_results
+    if "standard" not in results:
+        results["standard"] = standard_metrics(context, checkpoint.model, checkpoint.result)
+    return results["standard"]
 
 
-def judge_standard(
-    model: Multimodal, outcome: EvalResult, features: Mapping[str, Feature], group: int, rules: Rules
-) -> SuiteResult:
-    """All figures of what a model did; alignments are compared in groups of so many.
+def key_metrics(result: SuiteResult) -> dict[str, Statistic]:
+    """The few metrics that sum outputs up, those of "output/metric" and none of their parts."""
+    names = (name for name in result.statistics if name.count("/") == 1 and name.rpartition("/")[2] in KEY_METRICS)
+    return {name: result.statistics[name] for name in names}
 
-    Of every output its own averages; of classes see `classification_statistics`, of quantities
-    `regression_statistics`, of texts `text_statistics`; of alignments recall at 1, 5 and 10 and the median rank, both
-    ways, the whole split being the gallery.
+
+def standard_metrics(context: EvalContext, model: Multimodal, result: EvalResult) -> SuiteResult:
+    """All metrics of a model's predictions, with intervals over the split's clusters.
+
+    Of every output its own averages and its `statistics`; of texts see `text_statistics`; of aligned modalities recall
+    at 1, 5 and 10 and the median rank, in both directions, the whole split being the gallery.
     """
-    outcome = dataclasses.replace(outcome, metrics=_comparable(model, outcome, group, rules))
-    statistics, figures = _averages(outcome)
-    parts: list[Section] = []
-    for name, said in outcome.predictions.items():
-        if name in outcome.pairs:
-            recalls, medians = _retrieval(name, outcome, rules)
+    result = dataclasses.replace(result, metrics=_regrouped(context, model, result))
+    statistics, figures = _averages(result)
+    sections: list[Section] = []
+    for name, predictions in result.predictions.items():
+        if name in result.pairs:
+            recalls, medians = _retrieval(context, name, result)
             statistics, figures = statistics | recalls, figures | medians
             continue
-        truth, real = outcome.truth[name]
-        feature = features[outcome.targets[name]]
-        if not isinstance(feature, Label):
-            found = regression_statistics(said["mean"], said["deviation"], truth, real)
-        else:
-            given = said["probabilities"], truth, real
-            found = classification_statistics(*given, feature.names, cross_fit_temperatures(*given))
-            if real.any():
-                parts.append(_classes(name, feature.names, *given))
-        statistics |= {f"{name}/{figure}": statistic for figure, statistic in found.items()}
-    for name, (written, texts) in outcome.texts.items():
-        if texts:
-            there = outcome.present[outcome.targets[name]]
-            for figure, statistic in text_statistics(written, texts).items():
-                statistics[f"{name}/{figure}"] = statistic.spread(there)
-            parts.append(_texts(name, written, texts))
-    return SuiteResult(statistics, figures, parts)
+        truth, real = result.truth[name]
+        feature = context.features[result.targets[name]]
+        found = model.outputs[name].statistics(predictions, truth, real, feature)
+        statistics |= {f"{name}/{metric}": statistic for metric, statistic in found.items()}
+        if feature.classes and "probabilities" in predictions and real.any():
+            sections.append(_class_section(name, feature.classes, predictions["probabilities"], truth, real))
+    for name, (predicted, true) in result.texts.items():
+        if true:
+            there = result.present[result.targets[name]]
+            for metric, statistic in text_statistics(predicted, true).items():
+                statistics[f"{name}/{metric}"] = statistic.expand(there)
+            sections.append(_text_section(name, predicted, true))
+    return SuiteResult(statistics, figures, sections).clustered(context.clusters)
 
 
-def _averages(outcome: EvalResult) -> tuple[dict[str, Statistic], dict[str, Metric]]:
-    """What the outputs averaged themselves, and the weighted sum of their losses."""
+def _averages(result: EvalResult) -> tuple[dict[str, Statistic], dict[str, Metric]]:
+    """The averages that outputs compute themselves, and the weighted sum of their losses."""
     statistics: dict[str, Statistic] = {}
     figures: dict[str, Metric] = {}
-    for name, metric in outcome.metrics.items():
+    for name, metric in result.metrics.items():
         if isinstance(metric, Average) and np.ndim(metric.totals):
             statistics[name] = Statistic.ratio(metric.totals, metric.weights)
         elif not name.startswith("fusion/"):  # the fusion's own losses are of whatever batches there happened to be
             values = metric.figures(name).items()
-            figures |= {figure: Metric(value, None, None, len(outcome.ids)) for figure, value in values}
-    losses = [statistics[f"{name}/loss"] for name in outcome.weights if f"{name}/loss" in statistics]
-    if len(losses) == len(outcome.weights):
-        weights = np.array(list(outcome.weights.values()))
+            figures |= {figure: Metric(value, None, None, len(result.ids)) for figure, value in values}
+    losses = [statistics[f"{name}/loss"] for name in result.weights if f"{name}/loss" in statistics]
+    if len(losses) == len(result.weights):
+        weights = np.array(list(result.weights.values()))
         columns = np.concatenate([loss.columns for loss in losses], 1)
         statistics["loss"] = Statistic(columns, lambda sums: _weighted(sums, weights))
     return statistics, figures
@@ -94,47 +102,46 @@ def _weighted(sums: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return (totals / np.where(counts == 0, 1, counts)) @ weights
 
 
-def _comparable(model: Multimodal, outcome: EvalResult, group: int, rules: Rules) -> Metrics:
-    """The metrics with the losses of alignments as they are in groups of as many examples as training compares.
+def _regrouped(context: EvalContext, model: Multimodal, result: EvalResult) -> Metrics:
+    """The metrics with the losses of aligned pairs in groups of as many examples as training compares.
 
     A batch of an evaluation has as many as there are devices for; these are the same on any number of devices.
     """
-    metrics = dict(outcome.metrics)
-    for name, names in outcome.pairs.items():
+    metrics, size = dict(result.metrics), context.group_size
+    for name, modalities in result.pairs.items():
         del metrics[f"{name}/batch_accuracy"]
-        head = model.outputs[name]
-        assert isinstance(head, ContrastHead)
-        sides = [outcome.predictions[name][side] for side in names]
-        there = outcome.present[names[0]] & outcome.present[names[1]]
-        compare = jax.jit(lambda head, *given: head.compare(*given, rows=None))
+        output = model.outputs[name]
+        first, second = (result.predictions[name][modality] for modality in modalities)
+        there = result.present[modalities[0]] & result.present[modalities[1]]
+        compare = jax.jit(lambda output, *given: output.pairwise_losses(*given, rows=None))
         losses = []
-        for begin in range(0, len(there), group):
-            some = [array[begin : begin + group] for array in (*sides, there)]
-            missing = group - len(some[-1])
+        for begin in range(0, len(there), size):
+            some = [array[begin : begin + size] for array in (first, second, there)]
+            missing = size - len(some[-1])
             padded = [np.pad(array, [(0, missing), *[(0, 0)] * (array.ndim - 1)]) for array in some]
-            placed = [jax.device_put(array, rules.spec(*[None] * array.ndim)) for array in padded]
-            losses.append(jax.device_get(compare(head, *placed)[0])[: group - missing])
+            placed = [jax.device_put(array, context.rules.spec(*[None] * array.ndim)) for array in padded]
+            losses.append(jax.device_get(compare(output, *placed)[0])[: size - missing])
         totals = np.where(there, np.concatenate(losses), 0)
         metrics[f"{name}/loss"] = Average(totals, there.astype(np.float32))
     return metrics
 
 
-def _retrieval(name: str, outcome: EvalResult, rules: Rules) -> tuple[dict[str, Statistic], dict[str, Metric]]:
-    """Recalls and median ranks of an alignment, both ways."""
+def _retrieval(context: EvalContext, name: str, result: EvalResult) -> tuple[dict[str, Statistic], dict[str, Metric]]:
+    """Recalls and median ranks of aligned modalities, in both directions."""
     statistics, figures = {}, {}
-    for way, given in outcome.ways(name):
-        found, asked = sharded_ranks(*given, rules=rules), answerable(*given[2:])
+    for direction, arguments in result.retrievals(name):
+        ranks, queries = sharded_ranks(*arguments, rules=context.rules), has_match(*arguments[2:])
         for k in RECALLS:
-            hits = np.zeros(len(asked))
-            hits[asked] = found <= k
-            statistics[f"{name}/{way}_recall@{k}"] = Statistic.ratio(hits, asked)
-        if len(found):
-            figures[f"{name}/{way}_median_rank"] = median_figure(found)
+            hits = np.zeros(len(queries))
+            hits[queries] = ranks <= k
+            statistics[f"{name}/{direction}_recall@{k}"] = Statistic.ratio(hits, queries)
+        if len(ranks):
+            figures[f"{name}/{direction}_median_rank"] = median_figure(ranks)
     return statistics, figures
 
 
 def median_figure(values: np.ndarray) -> Metric:
-    """The median of independent values, with the order statistics between which that of all lies in 95% of cases.
+    """The median of independent values with its distribution-free 95% interval.
 
     These are the largest l and smallest u with P(l <= X < u) >= 0.95, X the binomial number of values below the median
     (David & Nagaraja 2003, "Order Statistics", section 7.1); no distribution is assumed.
@@ -146,41 +153,43 @@ def median_figure(values: np.ndarray) -> Metric:
     return Metric(float(np.median(values)), float(ordered[low - 1]), float(ordered[count - low]), count)
 
 
-def _classes(
-    name: str,
-    names: tuple[str, ...],
-    probabilities: np.ndarray,
-    truth: np.ndarray,
-    real: np.ndarray,
+def _class_section(
+    name: str, classes: tuple[str, ...], probabilities: np.ndarray, truth: np.ndarray, real: np.ndarray
 ) -> Section:
-    """What a page shows of answers from a list of classes."""
-    said = probabilities.argmax(-1)
-    confusion = np.zeros((len(names), len(names)), int)
-    np.add.at(confusion, (truth[real], said[real]), 1)
-    rows = [
-        [kind, f"{count:,}", _share(hits, count), _share(hits, guessed)]
-        for kind, count, hits, guessed in zip(
-            names, confusion.sum(1).tolist(), confusion.diagonal().tolist(), confusion.sum(0).tolist(), strict=True
-        )
-    ]
-    drawings = [reliability_svg(probabilities[real], truth[real], f"{name}-reliability")]
-    if len(names) <= MOST_DRAWN:
-        drawings.insert(0, confusion_svg(confusion, names, f"{name}-confusion"))
+    """The confusion matrix, the reliability and the metrics of every class."""
+    confusion = np.zeros((len(classes), len(classes)), int)
+    np.add.at(confusion, (truth[real], probabilities.argmax(-1)[real]), 1)
+    drawings = [reliability_svg(probabilities[real], truth[real])]
+    if len(classes) <= LARGEST_CONFUSION:
+        drawings.insert(0, confusion_svg(confusion, classes))
     about = (
-        "How often each class is taken for which, and how often answers of some confidence are right. Figures called "
-        "calibrated are of probabilities made more or less confident by one temperature, learned on the other half of "
-        "the examples."
+        "How often each class is predicted as which, and how often predictions of some confidence are right. Metrics "
+        "called calibrated are of probabilities made more or less confident by one temperature, learned on the other "
+        "half of the examples."
     )
-    return Section(name, about, [Table(["class", "examples", "found", "right if said"], rows)], drawings)
+    return Section(name, about, [class_table(classes, confusion)], drawings)
+
+
+def class_table(classes: Sequence[str], confusion: Int[np.ndarray, "K K"]) -> Table:
+    """Recall, precision and F1 of every class; rows of the confusion matrix are true classes."""
+    counts = zip(
+        classes, confusion.sum(1).tolist(), confusion.sum(0).tolist(), confusion.diagonal().tolist(), strict=True
+    )
+    rows = [
+        [name, f"{true:,}", _share(hits, true), _share(hits, predicted), _share(2 * hits, true + predicted)]
+        for name, true, predicted, hits in counts
+    ]
+    return Table(["class", "examples", "recall", "precision", "F1"], rows)
 
 
 def _share(part: int, whole: int) -> str:
     return f"{part / whole:.3f}" if whole else ""
 
 
-def _texts(name: str, said: list[str], truth: list[str]) -> Section:
+def _text_section(name: str, predicted: list[str], truth: list[str]) -> Section:
     """Some texts beside the true ones, wrong ones first."""
-    order = sorted(range(len(said)), key=lambda row: said[row].split() == truth[row].split())
-    rows = [[truth[row], said[row] or "(nothing)"] for row in order[:SHOWN_TEXTS]]
-    wrong = sum(one.split() != other.split() for one, other in zip(said, truth, strict=True))
-    return Section(name, f"{wrong} of {len(said)} texts are not the true one.", [Table(["true", "said"], rows)])
+    order = sorted(range(len(predicted)), key=lambda row: predicted[row].split() == truth[row].split())
+    rows = [[truth[row], predicted[row] or "(nothing)"] for row in order[:SHOWN_TEXTS]]
+    wrong = sum(one.split() != other.split() for one, other in zip(predicted, truth, strict=True))
+    about = f"{wrong} of {len(predicted)} texts differ from the true one."
+    return Section(name, about, [Table(["true", "predicted"], rows)])

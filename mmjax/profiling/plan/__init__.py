@@ -1,1 +1,1 @@
-"""Plans: memory, time and communication of a step on devices that need not be here."""
+"""Plans: memory, time and communication of a step on devices that need not exist here."""

@@ -1,4 +1,4 @@
-"""What would make a step fit that does not, by estimates that compile nothing."""
+"""Advice on how to make a step fit in memory, from estimates without compilation."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -11,20 +11,19 @@ from mmjax.config.experiment import Experiment
 from mmjax.hardware.chips import Chip
 from mmjax.layers.stack import Remat
 from mmjax.profiling.plan.cost_model import cost_model
-from mmjax.profiling.plan.plan import Plan, residual_bytes, usable
+from mmjax.profiling.plan.plan import Plan, residual_bytes, usable_bytes
 from mmjax.sharding.mesh import choose_rules
 from mmjax.sharding.rules import MESH_AXES, PRESETS
-from mmjax.training.program import Program
+from mmjax.training.train_program import TrainProgram
 
 STATE = ("parameters", "optimizer", "average", "critics")
 
 
 def advise(experiment: Experiment, found: Plan) -> str:
-    """What takes most of a compiled step's memory, and the smallest change that should make it fit.
+    """The largest use of memory of a compiled step, and the smallest change that should make it fit.
 
-    The state and what is to be kept for the backward pass are known. What of the latter the compiler really keeps is
-    taken to stay the same share, and what else a step needs, the gradients above all, to be in proportion to a device's
-    share of the parameters.
+    The state and the residuals are known. The compiler is assumed to keep the same share of the residuals after the
+    change, and other memory, mainly gradients, to be proportional to a device's share of the parameters.
     """
     held = found.hbm_bytes
     fixed = held["batch"] + sum(held[name] for name in STATE)
@@ -35,7 +34,7 @@ def advise(experiment: Experiment, found: Plan) -> str:
     def needed(other: Experiment) -> int:
         mesh = other.mesh.build(found.topology.devices())
         with jax.set_mesh(mesh):
-            program = Program(other, other.data, choose_rules(other.rules, mesh))
+            program = TrainProgram(other, other.data, choose_rules(other.rules, mesh))
             state, kept = program.argument_bytes, residual_bytes(program)
         share = state["parameters"] / held["parameters"]
         return round(sum(state.values()) + kept * activations / max(1, held["activations"]) + else_ * share)
@@ -45,7 +44,7 @@ def advise(experiment: Experiment, found: Plan) -> str:
 
 
 def advise_estimated(experiment: Experiment, memory: Mapping[str, int], mesh: Mapping[str, int], chip: Chip) -> str:
-    """The same of a plan by the estimate alone."""
+    """The same for a plan from the estimate alone."""
 
     def needed(other: Experiment) -> int:
         sizes = other.mesh.resolve(math.prod(mesh.values()))
@@ -67,7 +66,7 @@ def _advice(
     shards = math.prod(mesh[axis] for axis in PRESETS[experiment.rules].batch)
     for words, other in _smaller(experiment, mesh, shards):
         estimate = needed(other)
-        if estimate <= usable(chip):
+        if estimate <= usable_bytes(chip):
             return f"{told}; {words} would need about {estimate / 2**30:.2f} GiB, by an estimate"
     return (
         f"{told}; neither recomputing all, nor splitting the batch or the parameters further, is enough, by an "
@@ -76,9 +75,9 @@ def _advice(
 
 
 def _smaller(experiment: Experiment, sizes: Mapping[str, int], shards: int) -> Iterator[tuple[str, Experiment]]:
-    """The same with less and less memory, from the change that costs least time on, each besides those before.
+    """Variants with less and less memory, the cheapest change in time first, each on top of the others.
 
-    `shards` is in how many parts the batch lies on the mesh, each of which needs an example.
+    `shards` is the number of parts of the batch on the mesh, each of which needs an example.
     """
     mesh, words = experiment.mesh, ""
     if sizes["data"] > 1 and "fsdp" in experiment.rules:

@@ -1,4 +1,4 @@
-"""What the devices of a topology can do: by the table, by measuring, or by what a profile's kernels reached."""
+"""Rates of a topology's devices: published, measured, or reached in a profile."""
 
 import dataclasses
 import os
@@ -8,21 +8,21 @@ from typing import Any
 import jax
 
 from mmjax.config.experiment import Experiment
-from mmjax.hardware.chips import CHIPS, Chip, chip_of
-from mmjax.hardware.flops import peak_bytes, peak_flops
+from mmjax.hardware.chips import CHIPS, Chip, find_chip
+from mmjax.hardware.flops import peak_bandwidth, peak_flops
 from mmjax.sharding.topology import HERE, Topology
 
 
 @dataclasses.dataclass(frozen=True)
 class MeasuredRates:
-    """What kernels of a step reach on a machine: products in FLOP/s, all others in bytes/s."""
+    """Rates that a step's kernels reach on a machine: products in FLOP/s, others in bytes/s."""
 
     flops: float
     bandwidth: float
 
     @staticmethod
     def of(profile: Mapping[str, Any]) -> "MeasuredRates":
-        """By a profile.json. What passes between kernels counts as theirs, what they do at once as one's."""
+        """From profile.json. Gaps between kernels count as theirs, overlapping work counts once."""
         ideal, taken = [0.0, 0.0], [0.0, 0.0]
         for kernel in profile["kernels"]:
             limits = kernel["flops"] / profile["peak_flops"], kernel["bytes"] / profile["peak_bandwidth"]
@@ -37,7 +37,7 @@ class MeasuredRates:
 
 
 def chip_of_topology(topology: Topology, devices: int) -> Chip:
-    """What a device of the topology is; a description may show a chip as several, each of which has its part of it."""
+    """The chip of a topology's device; where JAX shows a chip as several devices, its share."""
     chip, parts = CHIPS[topology.generation], devices // topology.chips
     if parts == 1 or chip.name == "tpu7x":
         return chip
@@ -45,15 +45,15 @@ def chip_of_topology(topology: Topology, devices: int) -> Chip:
     return dataclasses.replace(chip, hbm_bytes=chip.hbm_bytes // parts, **rates)
 
 
-def chip_here(experiment: Experiment, reached: MeasuredRates | None) -> Chip:
-    """A device of this process by its published figures, of a CPU by measured ones; or by what is reached."""
+def local_chip(experiment: Experiment, rates: MeasuredRates | None) -> Chip:
+    """A device of this process: by published, measured (CPU), or reached rates."""
     device = jax.devices()[0]
     memory = (device.memory_stats() or {}).get("bytes_limit")
     if memory is None:
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // jax.local_device_count()
-    if reached is None:
-        reached = MeasuredRates(peak_flops(experiment.model.dtype)[0], peak_bytes())
-    chip = chip_of(device.device_kind)
+    if rates is None:
+        rates = MeasuredRates(peak_flops(experiment.model.dtype)[0], peak_bandwidth())
+    chip = find_chip(device.device_kind)
     if chip is None:
-        chip = Chip(HERE, (device.device_kind,), 0.0, 0, 0.0, ici=reached.bandwidth, links=1, dcn=reached.bandwidth)
-    return dataclasses.replace(chip, flops=reached.flops, hbm_bytes=memory, hbm=reached.bandwidth)
+        chip = Chip(HERE, (device.device_kind,), 0.0, 0, 0.0, ici=rates.bandwidth, links=1, dcn=rates.bandwidth)
+    return dataclasses.replace(chip, flops=rates.flops, hbm_bytes=memory, hbm=rates.bandwidth)

@@ -1,4 +1,4 @@
-"""What a training would need and take on devices that need not be here, from the very step compiled for them."""
+"""Plans of a training on described devices, from the step compiled for them."""
 
 import dataclasses
 import functools
@@ -15,14 +15,14 @@ from mmjax.config.experiment import Experiment
 from mmjax.data.device_batches import check_splits
 from mmjax.errors import UserError
 from mmjax.hardware.chips import GPUS, Chip
-from mmjax.hardware.flops import needed_flops
-from mmjax.profiling.hlo import Collective, Module
-from mmjax.profiling.plan.cost_model import CostModel, estimate, extent, residuals
-from mmjax.profiling.plan.devices import MeasuredRates, chip_here, chip_of_topology
+from mmjax.hardware.flops import jaxpr_flops
+from mmjax.profiling.hlo import Collective, HloModule
+from mmjax.profiling.plan.cost_model import CostModel, estimate, group_extent, residuals
+from mmjax.profiling.plan.devices import MeasuredRates, chip_of_topology, local_chip
 from mmjax.profiling.plan.roofline import KINDS, Roofline, RooflineSimulator, Route
 from mmjax.sharding.mesh import choose_rules, count_slices, shard_bytes
 from mmjax.sharding.topology import HERE, Topology
-from mmjax.training.program import Program
+from mmjax.training.train_program import TrainProgram
 
 # GPUs that NVLink holds together.
 NODE = 8
@@ -33,7 +33,7 @@ USABLE, USABLE_GPU = 15.75 / 16, 0.75
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """Which way what devices say to each other takes, and how fast that is."""
+    """The routes of collectives between devices, and their speed."""
 
     mesh: Mesh
     topology: Topology
@@ -41,7 +41,7 @@ class Network:
 
     @functools.cached_property
     def _devices(self) -> list[Any]:
-        """In the order in which a program counts them."""
+        """The devices in the order in which a program counts them."""
         return list(self.mesh.devices.flat)
 
     def axes(self, group: Sequence[int]) -> tuple[str, ...]:
@@ -50,14 +50,14 @@ class Network:
         return tuple(name for name, row in zip(self.mesh.axis_names, places, strict=True) if len(set(row.tolist())) > 1)
 
     def crosses(self, group: Sequence[int]) -> bool:
-        """Whether a group is of several slices."""
+        """Whether a group spans several slices."""
         return count_slices(self._devices[place] for place in group) > 1
 
     def route(self, group: Sequence[int]) -> Route:
-        """How a collective goes among a group of devices.
+        """The route of a collective among a group of devices.
 
-        Along each dimension of a slice in which a group lies a device sends both ways if the group is all of it and it
-        is closed to a ring, and one way if not. One dimension is gone along after the other, each a ring by itself.
+        Along each dimension of a slice that the group spans, a device sends in both directions if the group is all of
+        it and it is a ring, otherwise in one. The dimensions are used one after the other, each as its own ring.
         """
         if self.crosses(group):
             return Route(self.chip.dcn, len(group) - 1, "dcn")
@@ -66,7 +66,7 @@ class Network:
         coordinates = np.array([self._devices[place].coords for place in group])
         along = [len(set(column.tolist())) for column in coordinates.T]
         ways = [
-            2 if along[dimension] == size and self.topology.closed(dimension) else 1
+            2 if along[dimension] == size and self.topology.is_ring(dimension) else 1
             for dimension, size in enumerate(self.topology.shape)
             if along[dimension] > 1
         ]
@@ -76,9 +76,10 @@ class Network:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What is known of a step on a mesh of described devices, per device where nothing else is said.
+    """Memory, time and communication of a step on a mesh, per device unless stated otherwise.
 
-    A step that the compiler refuses, as its temporaries alone are too large, has no `collectives` and no `roofline`.
+    A step that the compiler refuses, because its temporaries alone are too large, has no `collectives` and no
+    `roofline`.
     """
 
     name: str
@@ -98,10 +99,10 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        return self.hbm_bytes["peak"] <= usable(self.chip)
+        return self.hbm_bytes["peak"] <= usable_bytes(self.chip)
 
     def json(self) -> dict[str, Any]:
-        """As plan.json holds it."""
+        """The content of plan.json."""
         course: dict[str, Any] = {}
         if self.roofline is not None:
             seconds = self.roofline.seconds
@@ -122,7 +123,7 @@ class Plan:
             "parameters": self.parameters,
             "fits": self.fits,
             "hbm_bytes": dict(self.hbm_bytes),
-            "hbm_limit_bytes": round(usable(self.chip)),
+            "hbm_limit_bytes": round(usable_bytes(self.chip)),
             "model_flops": self.model_flops,
             "step_flops": self.step_flops,
             "hardware_flops": self.hardware_flops,
@@ -130,14 +131,14 @@ class Plan:
         } | course
 
 
-def plan(experiment: Experiment, topology: Topology, reached: MeasuredRates | None = None) -> Plan:
-    """Compile the experiment's training step for the topology, and look at what came out.
+def plan(experiment: Experiment, topology: Topology, rates: MeasuredRates | None = None) -> Plan:
+    """Compiles the experiment's training step for the topology and analyses it.
 
-    `reached` is what the devices here reach. Nothing is read from disk or drawn. Raises UserError
-    where the mesh does not fit the topology, or the model does not fit the mesh.
+    `rates` are the measured rates of the devices here. Nothing is read from disk or computed. Raises UserError where
+    the mesh does not fit the topology, or the model does not fit the mesh.
     """
     devices = topology.devices()
-    chip = chip_here(experiment, reached) if topology.generation == HERE else chip_of_topology(topology, len(devices))
+    chip = local_chip(experiment, rates) if topology.generation == HERE else chip_of_topology(topology, len(devices))
     used = math.prod(experiment.mesh.resolve(len(devices)))
     if used < len(devices) and topology.generation != HERE:
         raise UserError(
@@ -148,29 +149,29 @@ def plan(experiment: Experiment, topology: Topology, reached: MeasuredRates | No
     rules, train = choose_rules(experiment.rules, mesh), experiment.train
     check_splits(train.batch_size // train.accumulate, math.prod(mesh.shape[axis] for axis in rules.batch))
     with jax.set_mesh(mesh):
-        program = Program(experiment, experiment.data, rules)
-        batches = [program.batch()]
-        step = program.step()
-        # Numbers and keys lie on all devices, as those of a run do: only then is the program the one that it compiles.
+        program = TrainProgram(experiment, experiment.data, rules)
+        batches = [program.batch_shapes()]
+        step = program.jit_step()
+        # Scalars and keys are replicated, as in a run; otherwise the program would differ from the run's.
         whole = NamedSharding(mesh, PartitionSpec())
         state, key = jax.tree.map(
             lambda leaf: leaf if leaf.shape else jax.ShapeDtypeStruct((), leaf.dtype, sharding=whole),
-            (program.abstract, program.key),
+            (program.abstract_state, program.key),
         )
         traced = step.trace(state, batches, key)
-        step_flops = needed_flops(traced.jaxpr.jaxpr)
+        step_flops = jaxpr_flops(traced.jaxpr.jaxpr)
         lowered = traced.lower(lowering_platforms=(devices[0].platform,))
         compiled, temporaries = _compile(lowered)
         kept, tokens, model_flops = residual_bytes(program), _tokens(program), program.model_flops
     network = Network(mesh, topology, chip)
-    module = None if compiled is None else Module(compiled.as_text() or "")
+    module = None if compiled is None else HloModule(compiled.as_text() or "")
     return Plan(
         name=experiment.name,
         topology=topology,
         chip=chip,
         mesh=dict(mesh.shape),
         devices=mesh.size,
-        parameters=sum(leaf.size for leaf in jax.tree.leaves(program.abstract.model)),
+        parameters=sum(leaf.size for leaf in jax.tree.leaves(program.abstract_state.model)),
         hbm_bytes=_memory(compiled, program, temporaries) | {"activations": kept},
         model_flops=model_flops,
         step_flops=step_flops,
@@ -182,16 +183,16 @@ def plan(experiment: Experiment, topology: Topology, reached: MeasuredRates | No
     )
 
 
-def estimated_plan(experiment: Experiment, drawn: CostModel, sizes: Mapping[str, int], chip: Chip) -> dict[str, Any]:
-    """A plan by the estimate alone, as plan.json holds it, for chips that nothing here compiles for."""
-    found = estimate(drawn, sizes, chip, NODE)
+def estimated_plan(experiment: Experiment, costs: CostModel, sizes: Mapping[str, int], chip: Chip) -> dict[str, Any]:
+    """A plan from the estimate alone, as in plan.json, for chips without a compiler here."""
+    found = estimate(costs, sizes, chip, NODE)
     devices = math.prod(sizes.values())
     totals: dict[tuple[str, str], list[Any]] = {}
-    for talk in drawn.talks:
+    for talk in costs.collectives:
         axes = [axis for axis in talk.axes if sizes[axis] > 1]
         if axes:
             total = totals.setdefault((talk.kind, "+".join(axes)), [0.0, 0, talk])
-            total[0] += talk.sent(sizes)
+            total[0] += talk.sent_bytes(sizes)
             total[1] += talk.count
     collectives = [
         {
@@ -201,7 +202,7 @@ def estimated_plan(experiment: Experiment, drawn: CostModel, sizes: Mapping[str,
             "bytes": round(sent),
             "count": count,
             "overlaps": "tensor" not in talk.axes,
-            "crosses_slices": extent(talk.axes, sizes) > NODE,
+            "crosses_slices": group_extent(talk.axes, sizes) > NODE,
             "path": "",
         }
         for (kind, axis), (sent, count, talk) in totals.items()
@@ -213,15 +214,15 @@ def estimated_plan(experiment: Experiment, drawn: CostModel, sizes: Mapping[str,
         "chips": devices,
         "devices": devices,
         "mesh": dict(sizes),
-        "parameters": drawn.parameters,
-        "fits": found.memory["peak"] <= usable(chip),
+        "parameters": costs.parameters,
+        "fits": found.memory["peak"] <= usable_bytes(chip),
         "hbm_bytes": dict(found.memory),
-        "hbm_limit_bytes": round(usable(chip)),
-        "model_flops": drawn.model_flops,
-        "step_flops": drawn.step_flops,
-        "hardware_flops": round(devices * drawn.device_flops(sizes)),
+        "hbm_limit_bytes": round(usable_bytes(chip)),
+        "model_flops": costs.model_flops,
+        "step_flops": costs.step_flops,
+        "hardware_flops": round(devices * costs.device_flops(sizes)),
         "collectives": sorted(collectives, key=lambda each: -each["bytes"]),
-        "roofline_seconds": {"compute": found.compute, "memory": found.hbm, **found.talk},
+        "roofline_seconds": {"compute": found.compute, "memory": found.hbm, **found.communication},
         "source_seconds": {},
         "predicted_step_seconds": found.seconds,
         "predicted_mfu": found.mfu,
@@ -229,13 +230,13 @@ def estimated_plan(experiment: Experiment, drawn: CostModel, sizes: Mapping[str,
     }
 
 
-def usable(chip: Chip) -> float:
-    """The bytes of a chip's memory that a program may have."""
+def usable_bytes(chip: Chip) -> float:
+    """The bytes of a chip's memory that a program can use."""
     return (USABLE_GPU if chip in GPUS else USABLE) * chip.hbm_bytes
 
 
 def _compile(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled | None, int]:
-    """The program, and the bytes of its temporaries; None where the compiler finds those alone too many."""
+    """The program, and the bytes of its temporaries; None where these alone do not fit."""
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
@@ -247,8 +248,8 @@ def _compile(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled | None, i
     return compiled, memory.temp_size_in_bytes
 
 
-def _memory(compiled: jax.stages.Compiled | None, program: Program, temporaries: int) -> dict[str, int]:
-    """What a device holds, bytes: by the compiler's account, its arguments by whose they are."""
+def _memory(compiled: jax.stages.Compiled | None, program: TrainProgram, temporaries: int) -> dict[str, int]:
+    """Bytes per device as the compiler reports them, arguments by what they belong to."""
     found = program.argument_bytes
     found |= {"arguments": sum(found.values()), "outputs": 0, "temporaries": temporaries, "code": 0}
     if compiled is not None:
@@ -260,9 +261,9 @@ def _memory(compiled: jax.stages.Compiled | None, program: Program, temporaries:
     return found | {"peak": sum(found[name] for name in ("arguments", "outputs", "temporaries", "code"))}
 
 
-def residual_bytes(program: Program) -> int:
-    """What the forward pass of a device keeps for the backward pass, besides parameters and batch."""
-    return max(0, shard_bytes(residuals(program)) - shard_bytes(program.abstract.model))
+def residual_bytes(program: TrainProgram) -> int:
+    """Bytes per device of the residuals, without parameters and batch."""
+    return max(0, shard_bytes(residuals(program)) - shard_bytes(program.abstract_state.model))
 
 
 def _described(collective: Collective, network: Network) -> dict[str, Any]:
@@ -279,10 +280,10 @@ def _described(collective: Collective, network: Network) -> dict[str, Any]:
     }
 
 
-def _tokens(program: Program) -> int:
-    """Tokens of an example, of all modalities."""
+def _tokens(program: TrainProgram) -> int:
+    """Tokens per example, of all modalities."""
 
     def values(model: Any, batch: Any) -> list[Any]:
         return [tokens.values for tokens in model.encode(batch, None)[0].values()]
 
-    return sum(array.shape[1] for array in jax.eval_shape(values, program.abstract.model, program.batch()))
+    return sum(array.shape[1] for array in jax.eval_shape(values, program.abstract_state.model, program.batch_shapes()))

@@ -1,4 +1,4 @@
-"""How long a compiled program takes at best: its instructions in their order, under the roofs of a chip."""
+"""A lower bound of a compiled program's time: its instructions in order, by a chip's roofline."""
 
 import collections
 import dataclasses
@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from mmjax.hardware.chips import Chip
-from mmjax.profiling.hlo import Module, Product
+from mmjax.profiling.hlo import HloModule, Product
 from mmjax.profiling.instruction import FREE, Instruction
 
 # Rows, columns and sums of a product are filled up to multiples of these in a matrix unit (Jouppi et al. 2023; v6e and
@@ -15,13 +15,15 @@ from mmjax.profiling.instruction import FREE, Instruction
 TILES = dict.fromkeys(("v4", "v5e", "v5p"), (8, 128, 128)) | dict.fromkeys(("v6e", "tpu7x"), (8, 256, 256))
 # What can hold a program up.
 KINDS = ("compute", "memory", "ici", "dcn")
-# A collective's start, and each hop of it, take so long whatever it sends, seconds.
+# Latency of a collective's start and of each hop, seconds.
 START, HOP = 2e-6, 1e-6
 
 
 class Route(NamedTuple):
-    """How devices of a group reach each other: what one sends, bytes a second, in how many hops, and over which network
-    ("ici", "dcn")."""
+    """How a group of devices communicates: bytes per second, hops, and the network.
+
+    The network is "ici" or "dcn".
+    """
 
     rate: float
     hops: int
@@ -30,8 +32,11 @@ class Route(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Roofline:
-    """Seconds of a run, and of what they are made: `compute` and `memory` of what each of the two holds up, `ici` and
-    `dcn` of communication that nothing hides. `parts` are seconds by the place in the source that asked for them."""
+    """Seconds of a run and its parts.
+
+    `compute` and `memory` are the time bound by each, `ici` and `dcn` that of exposed communication. `parts` are
+    seconds by source location.
+    """
 
     seconds: float
     compute: float
@@ -42,10 +47,10 @@ class Roofline:
 
 
 class RooflineSimulator:
-    """The course of a program on one device; every device does the same."""
+    """Simulates a program on one device; every device does the same."""
 
-    def __init__(self, module: Module, chip: Chip, route: Callable[[Sequence[int]], Route]):
-        """`way` says how a collective goes among a group of devices."""
+    def __init__(self, module: HloModule, chip: Chip, route: Callable[[Sequence[int]], Route]):
+        """`route` gives the route of a collective among a group of devices."""
         self.module, self.chip, self.route = module, chip, route
         self.tile = TILES.get(chip.name, (1, 1, 1))
         self.now = 0.0
@@ -59,7 +64,7 @@ class RooflineSimulator:
         self.chains: dict[str, tuple[float, str]] = {}
 
     def run(self) -> Roofline:
-        """The whole program."""
+        """Simulates the whole program."""
         self._computation(self.module.entry)
         under = {kind: self.under[kind] for kind in KINDS}
         return Roofline(self.now, **under, parts=dict(self.parts))
@@ -80,7 +85,7 @@ class RooflineSimulator:
                 for called in instruction.called:
                     self._computation(called)
             case "recv":
-                self.meetings[instruction.name] = instruction.meeting
+                self.meetings[instruction.name] = instruction.channel
             case "send-done":
                 return
             case opcode if opcode.endswith("-done"):
@@ -89,9 +94,9 @@ class RooflineSimulator:
                 self._work(name, instruction)
 
     def _repeat(self, loop: Instruction) -> None:
-        """A loop's turns are alike: one is gone through and counts as all."""
+        """Simulates one iteration of a loop and scales it."""
         (body,) = [called for called in loop.called if called in self.module.computations]
-        turns = self.module.trips(loop)
+        turns = self.module.trip_count(loop)
         before, under, parts = self.now, dict(self.under), dict(self.parts)
         self._computation(body)
         more = turns - 1
@@ -101,7 +106,7 @@ class RooflineSimulator:
                 kinds[kind] += more * (kinds[kind] - old.get(kind, 0.0))
 
     def _longest(self, choice: Instruction) -> None:
-        """Of branches the one that takes longest."""
+        """Simulates the slowest branch."""
         begin, best = (self.now, self.under, self.parts), None
         for branch in choice.called:
             self.now = begin[0]
@@ -121,7 +126,7 @@ class RooflineSimulator:
             seconds, network = talk
             finish = max(self.now, self.free[network]) + seconds
             self.free[network] = finish
-            self.ends[name, instruction.meeting or instruction.name] = finish, network
+            self.ends[name, instruction.channel or instruction.name] = finish, network
             return
         compute = self._compute(name, instruction)
         memory = self.module.traffic(name, instruction) / self.chip.hbm
@@ -148,41 +153,45 @@ class RooflineSimulator:
         self.parts[self.module.source(instruction) or instruction.opcode] += seconds
 
     def _wait(self, name: str, done: Instruction) -> None:
-        """For what was begun before, if it is not over yet."""
+        """Waits for an asynchronous operation that is not done yet."""
         for operand in done.operands:
             finish, network = self.ends.pop((name, self.meetings.get(operand, operand)), (self.now, ""))
             if finish > self.now:
                 self._spend(finish - self.now, network, done)
 
     def _talk(self, instruction: Instruction) -> tuple[float, str] | None:
-        """Seconds of the communication in an instruction, and what it goes over; None where there is none."""
+        """Seconds and network of an instruction's communication; None where it has none."""
         total, network = 0.0, ""
         for name, part in self._inside(instruction):
-            found = self.module.sent(name, part)
+            found = self.module.collective_bytes(name, part)
             if found is None:
                 continue
-            _, sent = found
+            _, collective_bytes = found
             group = self.module.groups(part)[0].tolist()
             rate, hops, network = self.route(group)
-            total += START + HOP * hops + sent / rate
+            total += START + HOP * hops + collective_bytes / rate
         return (total, network) if network else None
 
     def _link(self, instruction: Instruction) -> tuple[str, str] | None:
-        """Which part of a collective that is taken apart an instruction holds, if any."""
-        found = (self.module.link(name, part) for name, part in self._inside(instruction) if part is not instruction)
+        """The part of a split collective in an instruction, if any."""
+        found = (
+            self.module.split_collective(name, part)
+            for name, part in self._inside(instruction)
+            if part is not instruction
+        )
         return next((link for link in found if link is not None), None)
 
     def _inside(self, instruction: Instruction) -> list[tuple[str, Instruction]]:
-        """An instruction and what it runs, with the computations they are in."""
+        """An instruction and everything it runs, with their computations."""
         called = [(name, part) for name in instruction.called for part in self.module.computations[name].values()]
         return [(instruction.name, instruction), *called]
 
     def _compute(self, name: str, instruction: Instruction) -> float:
-        """Seconds of all products in an instruction, each filled up to whole tiles."""
+        """Seconds of all products in an instruction, padded to whole tiles."""
 
         def seconds(product: Product) -> float:
             sizes = zip((product.rows, product.columns, product.depth), self.tile, strict=True)
             filled = math.prod(-(-size // tile) * tile for size, tile in sizes)
-            return 2 * product.times * filled / (self.chip.flops * self.chip.faster(product.kind))
+            return 2 * product.times * filled / (self.chip.flops * self.chip.speedup(product.kind))
 
         return sum(map(seconds, self.module.products(name, instruction)), start=0.0)

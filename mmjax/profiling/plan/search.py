@@ -1,4 +1,4 @@
-"""Which mesh, and what to compute again: all that can be had, by estimate, the promising ones compiled."""
+"""Search over meshes and rematerialisation: all by estimate, the best ones compiled."""
 
 import concurrent.futures
 import dataclasses
@@ -30,7 +30,7 @@ WIDEST = 8
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """One way to train, and what it is estimated to take."""
+    """A configuration of the training, and its estimate."""
 
     words: tuple[str, ...]
     experiment: Experiment
@@ -38,7 +38,7 @@ class Candidate:
     fits: bool
 
     def json(self) -> dict[str, Any]:
-        """As plan.json lists it."""
+        """Its entry in plan.json."""
         return {
             "overrides": list(self.words),
             "estimated_step_seconds": self.estimate.seconds,
@@ -55,14 +55,13 @@ def search(
     slices: int,
     limit: float,
     say: Callable[[str], None],
-    near: int | None = None,
+    fast_group: int | None = None,
 ) -> list[Candidate]:
-    """All candidates, those that are estimated to fit first and the quickest of them before the others.
+    """All candidates, by whether they are estimated to fit and then by time.
 
-    `limit` is the memory that a program may have, bytes; `near` devices share the fast network, by default those of a
-    slice.
+    `limit` is the usable memory in bytes; `fast_group` devices share the fast network, by default those of a slice.
     """
-    near = near or devices // slices
+    fast_group = fast_group or devices // slices
     for parts in PARTS:
         found = []
         for remat in REMATS:
@@ -76,9 +75,9 @@ def search(
                 train=chz.replace(experiment.train, accumulate=accumulate),
             )
             words = (f"model.remat={remat}", *([f"train.accumulate={accumulate}"] if accumulate > 1 else []))
-            drawn = cost_model(changed)
+            costs = cost_model(changed)
             for sizes in meshes(devices, slices):
-                candidate = _candidate(changed, words, drawn, sizes, chip, near, limit)
+                candidate = _candidate(changed, words, costs, sizes, chip, fast_group, limit)
                 if candidate is not None:
                     found.append(candidate)
         if any(candidate.fits for candidate in found):
@@ -87,8 +86,10 @@ def search(
     return sorted(found, key=lambda each: (not each.fits, each.estimate.seconds, order[each.experiment.model.remat]))
 
 
-def promising(candidates: Sequence[Candidate], experiment: Experiment, devices: int, count: int) -> Sequence[Candidate]:
-    """The first so many, and what was asked for as it stands, if it is among the candidates."""
+def most_promising(
+    candidates: Sequence[Candidate], experiment: Experiment, devices: int, count: int
+) -> Sequence[Candidate]:
+    """The first `count`, and the unchanged experiment if it is among the candidates."""
 
     def way(each: Experiment) -> tuple[Any, ...]:
         return each.mesh.resolve(devices), each.model.remat, each.train.accumulate
@@ -101,30 +102,30 @@ def promising(candidates: Sequence[Candidate], experiment: Experiment, devices: 
 
 
 def meshes(devices: int, slices: int) -> Iterator[Sizes]:
-    """Sizes of all axes, of which a model may be copied over slices and data, split over fsdp and tensor."""
-    near = devices // slices
-    divisors = [size for size in range(1, near + 1) if near % size == 0]
+    """Sizes of all axes: replicas over slices and data, sharding over fsdp and tensor."""
+    fast_group = devices // slices
+    divisors = [size for size in range(1, fast_group + 1) if fast_group % size == 0]
     for tensor, fsdp in itertools.product(divisors, divisors):
-        if tensor <= WIDEST and near % (tensor * fsdp) == 0:
-            data = near // (tensor * fsdp)
+        if tensor <= WIDEST and fast_group % (tensor * fsdp) == 0:
+            data = fast_group // (tensor * fsdp)
             yield dict.fromkeys(MESH_AXES, 1) | {"replica": slices, "data": data, "fsdp": fsdp, "tensor": tensor}
 
 
 def _candidate(
     experiment: Experiment,
     words: tuple[str, ...],
-    drawn: CostModel,
+    costs: CostModel,
     sizes: Sizes,
     chip: Chip,
-    near: int,
+    fast_group: int,
     limit: float,
 ) -> Candidate | None:
     rules = "_".join(axis for axis in ("fsdp", "tensor") if sizes[axis] > 1) or "data"
-    if not drawn.divided(sizes, PRESETS[rules].batch):
+    if not costs.is_divisible(sizes, PRESETS[rules].batch):
         return None
     used = {axis: size for axis, size in sizes.items() if size > 1 or axis == "data"}
     words = (*(f"mesh.{axis}={size}" for axis, size in used.items()), f"rules={rules}", *words)
-    found = estimate(drawn, sizes, chip, near)
+    found = estimate(costs, sizes, chip, fast_group)
     changed = chz.replace(experiment, mesh=MeshShape(**used), rules=rules)
     return Candidate(words, changed, found, found.memory["peak"] <= limit)
 
@@ -132,7 +133,7 @@ def _candidate(
 def compile_all(
     candidates: Sequence[Candidate], topology: Any, say: Callable[[str], None]
 ) -> list[tuple[Candidate, dict[str, Any]]]:
-    """The plans of candidates, compiled in processes beside each other, the quickest that fits first."""
+    """The plans of candidates, compiled in parallel processes, the fastest that fits first."""
     context = multiprocessing.get_context("spawn")
     done: list[tuple[Candidate, dict[str, Any]]] = []
     own = sorted({name for each in candidates for name in modules.digests(each.experiment)})
@@ -141,12 +142,12 @@ def compile_all(
         waiting = {pool.submit(_plan, to_json(each.experiment), topology): each for each in candidates}
         for future in concurrent.futures.as_completed(waiting):
             done.append((waiting[future], future.result()))
-            say(f"[{len(done)}/{len(candidates)}] {' '.join(waiting[future].words)}: {told(done[-1][1])}")
+            say(f"[{len(done)}/{len(candidates)}] {' '.join(waiting[future].words)}: {summary_line(done[-1][1])}")
     return sorted(done, key=lambda pair: (not pair[1]["fits"], pair[1].get("predicted_step_seconds", float("inf"))))
 
 
-def told(plan: dict[str, Any]) -> str:
-    """What a compiled plan says, in few words."""
+def summary_line(plan: dict[str, Any]) -> str:
+    """A short summary of a compiled plan."""
     held = f"{plan['hbm_bytes']['peak'] / 2**30:.2f} GiB"
     if "predicted_step_seconds" not in plan:
         return f"{held}, does not fit"
@@ -155,5 +156,5 @@ def told(plan: dict[str, Any]) -> str:
 
 
 def _plan(experiment: str, topology: Any) -> dict[str, Any]:
-    """In a process of its own."""
+    """Runs in a process of its own."""
     return plan(from_json(experiment), topology).json()

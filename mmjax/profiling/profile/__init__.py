@@ -1,1 +1,1 @@
-"""Profiles: where the time and the memory of real steps go."""
+"""Profiles: time and memory of real steps."""

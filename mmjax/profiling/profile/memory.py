@@ -1,22 +1,22 @@
-"""Who holds a device's memory while a compiled program runs: its buffers, from first write to last read."""
+"""Memory of a compiled program over time: its buffers, from first write to last read."""
 
 import dataclasses
 from collections.abc import Sequence
 
-from mmjax.profiling.hlo import Module
+from mmjax.profiling.hlo import HloModule
 from mmjax.profiling.instruction import Instruction
 
 # Results that are their operands under another name.
 VIEWS = ("bitcast", "tuple", "get-tuple-element", "optimization-barrier", "while", "after-all", "copy-done")
 # Instructions with temporaries of their own, in what they call.
 NESTED = ("while", "conditional", "call")
-# They may write their result where an operand lay that nobody reads again.
+# They may reuse the buffer of an operand that is not read again.
 KEEP_APART = ("dot", "convolution", "reduce", "custom-call", "transpose", "copy", "gather", "sort", "concatenate")
 
 
 @dataclasses.dataclass(frozen=True)
 class Timeline:
-    """Bytes of temporaries after each instruction of the program, and what is held where they are most."""
+    """Bytes of temporaries after each instruction, and the buffers at the peak."""
 
     sizes: Sequence[int]
     holders: Sequence[tuple[Instruction, int]]
@@ -26,16 +26,19 @@ class Timeline:
         return max(self.sizes, default=0)
 
 
-def timeline(module: Module) -> Timeline:
-    """The course of a program's temporaries, arguments left out, in the compiler's order.
+def timeline(module: HloModule) -> Timeline:
+    """The temporaries of a program over time, without arguments, in the compiler's order.
 
-    An estimate: the compiler may lay small buffers into each other's gaps.
+    An estimate: the compiler may place small buffers in each other's gaps.
     """
     return _timeline(module, module.entry, module.aliased)
 
 
-def _timeline(module: Module, name: str, aliased: frozenset[int] | None) -> Timeline:
-    """Of one computation; where `aliased` is None all its results are written over its arguments, as a loop's are."""
+def _timeline(module: HloModule, name: str, aliased: frozenset[int] | None) -> Timeline:
+    """The timeline of one computation.
+
+    Where `aliased` is None all its results overwrite its arguments, as in a loop.
+    """
     program = list(module.computations[name].values())
     buffers: dict[str, frozenset[str]] = {}
     for instruction in program:
@@ -86,8 +89,8 @@ def _timeline(module: Module, name: str, aliased: frozenset[int] | None) -> Time
     return Timeline(sizes, sorted(holders, key=lambda holder: -holder[1]))
 
 
-def _nested(module: Module, instruction: Instruction) -> Timeline:
-    """What an instruction needs beside its operands and its result."""
+def _nested(module: HloModule, instruction: Instruction) -> Timeline:
+    """What an instruction needs in addition to its operands and its result."""
     if instruction.opcode not in NESTED:
         return Timeline([], [])
     inner = [

@@ -1,4 +1,4 @@
-"""Where the time of real training steps goes: traced, and told by kernel, place in the source, layer and modality."""
+"""Profiles of real training steps: traced time by kernel, source location, layer and modality."""
 
 import collections
 import contextlib
@@ -20,21 +20,21 @@ from jax.sharding import NamedSharding
 from mmjax.config.experiment import Experiment
 from mmjax.data.device_batches import DevicePrefetcher, rows_of
 from mmjax.data.loader import Loader
-from mmjax.hardware.flops import peak_bytes, peak_flops
-from mmjax.profiling.hlo import Module
+from mmjax.hardware.flops import peak_bandwidth, peak_flops
+from mmjax.profiling.hlo import HloModule
 from mmjax.profiling.instruction import Instruction
 from mmjax.profiling.profile import trace
 from mmjax.profiling.profile.memory import Timeline, timeline
 from mmjax.profiling.profile.rss import RssGrowth, watch_rss
 from mmjax.sharding.mesh import choose_rules
-from mmjax.training.program import Program
+from mmjax.training.train_program import TrainProgram
 
 # Steps that are run before the one whose memory is measured, and those that are timed: the first ones find memory that
 # is not there yet.
 WARM = 2
-# A process's memory comes and goes by some megabytes of its own: a smaller step cannot be told from that.
+# A process's memory fluctuates by some megabytes: a smaller step cannot be distinguished from that.
 TOLD = 2**26
-# So many of the largest buffers are told of where memory is fullest.
+# Number of the largest buffers listed at the memory peak.
 SHOWN = 30
 # What holds other instructions, and takes what they take.
 HOLDERS = ("while", "conditional", "call")
@@ -44,10 +44,10 @@ PART = re.compile(r"\b(encoders/\w+|fusion|outputs/\w+|optimizer)\b")
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:
-    """One instruction of the program: what it takes of a step on one device, and of what the machine could do.
+    """One instruction of the program: its time per step on one device, and its efficiency.
 
-    `roof` is the share of the faster of its two limits, arithmetic and memory, that it reaches; `flops` and `bytes` are
-    those of all its runs in a step.
+    `roof` is the share of the tighter of its two limits, arithmetic and memory, that it reaches; `flops` and `bytes`
+    are those of all its runs in a step.
     """
 
     name: str
@@ -65,11 +65,11 @@ class Kernel:
 
 @dataclasses.dataclass(frozen=True)
 class Profile:
-    """What a step takes, seconds and bytes of one device.
+    """The time and memory of a step on one device, in seconds and bytes.
 
-    `busy` is when a device computes, `exposed` when it does nothing but communicate, `gaps` when nothing runs on it,
-    `waited` what a step waited for its batch. `compile` is by phase; `recompiled` says what was compiled while steps
-    ran, and why. `written` is the program as it went to the compiler, `program` as it came back.
+    `busy` is the time when a device computes, `exposed` when it only communicates, `gaps` when it is idle, and `waited`
+    a step's wait for its batch. `compile` is by phase; `recompiled` lists what was compiled while steps ran, and why.
+    `written` is the program before the compiler's optimisations, `program` after them.
     """
 
     name: str
@@ -88,8 +88,8 @@ class Profile:
     peak_flops: float
     peak_bandwidth: float
     memory: Mapping[str, int]
-    course: Timeline
-    module: Module
+    memory_timeline: Timeline
+    module: HloModule
     program: str
     written: str
 
@@ -103,21 +103,21 @@ class Profile:
         return self.model_flops / self.seconds / (self.peak_flops * self.devices)
 
     @property
-    def worked(self) -> float:
-        """Seconds of all kernels; more than `busy` where they run beside each other."""
+    def kernel_seconds(self) -> float:
+        """Seconds of all kernels; more than `busy` where they overlap."""
         return sum(kernel.seconds for kernel in self.kernels)
 
     def by(self, key: Callable[[Kernel], str]) -> dict[str, float]:
-        """Seconds of kernels by something they have in common, most first."""
+        """Seconds of kernels grouped by a key, the most first."""
         found: dict[str, float] = collections.defaultdict(float)
         for kernel in self.kernels:
             found[key(kernel)] += kernel.seconds
         return dict(sorted(found.items(), key=lambda item: -item[1]))
 
     def json(self) -> dict[str, Any]:
-        """As profile.json holds it."""
+        """The content of profile.json."""
         held: dict[str, int] = collections.defaultdict(int)
-        for each, size in self.course.holders:
+        for each, size in self.memory_timeline.holders:
             held[self.module.source(each) or each.opcode] += size
         kept = [{"bytes": size, "source": source} for source, size in sorted(held.items(), key=lambda item: -item[1])]
         return {
@@ -139,7 +139,7 @@ class Profile:
             "recompiled": list(self.recompiled),
             "peak_bytes": self.memory["peak"],
             "memory_bytes": dict(self.memory),
-            "memory_timeline": list(self.course.sizes),
+            "memory_timeline": list(self.memory_timeline.sizes),
             "memory_holders": kept[:SHOWN],
             "parts": self.by(lambda kernel: kernel.part),
             "layers": self.by(lambda kernel: kernel.layer),
@@ -151,7 +151,7 @@ class Profile:
 
 
 def profile(experiment: Experiment, steps: int, folder: Path, say: Callable[[str], None]) -> Profile:
-    """Compile the experiment's training step, run it on its data from a first draw of parameters, and trace it.
+    """Compiles the experiment's training step, runs it on its data from new parameters, and traces it.
 
     The trace stays under `folder`, for Perfetto and xprof. Raises UserError where the experiment cannot run here.
     """
@@ -162,19 +162,19 @@ def profile(experiment: Experiment, steps: int, folder: Path, say: Callable[[str
         data = experiment.data.fit_tokenizers(experiment.data_dir)
         data.open(experiment.data_dir, "train")
         data.check_fields(experiment.data_dir)
-        flops, bandwidth = peak_flops(experiment.model.dtype)[0], peak_bytes()
-        program = Program(experiment, data, rules)
+        flops, bandwidth = peak_flops(experiment.model.dtype)[0], peak_bandwidth()
+        program = TrainProgram(experiment, data, rules)
         size = experiment.train.batch_size
         loader = Loader(data, experiment.data_dir, "train", size, seed=experiment.seed, rows=rows_of(sharding, size))
         feed = resources.enter_context(DevicePrefetcher(loader, sharding, 0, WARM + 1 + 2 * steps))
         say("compiling the step")
         draw_key, key = jax.random.split(jax.random.key(experiment.seed))
         began = time.perf_counter()
-        state = jax.block_until_ready(program.draw(draw_key))
+        state = jax.block_until_ready(program.init_from_key(draw_key))
         phases = {"drawing parameters": time.perf_counter() - began}
         lowered, compiled = _compile(program, state, key, phases)
         text = compiled.as_text() or ""
-        module = Module(text)
+        module = HloModule(text)
         say(f"running {WARM + 1 + 2 * steps} steps: {WARM} to warm up, 1 for its memory, {steps} timed, {steps} traced")
         run = functools.partial(_run, compiled, feed, key)
         state, _ = run(state, WARM)
@@ -195,7 +195,7 @@ def profile(experiment: Experiment, steps: int, folder: Path, say: Callable[[str
         "temporaries": memory.temp_size_in_bytes,
     }
     measured = _measured(held, growth, mesh.size)
-    course = timeline(module)
+    memory_timeline = timeline(module)
     return Profile(
         name=experiment.name,
         machine=jax.local_devices()[0].device_kind,
@@ -211,9 +211,9 @@ def profile(experiment: Experiment, steps: int, folder: Path, say: Callable[[str
         peak_flops=flops,
         peak_bandwidth=bandwidth,
         memory=parts
-        | {"peak": sum(parts.values()), "estimated temporaries": course.peak}
+        | {"peak": sum(parts.values()), "estimated temporaries": memory_timeline.peak}
         | ({} if measured is None else {"measured peak": measured}),
-        course=course,
+        memory_timeline=memory_timeline,
         module=module,
         program=text,
         written=lowered.as_text(dialect="hlo"),
@@ -221,7 +221,7 @@ def profile(experiment: Experiment, steps: int, folder: Path, say: Callable[[str
 
 
 def _measured(held: int, growth: RssGrowth, devices: int) -> int | None:
-    """Bytes of a device at most: by its own count or, where it has none, its share of what the process came to hold."""
+    """Peak bytes of a device: as it reports them, otherwise its share of the process's growth."""
     counted = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
     if counted is not None or growth.bytes is None or growth.bytes < TOLD or jax.default_backend() != "cpu":
         return counted
@@ -229,11 +229,11 @@ def _measured(held: int, growth: RssGrowth, devices: int) -> int | None:
 
 
 def _compile(
-    program: Program, state: Any, key: jax.Array, phases: dict[str, float]
+    program: TrainProgram, state: Any, key: jax.Array, phases: dict[str, float]
 ) -> tuple[jax.stages.Lowered, jax.stages.Compiled]:
-    """The step, and in `phases` how long each way to it took."""
+    """The compiled step; adds the seconds of each stage to `phases`."""
     began = time.perf_counter()
-    traced = program.step().trace(state, [program.batch()], key)
+    traced = program.jit_step().trace(state, [program.batch_shapes()], key)
     phases["tracing"] = time.perf_counter() - began
     began = time.perf_counter()
     lowered = traced.lower()
@@ -247,7 +247,7 @@ def _compile(
 def _run(
     compiled: jax.stages.Compiled, feed: DevicePrefetcher, key: jax.Array, state: Any, steps: int
 ) -> tuple[Any, list[float]]:
-    """So many steps, as training runs them: the next one is on its way before one is done. And seconds of each."""
+    """Runs steps as training does, the next dispatched before one is done; also returns their seconds."""
     ends, before = [time.perf_counter()], None
     for _ in range(steps):
         state, metrics = compiled(state, [next(feed).batch], key)
@@ -262,34 +262,36 @@ def _run(
 
 @contextlib.contextmanager
 def watch_compilations() -> Iterator[list[str]]:
-    """What is compiled while the context is open, each with JAX's own word on why it was not there yet."""
-    said: list[str] = []
+    """Lists what is compiled while the context is open, with JAX's reason for the cache miss."""
+    lines: list[str] = []
 
     class Listener(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             line = " ".join(record.getMessage().split())
             if "CACHE MISS" in line:
-                said.append(line)
+                lines.append(line)
 
     logger, listener = logging.getLogger("jax"), Listener()
     jax.config.update("jax_explain_cache_misses", True)
     logger.addHandler(listener)
     try:
-        yield said
+        yield lines
     finally:
         logger.removeHandler(listener)
         jax.config.update("jax_explain_cache_misses", False)
 
 
-def kernels(module: Module, events: Sequence[trace.Event], steps: int, peak: float, bandwidth: float) -> list[Kernel]:
-    """Every instruction that ran, the longest first; figures are of one step on one device."""
+def kernels(
+    module: HloModule, events: Sequence[trace.Event], steps: int, peak: float, bandwidth: float
+) -> list[Kernel]:
+    """Every instruction that ran, the longest first, per step and device."""
     devices = len({event.device for event in events}) or 1
     times: dict[str, list[float]] = collections.defaultdict(list)
     for event in events:
         times[event.name].append(event.end - event.begin)
     found = []
     for name, each in times.items():
-        place = module.places.get(name)
+        place = module.computation_of.get(name)
         if place is None:
             found.append(_unknown(name, each, steps * devices))
             continue
@@ -297,7 +299,7 @@ def kernels(module: Module, events: Sequence[trace.Event], steps: int, peak: flo
         if instruction.opcode in HOLDERS:
             continue
         count, seconds = len(each) / steps / devices, sum(each) / steps / devices
-        flops = module.inside(place, instruction) * count
+        flops = module.total_flops(place, instruction) * count
         moved = module.traffic(place, instruction) * count
         origin, stack = module.origin(instruction), module.stack(instruction)
         part = PART.search(origin.path)
@@ -324,14 +326,14 @@ def _unknown(name: str, seconds: Sequence[float], share: int) -> Kernel:
 
 
 def _layer(stack: Sequence[Any]) -> str:
-    """The classes of the package's layers that were at work, from the outside in."""
+    """The layer classes of the package in a stack, from the outside in."""
     names = [frame.function.partition(".")[0] for frame in stack if "/layers/" in frame.file and "." in frame.function]
     kept = [name for name in dict.fromkeys(names) if name != "Stack"]
     return " > ".join(kept) or "other"
 
 
-def _times(module: Module, events: Sequence[trace.Event], steps: int) -> dict[str, float]:
-    """Of a device, on average, seconds of a step: busy, only communicating, and idle between instructions."""
+def _times(module: HloModule, events: Sequence[trace.Event], steps: int) -> dict[str, float]:
+    """Mean seconds per step and device: busy, only communicating, and idle between instructions."""
     busy = exposed = gaps = 0.0
     devices = trace.by_device(events)
     for mine in devices.values():
@@ -342,20 +344,20 @@ def _times(module: Module, events: Sequence[trace.Event], steps: int) -> dict[st
             if instruction is not None and instruction.opcode in HOLDERS:
                 continue
             (talk if instruction is not None and _talks(module, instruction) else work).append((event.begin, event.end))
-        busy += trace.length(work)
-        exposed += trace.without(talk, work)
-        gaps += max(event.end for event in mine) - mine[0].begin - trace.length([*work, *talk])
+        busy += trace.total_length(work)
+        exposed += trace.subtract(talk, work)
+        gaps += max(event.end for event in mine) - mine[0].begin - trace.total_length([*work, *talk])
     share = steps * max(1, len(devices))
     return {"busy": busy / share, "exposed": exposed / share, "gaps": gaps / share}
 
 
-def _find(module: Module, name: str) -> Instruction | None:
-    place = module.places.get(name)
+def _find(module: HloModule, name: str) -> Instruction | None:
+    place = module.computation_of.get(name)
     return None if place is None else module.computations[place][name]
 
 
-def _talks(module: Module, instruction: Instruction) -> bool:
-    """Whether an instruction is communication, or waits for some."""
+def _talks(module: HloModule, instruction: Instruction) -> bool:
+    """Whether an instruction communicates or waits for communication."""
     if instruction.collective is not None:
         return True
     if instruction.opcode.endswith("-done"):

@@ -1,4 +1,4 @@
-"""What the process itself came to hold while something ran: a measure that no account of the compiler's goes into."""
+"""Growth of the process's resident memory, measured independently of the compiler."""
 
 import contextlib
 import ctypes
@@ -11,14 +11,14 @@ FORGET_PEAK = "5"
 
 
 class RssGrowth:
-    """Bytes that the process held at most, beyond what it held at first; None where the system does not tell."""
+    """The growth of the peak resident memory in bytes; None where the system does not report it."""
 
     bytes: int | None = None
 
 
 @contextlib.contextmanager
 def watch_rss() -> Iterator[RssGrowth]:
-    """Measures, by Linux's own count, how far the process's resident memory rises while the context is open."""
+    """Measures, on Linux, how far the process's resident memory rises while the context is open."""
     growth = RssGrowth()
     try:
         # Memory that was freed but not given back would be taken again unseen.
@@ -33,6 +33,6 @@ def watch_rss() -> Iterator[RssGrowth]:
 
 
 def _bytes(name: str) -> int:
-    """A size of the process by its name in /proc/self/status, which counts in KiB."""
+    """A size of the process by its name in /proc/self/status, which is in KiB."""
     lines = (PROCESS / "status").read_text().splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))

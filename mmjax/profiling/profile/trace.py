@@ -1,4 +1,4 @@
-"""What a traced run did, and when: the instructions of a program on each device, from the profiler's own file."""
+"""Events of a profiler trace: the instructions of a program on each device."""
 
 import collections
 import dataclasses
@@ -23,14 +23,14 @@ class Event:
 
 
 def record(folder: Path) -> Any:
-    """Has the profiler write what happens into the folder while the context is open, Python's own calls left out."""
+    """Records a profiler trace into the folder while the context is open, without Python calls."""
     options = jax.profiler.ProfileOptions()
     options.python_tracer_level = 0
     return jax.profiler.trace(str(folder), profiler_options=options)
 
 
 def read(folder: Path, program: str) -> list[Event]:
-    """What the instructions of the program of that name did, in the newest trace under `folder`."""
+    """The events of the program of that name in the newest trace under `folder`."""
     files = sorted(folder.glob("plugins/profile/*/*.xplane.pb"))
     data = jax.profiler.ProfileData.from_file(str(files[-1]))
     return sorted(_events(data, program), key=lambda event: event.begin)
@@ -42,7 +42,7 @@ def _events(data: Any, program: str) -> Iterator[Event]:
         if found is None and plane.name != "/host:CPU":
             continue
         for line in plane.lines:
-            # What a GPU ran is told by stream, what a TPU ran in one line; other lines say the same once more.
+            # A GPU's events are listed by stream, a TPU's in one line; other lines repeat them.
             if found and not line.name.startswith({"GPU": "Stream", "TPU": "XLA Ops"}[found.group(1)]):
                 continue
             for event in line.events:
@@ -57,8 +57,8 @@ def _events(data: Any, program: str) -> Iterator[Event]:
                 yield Event(str(name), device, begin, begin + event.duration_ns / 1e9)
 
 
-def merged(intervals: Iterable[Interval]) -> list[Interval]:
-    """The same time in intervals that do not touch."""
+def merge(intervals: Iterable[Interval]) -> list[Interval]:
+    """The same time as disjoint intervals."""
     found: list[Interval] = []
     for begin, end in sorted(intervals):
         if found and begin <= found[-1][1]:
@@ -68,19 +68,19 @@ def merged(intervals: Iterable[Interval]) -> list[Interval]:
     return found
 
 
-def length(intervals: Iterable[Interval]) -> float:
-    """Seconds that lie in at least one of them."""
-    return sum(end - begin for begin, end in merged(intervals))
+def total_length(intervals: Iterable[Interval]) -> float:
+    """Seconds covered by at least one of the intervals."""
+    return sum(end - begin for begin, end in merge(intervals))
 
 
-def without(intervals: Iterable[Interval], others: Iterable[Interval]) -> float:
-    """Seconds that lie in one of the intervals and in none of the others."""
+def subtract(intervals: Iterable[Interval], others: Iterable[Interval]) -> float:
+    """Seconds covered by the intervals and by none of the others."""
     mine, theirs = list(intervals), list(others)
-    return length([*mine, *theirs]) - length(theirs)
+    return total_length([*mine, *theirs]) - total_length(theirs)
 
 
 def by_device(events: Iterable[Event]) -> dict[int, list[Event]]:
-    """The events of each device."""
+    """The events by device."""
     found: dict[int, list[Event]] = collections.defaultdict(list)
     for event in events:
         found[event.device].append(event)

@@ -13,7 +13,10 @@ from mmjax.data.inputs import ImageInput, LabelInput, TextInput
 from mmjax.data.loader import Data, Loader
 from mmjax.data.sources.interactions import MOST_CHARACTERS, SIDE, Interactions
 from mmjax.encoders import TextTransformer, ViT
-from mmjax.evaluation.suites.attribution import choose, explain, explainable
+from mmjax.evaluation.context import EvalContext
+from mmjax.evaluation.evaluator import Evaluator
+from mmjax.evaluation.run import EvalCheckpoint
+from mmjax.evaluation.suites.attribution import choose_slots, explain, explainable
 from mmjax.fusion import CrossAttention
 from mmjax.heads import Classify
 from mmjax.model import Model
@@ -72,8 +75,9 @@ def findings():
         sharding = NamedSharding(jax.sharding.get_mesh(), RULES.spec("batch"))
         model, accuracy = trained(sharding)
         assert accuracy > 0.8  # in a fifth of the training, letters are hidden
-        asked = {"sharding": sharding, "rules": RULES, "shown": SHOWN, "build": build}
-        return explain(model, DATA, "", "test", BATCH, **asked)
+        context = EvalContext(DATA, "", "test", BATCH, sharding, RULES)
+        checkpoint = EvalCheckpoint(model, STEPS, Evaluator(context), build)
+        return explain(context, checkpoint, examples=64, shown=SHOWN)
 
 
 def test_the_modality_that_tells_the_label_has_the_attribution(findings):
@@ -109,18 +113,18 @@ def test_what_is_shown(findings):
             assert [word for word, _ in words] == [records[row]["a"]]
             assert [abs(weight) for _, weight in words] == [1]
         said, true, *_ = card.lines
-        assert said.startswith(f"said: {records[row]['label']} (probability ")
+        assert said.startswith(f"predicted: {records[row]['label']} (probability ")
         assert true == f"true: {records[row]['label']}"
 
 
 def test_one_of_several_answers_is_chosen_whatever_the_batch():
     real = np.array([[True, True, False], [False, False, False], [True, True, True], [True, True, True]])
     ids = ["test/1", "", "test/2", "test/7"]
-    asked = choose(ids, real)
+    asked = choose_slots(ids, real)
     np.testing.assert_array_equal(asked.sum(1), real.any(1))
     assert not (asked & ~real).any()
-    np.testing.assert_array_equal(choose(ids[2:], real[2:]), asked[2:])
-    many = choose([str(number) for number in range(600)], np.ones((600, 3), bool))
+    np.testing.assert_array_equal(choose_slots(ids[2:], real[2:]), asked[2:])
+    many = choose_slots([str(number) for number in range(600)], np.ones((600, 3), bool))
     assert (abs(many.mean(0) - 1 / 3) < 0.06).all()
 
 

@@ -18,7 +18,9 @@ from mmjax.data.sources.interactions import MOST_CHARACTERS, SIDE, Interactions
 from mmjax.data.sources.scenes import Scenes
 from mmjax.encoders import TextTransformer, ViT
 from mmjax.errors import UserError
-from mmjax.evaluation.suites.probe import probe, zero_shot
+from mmjax.evaluation.context import EvalContext
+from mmjax.evaluation.suites.probe import Probe, probe
+from mmjax.evaluation.suites.zero_shot import zero_shot
 from mmjax.fusion import Concat
 from mmjax.heads import Classify, Contrast
 from mmjax.heads.contrast import ContrastHead
@@ -82,8 +84,15 @@ def ask(suite, config, data, devices, **asked):
     """A suite about a model of random numbers, the same on any number of devices."""
     with jax.set_mesh(MeshShape(data=devices).build()):
         model = draw(lambda rngs: config.build(data.features, rules=RULES, rngs=rngs))
-        sharding = NamedSharding(jax.sharding.get_mesh(), RULES.spec("batch"))
-        return suite(model, data, "", "test", BATCH, sharding=sharding, rules=RULES, **asked)
+        context = make_context(data, BATCH)
+        if suite is probe:
+            return probe(context, model, Probe(**asked))
+        return zero_shot(context, model, **asked)
+
+
+def make_context(data, batch_size):
+    sharding = NamedSharding(jax.sharding.get_mesh(), RULES.spec("batch"))
+    return EvalContext(data, "", "test", batch_size, sharding, RULES)
 
 
 @functools.cache
@@ -213,14 +222,14 @@ def test_examples_without_the_other_modality_do_not_count():
     hidden_modalities = chz.replace(SCENES, inputs={**SCENES.inputs, "image": ImageInput(size=16, field="nowhere")})
     found = ask(zero_shot, VIEWER, hidden_modalities, 1, output="align", label="colour", templates=TEMPLATES)
     assert {statistic.examples for statistic in found.statistics.values()} == {0}
-    assert {tuple(row[1:]) for row in found.sections[0].tables[0].rows} == {("0", "")}
+    assert {tuple(row[1:]) for row in found.sections[0].tables[0].rows} == {("0", "", "", "")}
 
 
 def test_embeddings_that_cannot_be_compared_are_no_answer(monkeypatch):
-    embed = ContrastHead.embed
+    embed = ContrastHead.embed_modality
     asked = {"output": "align", "label": "shape", "templates": ("a {}",)}
     for spoil in (0 * np.float32(1), np.float32("nan")):
-        monkeypatch.setattr(ContrastHead, "embed", lambda *given, spoil=spoil: spoil * embed(*given))
+        monkeypatch.setattr(ContrastHead, "embed_modality", lambda *given, spoil=spoil: spoil * embed(*given))
         assert ask(zero_shot, VIEWER, SCENES, 1, **asked).statistics["align/zero_shot/shape/accuracy"].value == 0
 
 
@@ -228,9 +237,9 @@ def test_features_that_are_not_finite():
     data = chz.replace(TOLD, source=chz.replace(TOLD.source, train=8, test=8))
     with jax.set_mesh(MeshShape(data=1).build()):
         model = draw(lambda rngs: TELLER.build(data.features, rules=RULES, rngs=rngs), scale=np.nan)
-        given = {"sharding": NamedSharding(jax.sharding.get_mesh(), RULES.spec("batch")), "rules": RULES}
+        options = Probe(at=("encoders/b",), labels=("label",))
         with pytest.raises(UserError, match=r"^features to probe are not finite: the model .* diverged$"):
-            probe(model, data, "", "test", 8, at=("encoders/b",), labels=("label",), **given)
+            probe(make_context(data, 8), model, options)
 
 
 @pytest.mark.parametrize(
@@ -239,8 +248,8 @@ def test_features_that_are_not_finite():
         (probe, {"labels": ("taste",)}, "there is no label taste to probe; there are shape, colour"),
         (probe, {"at": ("middle",)}, "there is no intermediate middle; the model has encoders/image, .*, pooled"),
         (probe, {"at": ()}, "there is no probe of no intermediate; the model has encoders/image, .*"),
-        (zero_shot, {"output": "shape"}, "shape is no Contrast output that compares texts .*; there are align"),
-        (zero_shot, {"label": "text"}, "there is no label text with classes to be told"),
+        (zero_shot, {"output": "shape"}, "shape does not align texts with something; there are align"),
+        (zero_shot, {"label": "text"}, "there is no label text with classes to recognise"),
         (zero_shot, {"templates": ("a {}", "a")}, "templates need {} in the place of the class's name.*, not a {}; a"),
         (zero_shot, {"templates": ()}, "templates need {} .*, not none"),
         (zero_shot, {"templates": ("a {}" + " or so" * 9,)}, "text cannot be used: the text has 63 tokens, .*"),

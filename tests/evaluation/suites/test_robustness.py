@@ -11,7 +11,7 @@ from mmjax.data.inputs import ImageInput, TextInput
 from mmjax.data.loader import Data
 from mmjax.data.sources.scenes import Scenes
 from mmjax.data.tokenize import Bytes
-from mmjax.evaluation.evaluator import Evaluator
+from mmjax.evaluation.context import EvalContext
 from mmjax.evaluation.noise import corrupt
 from mmjax.evaluation.suites.robustness import Swapped
 from mmjax.sharding.mesh import MeshShape
@@ -20,14 +20,14 @@ from mmjax.types import END
 from tests.small import FEATURES, make_batch, put
 
 
-def evaluator(batch_size):
+def context(batch_size):
     data = Data(
         source=Scenes(train=4, validation=4, test=7, speech=False),
         inputs={"image": ImageInput(size=16), "text": TextInput(length=80, tokenizer=Bytes())},
     )
     rules = PRESETS["data"]
     sharding = NamedSharding(MeshShape(data=1).build(), rules.spec("batch"))
-    return Evaluator(data, "nowhere", batch_size, sharding=sharding, rules=rules)
+    return EvalContext(data, "nowhere", "test", batch_size, sharding, rules)
 
 
 def rows(loader):
@@ -41,12 +41,12 @@ def rows(loader):
 
 
 def plain(batch_size):
-    return rows(evaluator(batch_size).loader("test"))
+    return rows(context(batch_size).loader())
 
 
 @pytest.mark.parametrize("modality", ["image", "text"])
 def test_a_swapped_modality_is_that_of_another_example(modality):
-    before, after = plain(4), rows(Swapped(evaluator(4), "test", modality))
+    before, after = plain(4), rows(Swapped(context(4), modality))
     other = "text" if modality == "image" else "image"
     np.testing.assert_array_equal(after[other], before[other])
     np.testing.assert_array_equal(after[modality], before[modality][(np.arange(7) + 3) % 7])
@@ -54,7 +54,7 @@ def test_a_swapped_modality_is_that_of_another_example(modality):
 
 @pytest.mark.parametrize("modality", ["image", "text"])
 def test_batches_of_any_size_hold_the_same(modality):
-    few, many = (rows(Swapped(evaluator(size), "test", modality)) for size in (2, 8))
+    few, many = (rows(Swapped(context(size), modality)) for size in (2, 8))
     for name in few:
         np.testing.assert_array_equal(few[name], many[name])
 
@@ -116,7 +116,7 @@ def test_noise_depends_on_the_example_alone(name):
 
 
 def test_what_another_example_lacks_is_lacking():
-    loader = Swapped(evaluator(7), "test", "text")
+    loader = Swapped(context(7), "text")
 
     class Records:
         fingerprint = "some"

@@ -5,13 +5,18 @@ import functools
 import jax
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
 from scipy import stats
 from sklearn import metrics as reference
 
+from mmjax.data.inputs import LabelInput, VectorInput
+from mmjax.data.loader import Data
+from mmjax.data.sources.scenes import Scenes
 from mmjax.encoders import TextTransformer, ViT
+from mmjax.evaluation.context import EvalContext
 from mmjax.evaluation.eval_result import ResultCollector
 from mmjax.evaluation.evaluator import evaluate_step
-from mmjax.evaluation.suites.standard import judge_standard, key_figures, median_figure
+from mmjax.evaluation.suites.standard import class_table, key_metrics, median_figure, standard_metrics
 from mmjax.fusion import Concat
 from mmjax.heads import Classify, Contrast, Regress
 from mmjax.metrics.retrieval import retrieval_metrics
@@ -78,13 +83,20 @@ def outcomes(model, examples):
     return outcome(8), outcome(16)
 
 
+def evaluated(model, result):
+    inputs = {"label": LabelInput(names=KINDS, slots=2), "place": VectorInput(size=2, slots=2)}
+    data = Data(source=Scenes(speech=False), inputs=inputs)
+    sharding = NamedSharding(jax.sharding.get_mesh(), RULES.spec("batch"))
+    return standard_metrics(EvalContext(data, "", "test", 8, sharding, RULES, group_size=GROUP), model, result)
+
+
 @pytest.fixture(scope="module")
 def found(model, outcomes):
-    return judge_standard(model, outcomes[0], FEATURES, GROUP, RULES)
+    return evaluated(model, outcomes[0])
 
 
 def test_how_examples_are_put_into_batches_changes_nothing(model, outcomes, found):
-    other = judge_standard(model, outcomes[1], FEATURES, GROUP, RULES)
+    other = evaluated(model, outcomes[1])
     assert outcomes[0].ids == tuple(f"test/{row}" for row in range(E))
     assert found.statistics.keys() == other.statistics.keys()
     for name, statistic in found.statistics.items():
@@ -105,8 +117,21 @@ def test_classes_are_judged_as_by_scikit_learn(outcomes, found, examples):
         recall = reference.recall_score(truth, said, labels=[place], average="macro")
         assert value[f"label/recall/{kind}"] == pytest.approx(recall)
     (section,) = [section for section in found.sections if section.title == "label"]
-    assert [row[0] for row in section.tables[0].rows] == list(KINDS)
+    confusion = reference.confusion_matrix(truth, said, labels=range(3))
+    assert section.tables == [class_table(KINDS, confusion)]
     assert len(section.drawings) == 2
+
+
+def test_class_tables_are_those_of_scikit_learn():
+    """A class that is never true has no recall, one that is never predicted no precision."""
+    truth, predicted = np.array([0, 0, 0, 1, 1]), np.array([0, 0, 1, 1, 2])
+    table = class_table(("a", "b", "c"), reference.confusion_matrix(truth, predicted, labels=range(3)))
+    assert table.columns == ["class", "examples", "recall", "precision", "F1"]
+    metrics = reference.precision_recall_fscore_support(truth, predicted, labels=range(3), zero_division=np.nan)
+    for row, name, precision, recall, f1, count in zip(table.rows, "abc", *metrics, strict=True):
+        shown = ["" if np.isnan(value) else f"{value:.3f}" for value in (recall, precision, f1)]
+        assert row == [name, str(count), *shown]
+    assert table.rows[2][2] == ""
 
 
 def test_alignments_are_judged_by_the_whole_gallery(model, outcomes, found, examples):
@@ -138,7 +163,7 @@ def test_the_loss_of_an_alignment_is_that_of_training_batches(outcomes, found):
 def test_the_loss_is_the_sum_of_the_outputs(found):
     parts = [found.statistics[f"{name}/loss"].value for name in ("label", "place", "pair")]
     assert found.statistics["loss"].value == pytest.approx(sum(parts), rel=1e-9)
-    assert set(key_figures(found)) == {
+    assert set(key_metrics(found)) == {
         "label/accuracy",
         "label/loss",
         "place/absolute_error",

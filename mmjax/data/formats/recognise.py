@@ -1,0 +1,109 @@
+"""Which format the files at a path have."""
+
+import itertools
+from pathlib import Path
+
+import chz
+
+from mmjax.data.formats.array_record import META, ArrayRecord
+from mmjax.data.formats.arrow import HuggingFace, Parquet
+from mmjax.data.formats.base import FileSource
+from mmjax.data.formats.folder import METADATA, Folder
+from mmjax.data.formats.manifest import Manifest
+from mmjax.data.formats.media import FIELDS
+from mmjax.data.formats.splits import SPLITS, WORDS, SplitByColumn, SplitByName
+from mmjax.data.formats.web_dataset import WebDataset
+from mmjax.data.sources.base import Source
+from mmjax.errors import UserError
+from mmjax.files import local_path
+
+BY_SUFFIX: dict[str, type[FileSource]] = {
+    ".arrow": HuggingFace,
+    ".tar": WebDataset,
+    ".parquet": Parquet,
+    ".jsonl": Manifest,
+    ".ndjson": Manifest,
+    ".csv": Manifest,
+    ".tsv": Manifest,
+    ".json": Manifest,
+}
+LOOKED_AT = 10_000  # files below a folder, and values of a column
+KEYS = ("id", "key", "uid", "uuid")  # columns that may name examples
+
+
+def recognise(path: str, data_dir: str | None = None) -> Source:
+    """The source that reads the files at a path: a folder, a file, or a pattern with *.
+
+    With a `data_dir` for its index, the columns that name the examples and their splits are looked for, too. Raises
+    UserError where there is nothing, or nothing that is known.
+    """
+    source = _recognise(path)
+    if data_dir is None or not isinstance(source, FileSource):
+        return source
+    return _split_by_column(_name_examples(source, data_dir), data_dir)
+
+
+def _name_examples(source: FileSource, data_dir: str) -> FileSource:
+    """The source with the column that names its examples, where one is called so and names each differently."""
+    for key in KEYS:
+        named = chz.replace(source, key=key)
+        try:
+            named.prepare(data_dir)
+        except UserError:
+            continue
+        return named
+    return source
+
+
+def _split_by_column(source: FileSource, data_dir: str) -> FileSource:
+    """The source, divided by its column `split` where it has one whose values name the splits."""
+    if SplitByName().splits(source.names) != ():
+        return source
+    records = source.open(data_dir, "train")
+    values = {str(value) for value in itertools.islice(records.column("split"), LOOKED_AT) if value is not None}
+    named = {WORDS[value.lower()]: value for value in sorted(values) if value.lower() in WORDS}
+    if "train" not in named or len(values) > len(SPLITS):
+        return source
+    split = SplitByColumn(train=named["train"], validation=named.get("validation"), test=named.get("test"))
+    return chz.replace(source, split=split)
+
+
+def _recognise(path: str) -> Source:
+    place = local_path(path)
+    if place.is_dir():
+        return _recognise_folder(path, place)
+    if not place.is_file() and not any(letter in place.name for letter in "*?["):
+        raise UserError(f"{path}: there is no such file or folder")
+    suffix = place.suffix.lower()
+    if suffix not in BY_SUFFIX:
+        raise UserError(f"{path}: files ending in {suffix or 'nothing'} are not read; known are {', '.join(BY_SUFFIX)}")
+    return BY_SUFFIX[suffix](path=path)
+
+
+def _recognise_folder(path: str, place: Path) -> Source:
+    if (place / META).is_file():
+        return ArrayRecord(path=path)
+    names: list[Path] = []
+    for found in place.rglob("*"):
+        names.append(found.relative_to(place))
+        if len(names) == LOOKED_AT:
+            break
+    suffixes = {name.suffix.lower() for name in names}
+    for suffix in (".arrow", ".tar"):
+        if suffix in suffixes:
+            return BY_SUFFIX[suffix](path=path)
+    if any(name.name in METADATA for name in names):
+        return Folder(path=path)
+    manifests = sorted(
+        {name.suffix.lower() for name in names if len(name.parts) == 1 and name.suffix.lower() in BY_SUFFIX}
+    )
+    media = suffixes & {*FIELDS}
+    if ".parquet" in suffixes and not media:
+        return Parquet(path=path)
+    if len(manifests) == 1 and manifests != [".json"]:
+        # Files of this kind only: others may describe the data set.
+        return Manifest(path=str(Path(path) / f"*{manifests[0]}"))
+    if media:
+        return Folder(path=path)
+    shown = ", ".join(sorted(suffixes - {""})[:10]) or "no files"
+    raise UserError(f"{path} holds nothing that is read (it has {shown}); known are {', '.join([*BY_SUFFIX, *FIELDS])}")

@@ -1,0 +1,123 @@
+"""The functions of a training that JAX compiles: initialization, step and evaluation."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding
+
+from mmjax.checkpoint.initialize import initialize
+from mmjax.compilation import jit_once, usable_cores
+from mmjax.config.experiment import Experiment
+from mmjax.data.device_batches import shapes
+from mmjax.data.loader import Data
+from mmjax.evaluation.context import EvalContext
+from mmjax.evaluation.evaluator import Evaluator
+from mmjax.hardware.chips import compiler_options
+from mmjax.hardware.flops import step_flops
+from mmjax.model import build_critics, build_model
+from mmjax.sharding.mesh import count_slices, current_mesh, shard_bytes
+from mmjax.sharding.rules import Rules
+from mmjax.training.run_dir import RunDir
+from mmjax.training.state import TrainState, init_state
+from mmjax.training.step import train_step
+from mmjax.types import Batch, Metrics
+from mmjax.vmap_runs import stack, vmap_runs
+
+
+class TrainProgram:
+    """The jitted functions of a training, shared by the seeds of an experiment.
+
+    They are made for the current mesh. Where its devices are only described, the step can be compiled, but nothing can
+    be initialized or evaluated. Where only the mesh's sizes are known, the step can be traced.
+    """
+
+    def __init__(self, experiment: Experiment, data: Data, rules: Rules):
+        """Raises UserError where the model does not fit the mesh."""
+        self.experiment, self.data, self.rules = experiment, data, rules
+        self.sharding = NamedSharding(current_mesh(), rules.spec("batch"))
+        train, model = experiment.train, experiment.model
+        self._build_model = functools.partial(build_model, model=model, features=self.data.features, rules=rules)
+        self.key = jax.eval_shape(lambda: jax.random.key(0))
+        abstract_model = jax.eval_shape(self._build_model, self.key)
+        self.optimizer = experiment.optimizer.build(train.steps, abstract_model)
+        self._build_critics = functools.partial(build_critics, model=model, features=self.data.features, rules=rules)
+        abstract_critics = jax.eval_shape(self._build_critics, self.key)
+        self.critic_optimizer = (
+            None if abstract_critics is None else experiment.critic_optimizer.build(train.steps, abstract_critics)
+        )
+        self._init_state = functools.partial(
+            init_state, optimizer=self.optimizer, ema=train.ema is not None, critic_optimizer=self.critic_optimizer
+        )
+        self.abstract_state = jax.eval_shape(self._init_state, abstract_model, critics=abstract_critics)
+
+    @functools.cached_property
+    def init_from_key(self) -> Callable[[jax.Array], TrainState]:
+        """Initializes the state before the first step from a random key."""
+        return jit_once(lambda key: self._init_state(self._build_model(key), critics=self._build_critics(key)))
+
+    def init_state(self, run: RunDir) -> TrainState:
+        """The state of a run before its first step."""
+        origin = self.experiment.train.initialize
+        if origin is None:
+            return self.init_from_key(run.init_key)
+        model = initialize(jit_once(self._build_model)(run.init_key), origin, say=run.print)
+        init = jit_once(lambda model, key: self._init_state(model, critics=self._build_critics(key)))
+        return init(model, run.init_key)
+
+    def batch_shapes(self, size: int | None = None) -> Batch:
+        """The shapes of a batch; of `size` examples, if that is given."""
+        return shapes(self.data.features, size or self.experiment.train.batch_size, self.sharding)
+
+    @functools.cached_property
+    def argument_bytes(self) -> dict[str, int]:
+        """The bytes of a step's arguments on one device, by kind."""
+        state = self.abstract_state
+        kinds = {
+            "parameters": state.model,
+            "optimizer": state.opt_state,
+            "average": state.ema,
+            "critics": (state.critics, state.critic_opt_state),
+            "batch": self.batch_shapes(),
+        }
+        return {name: shard_bytes(tree) for name, tree in kinds.items()}
+
+    @functools.cached_property
+    def model_flops(self) -> int:
+        """The FLOPs of the model and its critics in a step of one run."""
+        return step_flops(self.abstract_state.model, self.batch_shapes(), self.abstract_state.critics)
+
+    def jit_step(self, count: int = 1) -> Any:
+        """The jitted step of `count` runs: (state, a batch of each, their keys); the state is donated."""
+        train = self.experiment.train
+        step = functools.partial(
+            train_step,
+            optimizer=self.optimizer,
+            critic_optimizer=self.critic_optimizer,
+            rules=self.rules,
+            accumulate=train.accumulate,
+            ema=train.ema,
+        )
+
+        def train_step_of_runs(state: TrainState, batches: list[Batch], keys: jax.Array) -> tuple[TrainState, Metrics]:
+            return vmap_runs(step, count)(state, stack(batches), keys)
+
+        mesh = current_mesh()
+        options = None
+        if isinstance(mesh, Mesh):
+            cores = usable_cores() // jax.local_device_count()
+            devices = list(mesh.devices.flat)
+            options = compiler_options(devices[0].device_kind, cores, count_slices(devices))
+        return jax.jit(train_step_of_runs, donate_argnums=0, compiler_options=options)
+
+    def compile_step(self, state: TrainState, keys: jax.Array, count: int) -> jax.stages.Compiled:
+        """The training step of `count` runs, compiled for the devices of the mesh."""
+        return self.jit_step(count).lower(state, [self.batch_shapes()] * count, keys).compile()
+
+    def evaluator(self, count: int) -> Evaluator:
+        """Evaluates `count` models at once."""
+        train = self.experiment.train
+        split = self.data.source.splits[-1]
+        place = (self.data, self.experiment.data_dir, split, train.batch_size, self.sharding, self.rules)
+        return Evaluator(EvalContext(*place), count=count, examples=train.evaluate_examples)
