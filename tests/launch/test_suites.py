@@ -41,7 +41,7 @@ def metrics(tmp_path_factory):
         ]
     }
     page = (run / "evaluations" / "report.html").read_text()
-    for title in ("Without a", "By label", "Attribution of label"):
+    for title in ("Robustness: a", "By label", "Attribution of label"):
         assert f"test: {title}" in page
     return whole["metrics"]
 
@@ -50,7 +50,7 @@ def test_tables_of_robustness_have_a_row_a_condition(metrics, tmp_path_factory):
     """However many metrics there are, a page is wide enough."""
     run = next(tmp_path_factory.getbasetemp().glob("suites*/run"))
     sections = json.loads((run / "evaluations" / "2" / "sections.json").read_text())["test"]["robustness"]
-    assert [section["title"] for section in sections] == ["Without a", "Without b"]
+    assert [section["title"] for section in sections] == ["Robustness: a", "Robustness: b"]
     for section, modality in zip(sections, "ab", strict=True):
         (table,) = section["tables"]
         assert table["columns"] == ["metric", modality, "value", "change (95%)"]

@@ -44,7 +44,7 @@ def recognise(path: str, data_dir: str | None = None) -> Source:
 
 
 def _name_examples(source: FileSource, data_dir: str) -> FileSource:
-    """The source with the column that names its examples, where one is called so and names each differently."""
+    """The source with a column that names its examples, if one is so called and differs for each."""
     for key in KEYS:
         named = chz.replace(source, key=key)
         try:
