@@ -296,7 +296,7 @@ def test_every_mesh_computes_the_same(batch, name, alone):
 
 
 def test_tones_are_learned():
-    """Each frame's band says which of two tones sounds; what is made has its power there.
+    """Each frame's band says which of two tones sounds; the generated sound has its power there.
 
     Frames that are all alike can only make what repeats with them, every six samples.
     """

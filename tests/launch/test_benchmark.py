@@ -1,4 +1,4 @@
-"""Benchmarks: implementations that measure in turns, and what is made of it."""
+"""Benchmarks: implementations that measure in turns, and their ratios."""
 
 import json
 import os

@@ -68,7 +68,7 @@ def test_int8_products_and_their_slopes_as_numpy_rounds_them(linear):
 
 @pytest.mark.parametrize(("products", "error"), [("int8", 0.02), ("float8", 0.06)])
 def test_rounding_costs_so_much(linear, products, error):
-    """Root mean square errors, relative to what is made."""
+    """Root mean square errors, relative to the exact results."""
     x, slope = numbers(256, 96), numbers(256, 64)
 
     def both(contract):
