@@ -117,7 +117,7 @@ def test_neighbour_metrics_by_hand():
 
 @pytest.mark.parametrize("offset", [0, 1e5])
 def test_copies_of_neighbours_lie_on_the_balls_whatever_the_rounding(offset):
-    """Whole numbers, whose distances are exact: the generated vectors are the real ones in another order, with many ties."""
+    """Whole numbers, whose distances are exact: generated vectors are the real ones in another order, with ties."""
     rng = np.random.default_rng(3)
     corners = rng.integers(0, 3, (200, 32)) * 1000.0 + offset
     found = neighbour_metrics(corners, rng.permutation(corners))
