@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mmjax.data.formats.media import is_media
-from mmjax.data.formats.splits import SPLITS, Split
+from mmjax.data.formats.splits import SPLITS, Split, hash_of
 from mmjax.errors import UserError
 from mmjax.files import explained
 
@@ -92,7 +92,7 @@ def _build(
         # Shown where it takes long: how many there are is not known before.
         for entry in tqdm(everything, f"indexing {name}", unit=" examples", delay=QUIET_SECONDS, mininterval=1):
             id = entry.place if key is None else _key(entry, key)
-            hashes.append(int.from_bytes(hashlib.sha256(id.encode()).digest()[:8], "big"))
+            hashes.append(hash_of(id))
             place = split.assign(entry.file, id, entry.values)
             if place is not None:
                 line = json.dumps([id, entry.values], ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
@@ -140,7 +140,7 @@ def _check_unique(folder: Path, hashes: np.ndarray) -> None:
         with (folder / f"{place}.jsonl").open("rb") as file:
             for line in file:
                 id = json.loads(line)[0]
-                if int.from_bytes(hashlib.sha256(id.encode()).digest()[:8], "big") == seen:
+                if hash_of(id) == seen:
                     raise UserError(f"{len(twice) + 1} examples share the name {id}; name them by another key")
 
 

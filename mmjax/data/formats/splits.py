@@ -34,6 +34,11 @@ def split_of_name(path: str) -> str | None:
     return None
 
 
+def hash_of(text: str) -> int:
+    """The first 64 bits of the SHA-256 of a text."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+
+
 @chz.chz
 class Split(abc.ABC):
     """How examples are divided into train, validation and test."""
@@ -131,5 +136,5 @@ class SplitByHash(Split):
         if self.group is not None and values.get(self.group) is None:
             raise UserError(f"{id} has no value of {self.group!r}, by which split.group keeps examples together")
         value = id if self.group is None else str(values[self.group])
-        place = int.from_bytes(hashlib.sha256(f"{self.salt}{value}".encode()).digest()[:8], "big") / 2**64
+        place = hash_of(f"{self.salt}{value}") / 2**64
         return "test" if place < self.test else "validation" if place < self.test + self.validation else "train"
