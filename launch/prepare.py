@@ -15,6 +15,7 @@ from typing import Any
 
 import chz
 
+from mmjax.data.formats import Tfds
 from mmjax.data.sources import TABLE
 from mmjax.data.sources.base import Source, source_name
 
@@ -43,11 +44,11 @@ def request_class(source: type[Source]) -> type[Request]:
     return chz.chz(type(f"{source.__name__}Request", (Request,), namespace))
 
 
-REQUESTS = {request_class(source): source for source in TABLE.values()}
+REQUESTS = {request_class(source): source for source in (*TABLE.values(), Tfds)}
 SOURCES = command_line.Subjects(
     "source",
     lambda: {source_name(source): (source.__doc__ or "").partition("\n")[0] for source in REQUESTS.values()},
-    lambda name: next(request() for request, source in REQUESTS.items() if source_name(source) == name),
+    lambda name: next(request for request, source in REQUESTS.items() if source_name(source) == name),
 )
 
 

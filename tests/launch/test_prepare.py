@@ -93,3 +93,11 @@ def test_user_errors_are_not_tracebacks(monkeypatch, capsys):
     monkeypatch.setattr(AvDigits, "prepare", refuse)
     assert prepare.main(["av_digits"]) == 2
     assert "the disk is full" in capsys.readouterr().err
+
+
+def test_tfds_is_prepared_by_name(tmp_path, capsys):
+    """As the message of a data set that is not prepared says."""
+    assert prepare.main(["tfds"]) == 2
+    assert capsys.readouterr().err == "error: name is not given: set name=text\n"
+    assert prepare.main(["tfds", "name=no_such_set", f"data_dir={tmp_path}"]) == 2
+    assert "source.name=no_such_set is not a data set of TFDS" in capsys.readouterr().err
