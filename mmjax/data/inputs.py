@@ -1,7 +1,6 @@
 """Inputs: raw fields to arrays of fixed shape."""
 
 import abc
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -218,8 +217,7 @@ class LabelInput(Input):
 
     def _learn(self, corpus: Corpus) -> Path:
         """The file of all values that the training split has, which is made unless it is there."""
-        key = f"{corpus.records.fingerprint}/{corpus.field}"
-        file = corpus.folder / f"labels-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+        file = corpus.file("labels", f"{corpus.records.fingerprint}/{corpus.field}")
         if not file.is_file():
             found = {value for raw in corpus.values() for value in clean.label_values(raw)}
             if not 0 < len(found) <= MOST_CLASSES:

@@ -43,6 +43,10 @@ class Corpus:
             except BadInput:
                 continue  # counted and named when the loader reads it
 
+    def file(self, kind: str, key: str) -> Path:
+        """Where what is learned from the corpus is kept: a file by its kind and all that it depends on."""
+        return self.folder / f"{kind}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+
     def values(self) -> Iterator[Any]:
         """The field's raw value of every example, in order; examples that cannot be read are left out."""
         column = getattr(self.records, "column", None)
@@ -148,8 +152,7 @@ class Bpe(Tokenizer):
         """The file of the tokenizer trained on this corpus, trained now unless it exists."""
         import tokenizers
 
-        key = f"{corpus.fingerprint}/{self.vocabulary}/{tokenizers.__version__}"
-        file = corpus.folder / f"bpe-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+        file = corpus.file("bpe", f"{corpus.fingerprint}/{self.vocabulary}/{tokenizers.__version__}")
         if not file.is_file():
             write_tokenizer(file, train_bpe(corpus, self.vocabulary))
         return file
