@@ -1,6 +1,7 @@
 """Compilation: JAX's persistent cache, and quick compilation of programs that run once."""
 
 import os
+import warnings
 from collections.abc import Callable
 
 import jax
@@ -9,7 +10,12 @@ from mmjax.files import local_path
 
 
 def cache_compilations(data_dir: str) -> None:
-    """Enables JAX's persistent compilation cache under `data_dir`, also for small programs."""
+    """Enables JAX's persistent compilation cache under `data_dir`, also for small programs.
+
+    JAX 0.12 cannot save a CPU program that calls oneDNN (`mmjax.hardware.chips.compiler_options`): such a training step
+    is compiled in every run, which costs less than steps without oneDNN would.
+    """
+    warnings.filterwarnings("ignore", "Error writing persistent compilation cache entry .*: MemoryError: std::bad_alloc")
     jax.config.update("jax_compilation_cache_dir", str(local_path(data_dir) / "compilations"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
