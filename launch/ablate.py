@@ -75,7 +75,7 @@ def ablate(request: Ablation) -> Path:
     began = time.monotonic()
     with preemption_guard() as asked_to_stop:
         cells, baseline, seeds = plan(request)
-        folder = files.local_path(request.run_dir)
+        folder = files.to_path(request.run_dir)
         cache_compilations(request.data_dir)
         _claim(folder, request, cells)
         index, count = process_index_and_count()
@@ -120,7 +120,7 @@ def plan(request: Ablation) -> tuple[list[Cell], str, list[int]]:
     experiment = experiment_of(request)
     keys = keys_of(request.over)
     values = choices_of(experiment, keys, request.choices)
-    cells = make_grid(experiment, keys, values, files.local_path(request.run_dir))
+    cells = make_grid(experiment, keys, values, files.to_path(request.run_dir))
     for cell in cells:
         cell.check()
     own = own_choice(experiment, keys)

@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from mmjax.buckets import service_error
 from mmjax.config import modules
 from mmjax.config.overrides import apply, config_tree, nearest, parse_pairs, resolve, split
 from mmjax.errors import Diverged, Preempted, UserError
@@ -97,9 +98,17 @@ def run(action: Callable[[], Result]) -> int:
             or "interrupted; the same command goes on from what was saved, if anything was"
         )
         return INTERRUPTED
-    if isinstance(result, Path):
+    except Exception as error:  # each service's package has its own
+        reason = service_error(error)
+        if reason is None:
+            raise
+        say(f"error: a service refused this or did not answer: {_line(reason)}")
+        return FAILED
+    if isinstance(result, int):
+        return result
+    if result is not None:
         say(str(result), sys.stdout)
-    return result if isinstance(result, int) else DONE
+    return DONE
 
 
 def _answer(command: Callable[[Any], Result], description: str, words: list[str], subjects: Subjects | type) -> Result:

@@ -19,7 +19,7 @@ import chz
 from mmjax.config import experiment_file
 from mmjax.data.inputs import Input
 from mmjax.errors import UserError
-from mmjax.files import explained, local_path, make_folder, read_json, write_atomic
+from mmjax.files import explained, make_folder, read_json, to_path, write_atomic
 from mmjax.generators import Decoding
 from mmjax.layers.output import Output
 from mmjax.model import Model
@@ -84,7 +84,7 @@ def generate(request: Generation) -> Path:
     experiment = experiment_file.read(request.run_dir)
     given = sources(request.from_, experiment.model)
     outputs = choose(experiment.model, request.to, given)
-    folder = local_path(request.out)
+    folder = to_path(request.out)
     earlier = earlier_files(folder)
     data = experiment.data.fit_tokenizers(experiment.data_dir, request.run_dir)
     prompt = make_prompt(data.inputs, given)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import jax
 
-from mmjax.files import local_path
+from mmjax.files import to_path
 
 
 def cache_compilations(data_dir: str) -> None:
@@ -15,8 +15,10 @@ def cache_compilations(data_dir: str) -> None:
     JAX 0.12 cannot save a CPU program that calls oneDNN (`mmjax.hardware.chips.compiler_options`): such a training step
     is compiled in every run, which costs less than steps without oneDNN would.
     """
-    warnings.filterwarnings("ignore", "Error writing persistent compilation cache entry .*: MemoryError: std::bad_alloc")
-    jax.config.update("jax_compilation_cache_dir", str(local_path(data_dir) / "compilations"))
+    warnings.filterwarnings(
+        "ignore", "Error writing persistent compilation cache entry .*: MemoryError: std::bad_alloc"
+    )
+    jax.config.update("jax_compilation_cache_dir", str(to_path(data_dir) / "compilations"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 

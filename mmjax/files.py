@@ -7,10 +7,12 @@ import itertools
 import json
 import os
 import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
+from mmjax import buckets
 from mmjax.errors import UserError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -21,11 +23,20 @@ LARGEST_STEP = 2**31 - 1
 LARGEST = 2**30
 
 
-def local_path(text: str | os.PathLike[str]) -> Path:
-    """The path that a user typed, with ~ expanded.
+def to_path(text: str | Path) -> Path:
+    """The path that a user typed, local or in a bucket (`mmjax.buckets`). Raises UserError as `local_path` does."""
+    if not buckets.is_remote(text):
+        return local_path(text)
+    return buckets.remote_path(text) if isinstance(text, str) else cast(Path, text)
 
-    Raises UserError for the home of an unknown user, and for a path that is invalid or not accessible.
+
+def local_path(text: str | Path) -> Path:
+    """The local path that a user typed, with ~ expanded.
+
+    Raises UserError for the home of an unknown user, and for a path that is invalid, not accessible, or in a bucket.
     """
+    if buckets.is_remote(text):
+        raise UserError(f"{str(text).partition('://')[0]}:// is not possible here: give a local path")
     typed = os.fspath(text)
     try:
         typed.encode()  # What is not UTF-8 came as lone surrogates.
@@ -42,7 +53,7 @@ def local_path(text: str | os.PathLike[str]) -> Path:
 
 
 @contextlib.contextmanager
-def open_regular(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+def open_regular(path: str | Path) -> Iterator[BinaryIO]:
     """A regular file, open for reading bytes.
 
     Raises OSError where there is none: also for a pipe or a device, which could be read for ever.
@@ -54,19 +65,22 @@ def open_regular(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         yield file
 
 
-def read_regular(path: str | os.PathLike[str], limit: int = LARGEST) -> bytes:
+def read_regular(path: str | Path, limit: int = LARGEST) -> bytes:
     """The content of a regular file of at most `limit` bytes.
 
     Raises OSError as `open_regular` does, and for a larger file.
     """
-    with open_regular(path) as file:
-        content = file.read(limit + 1)
+    if buckets.is_remote(path):
+        content = buckets.read_range(to_path(path), 0, limit + 1)
+    else:
+        with open_regular(path) as file:
+            content = file.read(limit + 1)
     if len(content) > limit:
-        raise OSError(errno.EFBIG, f"larger than {limit:,} bytes", os.fspath(path))
+        raise OSError(errno.EFBIG, f"larger than {limit:,} bytes", str(path))
     return content
 
 
-def read_json(path: str | os.PathLike[str], limit: int = LARGEST) -> Any:
+def read_json(path: str | Path, limit: int = LARGEST) -> Any:
     """The content of a JSON file.
 
     Raises OSError as `read_regular` does, and ValueError for invalid JSON.
@@ -77,7 +91,7 @@ def read_json(path: str | os.PathLike[str], limit: int = LARGEST) -> Any:
         raise ValueError("nested too deeply") from error
 
 
-def write_atomic(path: str | os.PathLike[str], content: str | bytes, mode: int | None = None) -> Path:
+def write_atomic(path: str | Path, content: str | bytes, mode: int | None = None) -> Path:
     """Writes `content` to `path` so that a reader, also after a crash, sees the old file or the new one.
 
     Text is written as UTF-8. Raises UserError where the directory cannot be written, the disk is full, or the path is
@@ -86,6 +100,10 @@ def write_atomic(path: str | os.PathLike[str], content: str | bytes, mode: int |
     Args:
         mode: the new file's permissions, such as 0o755; None: by the process's umask.
     """
+    if buckets.is_remote(path):
+        with explained(path):
+            to_path(path).write_bytes(content.encode() if isinstance(content, str) else content)
+        return to_path(path)
     path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     with explained(path):
@@ -128,13 +146,20 @@ def free_path(path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def explained(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Turns an OSError (read-only, disk full, no directory) into a UserError that names `path`."""
+def explained(path: str | Path) -> Iterator[None]:
+    """Turns an OSError (disk full, no directory), or a service's refusal, into a UserError that names `path`."""
     try:
         yield
+    except UserError:
+        raise
     except OSError as error:
         fix = "free some space or choose another place" if error.errno in FULL else "choose another place"
         raise UserError(f"cannot write {path}: {error.strerror or error}; {fix}") from error
+    except Exception as error:  # each service's package has its own
+        reason = buckets.service_error(error)
+        if reason is None:
+            raise
+        raise UserError(f"cannot write {path}: {reason}") from error
 
 
 @contextlib.contextmanager
@@ -143,6 +168,10 @@ def locked(path: Path, taken: str) -> Iterator[None]:
 
     Raises UserError: `taken`, where another process holds it. On a file system without locks it always succeeds.
     """
+    if buckets.is_remote(path):
+        with buckets.leased(path, taken):
+            yield
+        return
     with explained(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a")
@@ -156,9 +185,26 @@ def locked(path: Path, taken: str) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def waiting_lock(path: Path) -> Iterator[None]:
+    """Holds the lock on a file when no other process holds it any more; the lock ends with the process."""
+    with contextlib.ExitStack() as stack:
+        if buckets.is_remote(path):
+            while True:
+                try:
+                    stack.enter_context(buckets.leased(path, "held"))
+                    break
+                except UserError:
+                    time.sleep(1)
+        else:
+            file = stack.enter_context(open(path, "w"))
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def check_regular_file(path: Path) -> None:
     """Raises OSError for anything but a regular file, also for a link to one."""
-    if not stat.S_ISREG(path.lstat().st_mode):
+    if not buckets.is_remote(path) and not stat.S_ISREG(path.lstat().st_mode):
         raise OSError(errno.EINVAL, "not a regular file", str(path))
 
 

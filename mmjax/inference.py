@@ -7,7 +7,6 @@ images = run.generate("image", text="a red circle", n=8)
 """
 
 import functools
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -229,4 +228,4 @@ def _many(value: Raw | Sequence[Raw]) -> list[Raw]:
 
 def _content(raw: Raw, text: bool) -> Raw:
     """What an input reads of one example: files are opened, other things are taken as they are."""
-    return raw if text or not isinstance(raw, str | os.PathLike) else read_file(raw)
+    return raw if text or not isinstance(raw, str | Path) else read_file(raw)

@@ -14,8 +14,9 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import chz
 
+from mmjax.buckets import UploadedFolder
 from mmjax.errors import UserError
-from mmjax.files import local_path, read_json, write_atomic
+from mmjax.files import read_json, to_path, write_atomic
 
 # TensorBoard's file is flushed to the disk this often; metrics.jsonl after every line.
 TENSORBOARD_FLUSH_SECONDS = 10.0
@@ -153,7 +154,7 @@ class SentMetrics:
 
     def __init__(self, run: RunInfo):
         """Raises UserError where the file is damaged."""
-        self._path = local_path(run.run_dir) / "writers" / f"{run.name}.json"
+        self._path = to_path(run.run_dir) / "writers" / f"{run.name}.json"
         self.id: str | None = None
         self.rows, self._step, self._names = 0, -1, set[str]()
         if self._path.exists():
@@ -197,10 +198,11 @@ class _EventFile:
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-        directory.mkdir(exist_ok=True)
-        resumed = any(directory.iterdir())
+        resumed = directory.exists() and any(directory.iterdir())
+        self._folder = UploadedFolder(directory)
         # A resumed session of the same second on the same host would otherwise write over the one before.
-        self._writer = EventsWriter(str(directory / "events"), filename_suffix=f".{os.getpid()}.{time.time_ns()}")
+        name = str(self._folder.path / "events")
+        self._writer = EventsWriter(name, filename_suffix=f".{os.getpid()}.{time.time_ns()}")
         if resumed:  # tells TensorBoard to forget what earlier files hold after this step
             start = SessionLog(status=SessionLog.START)
             self._writer.write_event(Event(step=step + 1, wall_time=time.time(), session_log=start))
@@ -215,10 +217,12 @@ class _EventFile:
         self._writer.write_event(Event(step=int(step), wall_time=time.time(), summary=Summary(value=scalars)))
         if time.monotonic() - self._flushed > TENSORBOARD_FLUSH_SECONDS:
             self._writer.flush()
+            self._folder.upload()
             self._flushed = time.monotonic()
 
     def close(self) -> None:
         self._writer.close()
+        self._folder.close()
 
 
 class _WandBRun:

@@ -11,7 +11,9 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 import jaxtyping
 import pytest
 
-jaxtyping.install_import_hook("mmjax", "beartype.beartype")
+from tests import typecheck
+
+jaxtyping.install_import_hook("mmjax", f"{typecheck.__name__}.check_types")
 
 
 def pytest_addoption(parser):

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from mmjax.checkpoint.integrity import stored_fingerprints
 from mmjax.checkpoint.manager import Checkpoint, Checkpoints
 from mmjax.errors import UserError
-from mmjax.files import local_path
+from mmjax.files import to_path
 from mmjax.layers.tree import named_leaves
 
 ModelTree = TypeVar("ModelTree")
@@ -94,7 +94,7 @@ class _Found:
 
 
 def _open(config: Initialize, say: Callable[[str], None] = print) -> contextlib.closing[Checkpoints]:
-    run_dir = local_path(config.run_dir)
+    run_dir = to_path(config.run_dir)
     fingerprints = stored_fingerprints(run_dir)
     return contextlib.closing(Checkpoints(run_dir, Checkpoint(), fingerprints=fingerprints, warn=say, read_only=True))
 

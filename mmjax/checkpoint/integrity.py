@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
-from mmjax.files import check_regular_file, local_path, read_json
+from mmjax.files import check_regular_file, read_json, to_path
 
 EXPERIMENT_FILE = "experiment.json"
 # Bytes of the largest experiment.json that is read.
@@ -25,7 +25,8 @@ LARGEST_EXPERIMENT = 2**26
 SEAL = "digests.json"
 # Orbax writes these after the folder is sealed: the time of the commit and, in some places, that there was one. Nothing
 # of ours reads them.
-UNSEALED = ("_CHECKPOINT_METADATA", "commit_success.txt")
+COMMITTED = "commit_success.txt"
+UNSEALED = ("_CHECKPOINT_METADATA", COMMITTED)
 
 DISK_PROBLEMS = {
     errno.ENOSPC: "the disk is full; make room there",
@@ -44,7 +45,7 @@ def stored_fingerprints(run_dir: str | Path) -> list[str]:
     classes that it names need not be known.
     """
     try:
-        found = read_json(local_path(run_dir) / EXPERIMENT_FILE, LARGEST_EXPERIMENT)
+        found = read_json(to_path(run_dir) / EXPERIMENT_FILE, LARGEST_EXPERIMENT)
         return [str(found["fingerprint"]), *map(str, found["earlier"])]
     except (OSError, ValueError, KeyError, TypeError):
         return []

@@ -9,7 +9,6 @@ other contents, is damaged. Nothing in a checkpoint is ever executed.
 import contextlib
 import logging
 import math
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -18,9 +17,10 @@ import chz
 import jax
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
+from mmjax.buckets import is_remote, move, remove_tree
 from mmjax.checkpoint.integrity import disk_problem, find_damage, silence_write_errors, write_checksums
 from mmjax.errors import NoCheckpoint, UserError
-from mmjax.files import local_path, read_json, step_of
+from mmjax.files import read_json, step_of, to_path
 from mmjax.layers.tree import named_leaves
 from mmjax.sharding.distributed import barrier, gather_lines, is_main_process
 
@@ -52,6 +52,16 @@ class Restored(NamedTuple):
     step: int
 
 
+def run_folder(run_dir: str | Path) -> Path:
+    """The path of a run directory. Raises UserError where Orbax writes no checkpoints: in s3:// and memory://."""
+    path = to_path(run_dir)
+    if is_remote(path) and not str(path).startswith("gs://"):
+        raise UserError(
+            f"run_dir={run_dir}: checkpoints are written to local folders and gs:// only; set another run_dir"
+        )
+    return path
+
+
 class Checkpoints:
     """The checkpoints of one run directory. All processes must make the same calls.
 
@@ -76,7 +86,7 @@ class Checkpoints:
         warn: Callable[[str], None] = print,
         read_only: bool = False,
     ):
-        self._folder = local_path(run_dir).absolute() / FOLDER
+        self._folder = run_folder(run_dir).absolute() / FOLDER
         self._fingerprints, self._warn, self._read_only = fingerprints, warn, read_only
         self._keep = _Keep(config, self._folder)
         self._saving: int | None = None
@@ -112,7 +122,7 @@ class Checkpoints:
             ),
         )
         with self._one_line():
-            self._manager = ocp.CheckpointManager(self._folder, options=options, handler_registry=registry)
+            self._manager = ocp.CheckpointManager(str(self._folder), options=options, handler_registry=registry)
 
     def steps(self) -> list[int]:
         """The steps that have a checkpoint, or whose checkpoint is being written, oldest first."""
@@ -215,7 +225,8 @@ class Checkpoints:
     def _write_checksums(self) -> None:
         """Writes checksums; Orbax calls it on a background thread when a step's files wait to be committed."""
         assert self._saving is not None
-        folder = next(self._folder.glob(f"{self._saving}.orbax-checkpoint-tmp*"))
+        # Where nothing can be renamed, the files lie in their place already, and a file in it says when it is whole.
+        folder = next(self._folder.glob(f"{self._saving}.orbax-checkpoint-tmp*"), self._folder / str(self._saving))
         write_checksums(folder, self._saving, next(iter(self._fingerprints), None))
 
     def _find_damage(self, step: int) -> str | None:
@@ -247,7 +258,7 @@ class Checkpoints:
         barrier("damaged")
         if is_main_process():
             with self._one_line():
-                (self._folder / str(step)).rename(target)
+                move(self._folder / str(step), target)
         barrier("moved away")
         # Not `reload`: it reads files of the other steps that nobody has verified.
         self._manager.close()
@@ -301,7 +312,7 @@ class Checkpoints:
             what = f"checkpoint {self._saving}" if self._saving is not None else "a checkpoint"
             if is_main_process():
                 for left in self._folder.glob(f"{self._saving}.orbax-checkpoint-tmp*"):
-                    shutil.rmtree(left, ignore_errors=True)
+                    remove_tree(left)
             raise UserError(f"{what} could not be written in {self._folder}: {problem}") from error
 
 

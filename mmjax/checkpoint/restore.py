@@ -8,10 +8,11 @@ from pathlib import Path
 
 import jax
 
-from mmjax.checkpoint.integrity import find_damage, stored_fingerprints
+from mmjax.buckets import is_remote
+from mmjax.checkpoint.integrity import COMMITTED, find_damage, stored_fingerprints
 from mmjax.checkpoint.manager import FOLDER, Checkpoint, Checkpoints
 from mmjax.errors import NoCheckpoint, UserError
-from mmjax.files import local_path, step_of
+from mmjax.files import step_of, to_path
 from mmjax.model import Model, Multimodal, build_model
 from mmjax.sharding.rules import Rules
 from mmjax.types import Feature
@@ -22,8 +23,10 @@ REMOVAL_SECONDS = 5
 
 def saved_steps(run_dir: str | Path) -> list[int]:
     """The steps of a run's finished checkpoints, oldest first, damaged ones included."""
-    folder = local_path(run_dir) / FOLDER
-    return sorted(step for path in folder.glob("*") if (step := step_of(path.name)) is not None)
+    folder = to_path(run_dir) / FOLDER
+    steps = sorted(step for path in folder.glob("*") if (step := step_of(path.name)) is not None)
+    # In a bucket a checkpoint is written in its place, and is whole when it has this file.
+    return [step for step in steps if (folder / str(step) / COMMITTED).exists()] if is_remote(folder) else steps
 
 
 def restore_model(
@@ -69,7 +72,7 @@ def _removed(run_dir: str | Path, steps: list[int]) -> set[int]:
 
     Files go one after the other, so that of one that is being removed anything may be missing for a while.
     """
-    folder = local_path(run_dir) / FOLDER
+    folder = to_path(run_dir) / FOLDER
     for _ in range(REMOVAL_SECONDS):
         there = set(steps).intersection(saved_steps(run_dir))
         if all(find_damage(folder / str(step), step) is None for step in there):
@@ -90,7 +93,7 @@ def _restore(
     with contextlib.closing(checkpoints):
         restored = checkpoints.restore(wanted, step, partial=True)
     if restored is None:
-        others = sorted(path.name for path in (local_path(run_dir) / FOLDER).glob("*") if step_of(path.name) is None)
+        others = sorted(path.name for path in (to_path(run_dir) / FOLDER).glob("*") if step_of(path.name) is None)
         also = f" ({others[0]} in {FOLDER} is not named as a step is)" if others else ""
         raise UserError(f"{run_dir} has no checkpoint{also}; a run saves its first after checkpoint.every steps")
     return restored.state[part], restored.step

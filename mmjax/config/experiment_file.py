@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmjax import files
+from mmjax import buckets, files, growing_file
 from mmjax.checkpoint.integrity import EXPERIMENT_FILE as FILE
 from mmjax.checkpoint.integrity import LARGEST_EXPERIMENT, stored_fingerprints
 from mmjax.checkpoint.manager import FOLDER
@@ -65,7 +65,7 @@ def write(experiment: Experiment, run_dir: str | Path, earlier: Sequence[str] = 
     `earlier` are the fingerprints that the run had before it was extended. Beside it goes what is kept of the user's
     own modules.
     """
-    path = files.local_path(run_dir) / FILE
+    path = files.to_path(run_dir) / FILE
     about = {"format": FORMAT, "fingerprint": fingerprint(experiment), "earlier": list(earlier)}
     whole = about | {"experiment": _draft(experiment).data()}
     with files.explained(path):
@@ -80,15 +80,14 @@ def write(experiment: Experiment, run_dir: str | Path, earlier: Sequence[str] = 
 
 def has_begun(run_dir: str | Path) -> bool:
     """Whether a run has taken a step in a directory: metrics were logged or a checkpoint was saved."""
-    folder = files.local_path(run_dir)
-    log = folder / "metrics.jsonl"
-    return (log.exists() and log.stat().st_size > 0) or any((folder / FOLDER).glob("*"))
+    folder = files.to_path(run_dir)
+    return growing_file.has_content(folder / "metrics.jsonl") or any((folder / FOLDER).glob("*"))
 
 
 def _begun(run_dir: str | Path) -> Experiment | None:
     """The experiment that has taken a step in a directory, or None. Raises UserError as `read` does."""
     # Before the first step the file may be damaged, or name classes that are not imported.
-    return read(run_dir) if has_begun(run_dir) and (files.local_path(run_dir) / FILE).exists() else None
+    return read(run_dir) if has_begun(run_dir) and (files.to_path(run_dir) / FILE).exists() else None
 
 
 def check_owner(experiment: Experiment, run_dir: str | Path, critics: bool = False) -> int | None:
@@ -132,7 +131,7 @@ def claim(experiment: Experiment, run_dir: str | Path, critics: bool = False) ->
 def lock(run_dir: str | Path) -> contextlib.AbstractContextManager[None]:
     """Holds a run directory for this process. Raises UserError where another process trains in it."""
     taken = f"another process is training in {run_dir}; wait until it ends, or set another run_dir"
-    return files.locked(files.local_path(run_dir) / ".lock", taken)
+    return files.locked(files.to_path(run_dir) / ".lock", taken)
 
 
 def move_aside(run_dir: str | Path) -> None:
@@ -140,12 +139,13 @@ def move_aside(run_dir: str | Path) -> None:
 
     Raises UserError where another process trains in it, or where it is not a run directory.
     """
-    folder = files.local_path(run_dir)
+    folder = files.to_path(run_dir)
     if is_main_process() and folder.is_dir() and any(folder.iterdir()):
         if not (folder / FILE).exists():
             raise UserError(f"fresh=true moves run directories, and {run_dir} has no {FILE}; set another run_dir")
         with lock(run_dir), files.explained(folder):
-            moved = folder.rename(files.free_path(folder))
+            moved = files.free_path(folder)
+            buckets.move(folder, moved)
         _say_once(f"moved {run_dir} to {moved}")
     barrier("moved aside")
 
@@ -177,7 +177,7 @@ def read(run_dir: str | Path) -> Experiment:
     must be imported before. A line on standard error says where the file of one has changed since the run trained with
     it.
     """
-    path = files.local_path(run_dir) / FILE
+    path = files.to_path(run_dir) / FILE
     try:
         source = files.read_regular(path, LARGEST_EXPERIMENT).decode()
     except (FileNotFoundError, NotADirectoryError) as error:

@@ -1,9 +1,9 @@
 """Extending a run that has begun to more `train.steps`."""
 
-import shutil
 from pathlib import Path
 
 from mmjax import files
+from mmjax.buckets import copy_tree, move
 from mmjax.checkpoint.manager import FOLDER
 from mmjax.checkpoint.restore import saved_steps
 from mmjax.config.experiment import Experiment
@@ -54,17 +54,16 @@ def keep_shorter_run(run_dir: str | Path, start: int) -> Path | None:
 
     `start` is the last step that stays. Returns the copy's folder, or None where there is nothing after `start`.
     """
-    run_dir = files.local_path(run_dir)
+    run_dir = files.to_path(run_dir)
     later = [step for step in saved_steps(run_dir) if step > start]
     if not later:
         return None
     copy = files.free_path(run_dir / "shorter")
     with files.explained(copy):
-        own = ("shorter.*", ".lock", "tensorboard", FOLDER)
-        shutil.copytree(run_dir, copy, ignore=shutil.ignore_patterns(*own))
+        copy_tree(run_dir, copy, ("shorter.*", ".lock", "tensorboard", FOLDER))
         (copy / FOLDER).mkdir()
         # Oldest last: whenever this is interrupted, the newest checkpoint left is one of the shorter run or `start`.
         for step in reversed(later):
-            (run_dir / FOLDER / str(step)).rename(copy / FOLDER / str(step))
+            move(run_dir / FOLDER / str(step), copy / FOLDER / str(step))
             (run_dir / "evaluations" / f"{step}.json").unlink(missing_ok=True)
     return copy

@@ -10,6 +10,7 @@ from typing import Any
 import chz
 import numpy as np
 
+from mmjax.buckets import is_remote
 from mmjax.data.sources.base import Source
 from mmjax.data.survey import Field
 from mmjax.errors import UserError
@@ -299,10 +300,14 @@ def _targets(field: Field, task: str) -> list[Part]:
     return [dataclasses.replace(_part(field), encoder=_part(field).encoder if task == "generate" else None)]
 
 
+def _absolute(path: str) -> str:
+    return path if is_remote(path) else os.path.abspath(local_path(path))
+
+
 def _source(source: Source) -> str:
     """A source as Python writes it; its path is made absolute."""
     path = getattr(source, "path", None)
-    return _literal(source if path is None else chz.replace(source, path=os.path.abspath(local_path(path))))
+    return _literal(source if path is None else chz.replace(source, path=_absolute(path)))
 
 
 def _literal(value: Any) -> str:

@@ -23,6 +23,7 @@ import chz
 import numpy as np
 from jaxtyping import Bool, Int
 
+from mmjax.buckets import RETRIES
 from mmjax.data.check import check_inputs
 from mmjax.data.clean import BadInput, read_example
 from mmjax.data.inputs import Input
@@ -31,7 +32,7 @@ from mmjax.data.sources.base import Records, Source
 from mmjax.data.tokenize import Corpus, write_tokenizer
 from mmjax.errors import UserError
 from mmjax.fields import OPERATIONAL
-from mmjax.files import local_path
+from mmjax.files import to_path
 from mmjax.types import Batch, Feature
 
 
@@ -100,7 +101,7 @@ class Data:
         the same ones.
         """
         open_train = functools.cache(lambda: self.open(data_dir, "train"))
-        folder = local_path(data_dir) / "tokenizers"
+        folder = to_path(data_dir) / "tokenizers"
 
         def bound(name: str, input: Input) -> Input:
             stored = None if run_dir is None else _stored(run_dir, name)
@@ -117,7 +118,7 @@ class Data:
 
 
 def _stored(run_dir: str | Path, name: str) -> Path:
-    return local_path(run_dir) / "tokenizers" / f"{name}.json"
+    return to_path(run_dir) / "tokenizers" / f"{name}.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +136,8 @@ class HostBatch:
     """The rows of global batch `step` that one process loads, as NumPy arrays.
 
     `rows` are their indices in the global batch of `size`, ascending. `ids` names all examples of the *global* batch,
-    "" for the padding at the end of an evaluation. `seconds` is the time that loading took.
+    "" for the padding at the end of an evaluation. `seconds` is the time that loading took, `retries` how many reads of
+    a bucket were tried again.
     """
 
     step: int
@@ -145,6 +147,7 @@ class HostBatch:
     ids: tuple[str, ...]
     errors: tuple[BadValue, ...]
     seconds: float
+    retries: int = 0
 
     @property
     def real(self) -> Bool[np.ndarray, "R"]:
@@ -231,7 +234,7 @@ class Loader:
 
     def batch(self, step: int) -> HostBatch:
         """This process's rows of global batch `step`; unusable values are absent and reported."""
-        start = time.perf_counter()
+        start, retries = time.perf_counter(), RETRIES.count
         indices = self._indices(step)
         ids = tuple("" if index is None else self.records.id(index) for index in indices)
         batch, errors = empty_batch(self.data.features, len(self.rows)), []
@@ -242,7 +245,8 @@ class Loader:
             for feature, reason in self._read(batch, place, index, step * self.batch_size + int(row)):
                 errors.append(BadValue(index, ids[row], feature, reason))
         seconds = time.perf_counter() - start
-        return HostBatch(step, self.batch_size, self.rows, batch, ids, tuple(errors), seconds)
+        retries = RETRIES.count - retries
+        return HostBatch(step, self.batch_size, self.rows, batch, ids, tuple(errors), seconds, retries)
 
     def _read(self, batch: Batch, place: int, index: int, position: int) -> Iterator[tuple[str, str]]:
         """Fills one row; yields unusable features with reasons. A field that is None is absent, not bad."""

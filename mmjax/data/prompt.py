@@ -1,14 +1,14 @@
 """Prompts for a trained model: a text or files as a batch of one example."""
 
-import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from mmjax.data.clean import BadInput, decode_text
 from mmjax.data.inputs import Input, TextInput
 from mmjax.data.loader import empty_batch, set_example
 from mmjax.errors import UserError
-from mmjax.files import local_path, read_regular
+from mmjax.files import read_regular, to_path
 from mmjax.types import Batch
 
 # Bytes of the largest file that is read.
@@ -37,12 +37,12 @@ def make_prompt(inputs: Mapping[str, Input], prompt: Mapping[str, str]) -> Batch
     return batch
 
 
-def read_file(path: str | os.PathLike[str]) -> bytes:
+def read_file(path: str | Path) -> bytes:
     """The content of a prompt file; raises BadInput where it cannot be read."""
     if not str(path):
         raise BadInput("no file is named")
     try:
-        return read_regular(local_path(path), LARGEST)
+        return read_regular(to_path(path), LARGEST)
     except (OSError, UserError) as error:
         raise BadInput(getattr(error, "strerror", None) or str(error)) from error
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import math
 import sys
@@ -10,9 +9,10 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from mmjax.buckets import UploadedFolder
 from mmjax.errors import UserError
 from mmjax.evaluation.suite_result import Metric, SuiteResult
-from mmjax.files import explained, local_path, step_of, write_atomic
+from mmjax.files import explained, step_of, to_path, waiting_lock, write_atomic
 from mmjax.formatting import number
 from mmjax.metrics.statistics import Statistic, intervals
 from mmjax.reports.curves import PRIMARY, curve_sections
@@ -45,7 +45,7 @@ class Results:
     """
 
     def __init__(self, run_dir: str | Path):
-        self.folder = local_path(run_dir) / FOLDER
+        self.folder = to_path(run_dir) / FOLDER
 
     @property
     def page(self) -> Path:
@@ -129,8 +129,7 @@ class Results:
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
         """Keeps other evaluations of the run from writing at the same time."""
-        with open(self.folder / ".lock", "w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        with waiting_lock(self.folder / ".lock"):
             yield
 
     def _sections(self, step: int) -> dict[str, dict[str, list[Section]]]:
@@ -151,7 +150,11 @@ class Results:
         from tensorboardX import SummaryWriter
 
         place = self.folder.parent / "tensorboard" / FOLDER
-        with explained(place), contextlib.closing(SummaryWriter(str(place))) as writer:
+        with (
+            explained(place),
+            contextlib.closing(UploadedFolder(place)) as folder,
+            contextlib.closing(SummaryWriter(str(folder.path))) as writer,
+        ):
             for name, value in values.items():
                 writer.add_scalar(name, value, step)
 

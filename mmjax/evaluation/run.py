@@ -19,7 +19,7 @@ from mmjax.evaluation.eval_result import EvalResult
 from mmjax.evaluation.evaluator import Evaluator
 from mmjax.evaluation.results import FOLDER
 from mmjax.evaluation.suite_result import SuiteResult
-from mmjax.files import local_path
+from mmjax.files import to_path
 from mmjax.generators.decoding import Decoding
 from mmjax.model import Multimodal, build_model
 from mmjax.sharding.mesh import MeshShape, choose_rules
@@ -75,7 +75,7 @@ class EvalRun:
         say: Callable[[str], None] = lambda line: None,
     ):
         """Raises UserError where the arguments do not fit the run."""
-        self.run_dir = local_path(run_dir)
+        self.run_dir = to_path(run_dir)
         trained = experiment_file.read(run_dir)
         self.fingerprint = experiment_file.fingerprint(trained)
         outputs = {name: output for name, output in trained.model.outputs.items() if output is not None}

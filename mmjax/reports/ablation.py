@@ -1,6 +1,5 @@
 """The report of an ablation: the best choice, its lead, its cost, and its use of the modalities."""
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -9,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mmjax.files import local_path, write_atomic
+from mmjax.files import to_path, write_atomic
 from mmjax.formatting import duration
 from mmjax.reports.ablation_plots import (
     COLOURS,
@@ -58,7 +57,7 @@ MATCHES = {"flops": ("flops", "FLOPs"), "params": ("parameters", "parameters")}
 PARTS = ("unique_a", "unique_b", "redundant", "synergy")
 
 
-def write_ablation_report(folder: str | os.PathLike[str], table: Table) -> Path:
+def write_ablation_report(folder: str | Path, table: Table) -> Path:
     """Writes `folder`/report.html, all at once, and returns its path; `table` is what table.json holds.
 
     What is None in it is shown as unknown, and a section that has nothing to show is left out. The same table makes the
@@ -81,10 +80,10 @@ def write_ablation_report(folder: str | os.PathLike[str], table: Table) -> Path:
         _reading(table),
     ]
     title = f"Ablation of {', '.join(table['over'])} in {table['experiment']}"
-    return write_page(local_path(folder) / "report.html", title, _facts(table), sections)
+    return write_page(to_path(folder) / "report.html", title, _facts(table), sections)
 
 
-def write_ablation_markdown(folder: str | os.PathLike[str], table: Table) -> Path:
+def write_ablation_markdown(folder: str | Path, table: Table) -> Path:
     """Writes `folder`/table.md: the headline, the comparison and what failed."""
     names, columns = ranked(table), _columns(table)
     first, second = headline(table, _escaped)
@@ -99,7 +98,7 @@ def write_ablation_markdown(folder: str | os.PathLike[str], table: Table) -> Pat
     lines += ["", "Failed:", ""] if table["failed"] else []
     for cell in table["failed"]:
         lines.append(f"- {_escaped(cell['choice'])}, seed {cell['seed']}: {_escaped(cell['reason'])}")
-    return write_atomic(local_path(folder) / "table.md", "\n".join(lines) + "\n")
+    return write_atomic(to_path(folder) / "table.md", "\n".join(lines) + "\n")
 
 
 def _line(*cells: str) -> str:

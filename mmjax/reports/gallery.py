@@ -2,7 +2,6 @@
 
 import dataclasses
 import io
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -108,7 +107,7 @@ def _wav(recording: Recording) -> bytes:
 
 
 def write_gallery(
-    folder: str | os.PathLike[str],
+    folder: str | Path,
     title: str,
     facts: Mapping[str, Any],
     given: Mapping[str, Piece],

@@ -4,7 +4,6 @@ import base64
 import dataclasses
 import functools
 import math
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -102,7 +101,7 @@ class Section:
     warning: bool = False
 
 
-def write_page(path: str | os.PathLike[str], title: str, facts: Mapping[str, Any], sections: Sequence[Section]) -> Path:
+def write_page(path: str | Path, title: str, facts: Mapping[str, Any], sections: Sequence[Section]) -> Path:
     """Writes the page all at once and returns its path. Raises UserError where it cannot be written.
 
     `facts` stand under the title by their names; those that are "" are left out.

@@ -2,12 +2,11 @@
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mmjax.files import local_path
+from mmjax.files import to_path
 from mmjax.formatting import duration, number, percent
 from mmjax.reports.curves import curve_sections
 from mmjax.reports.page import Cell, Section, Table, write_page
@@ -26,7 +25,7 @@ class Meaning(NamedTuple):
 
 
 def write_report(
-    run_dir: str | os.PathLike[str],
+    run_dir: str | Path,
     experiment_json: Mapping[str, Any],
     history: Sequence[Mapping[str, Any]],
     summary: Mapping[str, Any],
@@ -45,7 +44,7 @@ def write_report(
     could not go on. What data_errors.jsonl in `run_dir` lists is summed up. Raises UserError where the page cannot be
     written.
     """
-    run_dir = local_path(run_dir)
+    run_dir = to_path(run_dir)
     steps = {"steps": summary["step"], "time": duration(summary["seconds"])}
     digests = f"parameters {summary['parameters_digest']}, examples {summary['examples_digest']}"
     sections = [

@@ -1,5 +1,6 @@
 """data_errors.jsonl: the values of examples that could not be read, and why."""
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Callable
@@ -7,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from mmjax.data.loader import BadValue
-from mmjax.files import explained, write_atomic
+from mmjax.files import explained
+from mmjax.growing_file import GrowingFile, read_growing, rewrite_growing
 from mmjax.sharding.distributed import gather_lines
 
 FORM = {"step": int, "split": str, "index": int, "id": str, "feature": str, "reason": str}
@@ -26,15 +28,14 @@ class DataErrorsLog:
         self._path, self._writer = run_dir / "data_errors.jsonl", writer
         self._pending: list[str] = []
         self._held_out: set[tuple[str, int, str]] = set()
-        if writer and self._path.exists():
-            content = self._path.read_bytes()
+        if writer and (content := read_growing(self._path)):
             lines = [line for line in content.splitlines(keepends=True) if line.endswith(b"\n")]
             read = [(line, error) for line in lines if (error := _parse(line)) is not None]
             if len(read) < len(lines):
                 warn(f"{len(lines) - len(read)} unreadable lines of {self._path} are dropped")
             kept = [line.decode() for line, error in read if _before(error, step)]
             if "".join(kept).encode() != content:
-                write_atomic(self._path, "".join(kept))
+                rewrite_growing(self._path, "".join(kept).encode())
             self._new(kept)
 
     def add(self, step: int, split: str, errors: tuple[BadValue, ...]) -> None:
@@ -57,8 +58,8 @@ class DataErrorsLog:
         # Processes that hold the same rows have the same errors.
         lines = self._new(list(dict.fromkeys(lines)))
         if lines and self._writer:
-            with explained(self._path), self._path.open("a") as file:
-                file.write("".join(line + "\n" for line in lines))
+            with explained(self._path), contextlib.closing(GrowingFile(self._path)) as file:
+                file.append("".join(line + "\n" for line in lines).encode())
 
     def _new(self, lines: list[str]) -> list[str]:
         """The lines of the training split, and of held-out values that were not written before."""

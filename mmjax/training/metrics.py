@@ -1,10 +1,8 @@
 """The metrics of a run: metrics.jsonl and other writers, summary.json, the digest of its parameters."""
 
-import errno
 import hashlib
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -15,7 +13,8 @@ import jax
 import numpy as np
 
 from mmjax.errors import UserError
-from mmjax.files import explained, local_path, read_json, read_regular, write_atomic
+from mmjax.files import explained, read_json, to_path, write_atomic
+from mmjax.growing_file import GrowingFile, read_growing, rewrite_growing
 from mmjax.layers.tree import named_leaves
 from mmjax.writers import Writer
 
@@ -32,32 +31,26 @@ class MetricsLog:
     A process that is not the lead touches no file and may call everything.
     """
 
-    def __init__(
-        self, run_dir: str | os.PathLike[str], step: int = 0, *, writers: Sequence[Writer] = (), lead: bool = True
-    ):
-        self.path = local_path(run_dir) / "metrics.jsonl"
+    def __init__(self, run_dir: str | Path, step: int = 0, *, writers: Sequence[Writer] = (), lead: bool = True):
+        self.path = to_path(run_dir) / "metrics.jsonl"
         self._writers, self._lead = writers, lead
         self._began = time.monotonic()
         self._last: dict[str, Any] = {"step": -1}
         if not lead:
             return
         with explained(self.path):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             lines = self._cut(step)
-            self._file = self.path.open("ab", buffering=0)
         if lines:
             self._last = json.loads(lines[-1])
             self._began -= self._last["seconds"]
-        self._start_of_last = self._file.tell() - (len(lines[-1]) if lines else 0)
+        self._file = GrowingFile(self.path, len(lines[-1]) if lines else 0)
 
     def _cut(self, step: int) -> list[bytes]:
         """Cuts the file after `step`; returns the lines that are left."""
-        if not self.path.exists():
-            return []
-        content = read_regular(self.path)
+        content = read_growing(self.path)
         kept = [line for line, values in _parsed(content, self.path) if values["step"] <= step]
         if b"".join(kept) != content:
-            write_atomic(self.path, b"".join(kept))
+            rewrite_growing(self.path, b"".join(kept))
         return kept
 
     @property
@@ -81,12 +74,9 @@ class MetricsLog:
         encoded = json.dumps(line, allow_nan=False).encode() + b"\n"
         with explained(self.path):
             if step == last:
-                os.truncate(self.path, self._start_of_last)
+                self._file.replace_last(encoded)
             else:
-                self._start_of_last = self.path.stat().st_size
-            # One unbuffered write: a process killed at any moment loses this line at most.
-            if self._file.write(encoded) != len(encoded):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                self._file.append(encoded)
             for writer in self._writers:
                 writer.write(step, values)
         self._last = line
@@ -104,13 +94,11 @@ class MetricsLog:
                     writer.close()
 
 
-def read_history(run_dir: str | os.PathLike[str]) -> list[dict[str, float | int]]:
+def read_history(run_dir: str | Path) -> list[dict[str, float | int]]:
     """The logged steps of a run directory, oldest first, null read as NaN; empty without a log."""
-    path = local_path(run_dir) / "metrics.jsonl"
-    if not path.exists():
-        return []
+    path = to_path(run_dir) / "metrics.jsonl"
     with explained(path):
-        parsed = _parsed(read_regular(path), path)
+        parsed = _parsed(read_growing(path), path)
     return [{name: math.nan if value is None else value for name, value in values.items()} for _, values in parsed]
 
 
@@ -142,9 +130,9 @@ def _json(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def read_summary(run_dir: str | os.PathLike[str]) -> dict[str, Any]:
+def read_summary(run_dir: str | Path) -> dict[str, Any]:
     """The content of summary.json. Raises UserError where the file is missing or damaged."""
-    path = local_path(run_dir) / "summary.json"
+    path = to_path(run_dir) / "summary.json"
     try:
         summary = read_json(path)
         math.isfinite(summary["step"] + summary["seconds"])
@@ -155,7 +143,7 @@ def read_summary(run_dir: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def write_summary(
-    run_dir: str | os.PathLike[str],
+    run_dir: str | Path,
     *,
     fingerprint: str,
     step: int,
@@ -173,7 +161,7 @@ def write_summary(
         "parameters_digest": parameters_digest,
         "examples_digest": examples_digest,
     }
-    return write_atomic(local_path(run_dir) / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    return write_atomic(to_path(run_dir) / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
 
 
 def parameters_digest(tree: Any) -> str:

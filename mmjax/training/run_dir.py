@@ -13,13 +13,14 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
-from mmjax.checkpoint.manager import FOLDER, Checkpoints
+from mmjax.buckets import is_remote
+from mmjax.checkpoint.manager import FOLDER, Checkpoints, run_folder
 from mmjax.config import experiment_file
 from mmjax.config.experiment import Experiment
 from mmjax.data.device_batches import rows_of
 from mmjax.data.loader import BadValueMonitor, Data, HostBatch, Loader, chain_digest
 from mmjax.errors import Diverged, UserError
-from mmjax.files import explained, local_path, step_of
+from mmjax.files import explained, step_of
 from mmjax.formatting import count, duration
 from mmjax.reports.examples import example_sections
 from mmjax.reports.run import write_report
@@ -40,7 +41,7 @@ class RunDir:
     def __init__(self, experiment: Experiment, sharding: NamedSharding):
         """Checks the request, and writes nothing. Raises UserError where it is not valid."""
         self.experiment, self.lead = experiment, is_main_process()
-        self.run_dir = local_path(experiment.run_dir)
+        self.run_dir = run_folder(experiment.run_dir)
         size = experiment.train.batch_size
         rows = rows_of(sharding, size)
         rows_of(sharding, size // experiment.train.accumulate)
@@ -57,7 +58,7 @@ class RunDir:
         self.loader = Loader(self.data, experiment.data_dir, "train", size, seed=experiment.seed, rows=rows)
         self.bad_values = BadValueMonitor(experiment.data.max_bad_share)
         self.init_key, self.key = jax.random.split(jax.random.key(experiment.seed))
-        self.digest, self.start, self.waited = "", 0, 0.0
+        self.digest, self.start, self.waited, self.retries = "", 0, 0.0, 0
 
     def print(self, line: str) -> None:
         """Prints a line on standard error, in the lead process only."""
@@ -129,6 +130,7 @@ class RunDir:
         """Adds the examples of a step to the digest, and records what of them could not be read."""
         self.digest = chain_digest(self.digest, host.ids)
         self.record_errors(step, "train", self.bad_values, host)
+        self.retries += host.retries
 
     def record_errors(self, step: int, split: str, monitor: BadValueMonitor, host: HostBatch) -> None:
         """Records what of a batch could not be read. Raises UserError where that is too much."""
@@ -154,6 +156,8 @@ class RunDir:
         del values["train/skipped_in_a_row"]
         values["train/learning_rate"] = float(self.experiment.optimizer.rate(self.experiment.train.steps)(step - 1))
         values["train/waited_seconds"] = self.waited
+        if self.retries:  # of this session, since a bucket stalled or failed
+            values["train/retried_reads"] = self.retries
         self.write(step, {**values, **more})
         self._stop_if_diverged(step, fetched)
 
@@ -228,8 +232,9 @@ def _check_checkpoints(run_dir: Path) -> None:
     if not history or any(step_of(path.name.removeprefix("damaged-")) is not None for path in folder.glob("*")):
         return
     steps, every = history[-1]["step"], experiment_file.read(run_dir).checkpoint.every
-    # Each save waits for the one before. The folder is made before the first step.
-    saved = steps > 2 * every or (run_dir / "summary.json").exists() or not folder.exists()
+    # Each save waits for the one before. The folder is made before the first step, but not in a bucket.
+    lost = not folder.exists() and not is_remote(folder)
+    saved = steps > 2 * every or (run_dir / "summary.json").exists() or lost
     if saved:
         raise UserError(
             f"{run_dir} has logged {steps} steps and no checkpoint to resume from: put its {FOLDER}/ back, or set "

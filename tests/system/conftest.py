@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from mmjax.growing_file import read_growing
 from tests.flags import flags
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -63,7 +64,7 @@ def interrupt(run_dir: Path, seconds: float, number: signal.Signals, name: str, 
     metrics = run_dir / "metrics.jsonl"
 
     def logged() -> set[bytes]:
-        return set(metrics.read_bytes().splitlines()) if metrics.exists() else set()
+        return set(read_growing(metrics).splitlines())
 
     before = logged()
     process = start(name, *words)

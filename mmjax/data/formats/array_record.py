@@ -15,11 +15,13 @@ from typing import Any
 import chz
 import numpy as np
 
+from mmjax.buckets import local_copy
 from mmjax.compilation import usable_cores
 from mmjax.data.clean import BadInput, read_example
+from mmjax.data.mirror import data_root
 from mmjax.data.sources.base import Recording, Records, Source, Unreadable
 from mmjax.errors import UserError
-from mmjax.files import explained, local_path, open_regular, read_json, write_atomic
+from mmjax.files import explained, local_path, open_regular, read_json, to_path, write_atomic
 
 META = "dataset.json"
 FORMAT = 1
@@ -38,7 +40,7 @@ class ArrayRecord(Source):
 
     @property
     def _meta(self) -> dict[str, Any]:
-        path = local_path(self.path) / META
+        path = to_path(self.path) / META
         try:
             meta = read_json(path)
             if meta["format"] != FORMAT or not isinstance(meta["splits"], dict):
@@ -51,11 +53,15 @@ class ArrayRecord(Source):
 
     def open(self, data_dir: str, split: str) -> Records:
         meta = self._meta
-        return ArrayRecords(local_path(self.path), meta["splits"][split], f"{meta['digest']}/{split}")
+        return ArrayRecords(self._local(data_dir), meta["splits"][split], f"{meta['digest']}/{split}")
+
+    def _local(self, data_dir: str) -> Path:
+        """The folder, or where its copy is: the reader of ArrayRecord reads local files only."""
+        return local_copy(to_path(self.path), data_root(data_dir) / "copies")
 
     def prepare(self, data_dir: str, manual_dir: str | None = None) -> Path:
         """Checks the checksums of all files; returns the folder."""
-        folder = local_path(self.path)
+        folder = self._local(data_dir)
         for shards in self._meta["splits"].values():
             for shard in shards:
                 if _sha256(folder / shard["file"]) != shard["sha256"]:

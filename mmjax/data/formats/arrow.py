@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import chz
 
+from mmjax.buckets import is_remote, open_bytes
 from mmjax.data.clean import BadInput
-from mmjax.data.formats.base import FileSource, Reader, Sizes, files_below
+from mmjax.data.formats.base import FileSource, Reader, Sizes, files_below, size_of
 from mmjax.data.formats.index import Entry
 from mmjax.data.formats.media import read_below
 from mmjax.errors import UserError
-from mmjax.files import read_json
+from mmjax.files import read_json, read_regular
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -46,7 +47,13 @@ class _ColumnFile(abc.ABC):
 
 class _ParquetFile(_ColumnFile):
     def __init__(self, path: Path):
-        self._file = import_pyarrow().parquet.ParquetFile(path, memory_map=True)
+        pq = import_pyarrow().parquet
+        # What is read of a bucket is what row groups and columns take, and not each of their pages alone.
+        self._file = (
+            pq.ParquetFile(open_bytes(path), pre_buffer=True)
+            if is_remote(path)
+            else pq.ParquetFile(path, memory_map=True)
+        )
         self.schema, self.groups = self._file.schema_arrow, self._file.num_row_groups
         self._lock = threading.Lock()
 
@@ -58,7 +65,7 @@ class _ParquetFile(_ColumnFile):
 class _ArrowFile(_ColumnFile):
     def __init__(self, path: Path):
         pa = import_pyarrow()
-        with pa.memory_map(os.fspath(path)) as file:
+        with pa.BufferReader(read_regular(path)) if is_remote(path) else pa.memory_map(os.fspath(path)) as file:
             try:
                 reader = pa.ipc.open_stream(file)
                 self._batches = [*reader]
@@ -206,8 +213,7 @@ class ColumnReader(Reader):
         with self._lock:
             if name not in self._files:
                 path = self._root / name
-                found = path.stat()
-                if (found.st_size, found.st_mtime_ns) != tuple(self._sizes[name]):
+                if size_of(path) != tuple(self._sizes[name]):
                     raise UserError(f"{path} was changed since it was indexed; start the command again")
                 with _explained(path):
                     file = self._open_file(path)

@@ -12,17 +12,19 @@ from typing import Any
 
 import chz
 
+from mmjax.buckets import find_files, is_remote, version_of
 from mmjax.data.formats.index import VERSION, Entries, Entry, Index, open_index
 from mmjax.data.formats.media import read_below
 from mmjax.data.formats.splits import Split, SplitByHash, SplitByName
+from mmjax.data.mirror import data_root
 from mmjax.data.sources.base import Source, Unreadable
 from mmjax.errors import UserError
-from mmjax.files import local_path
+from mmjax.files import to_path
 
 UNREADABLE = "$unreadable"  # the key of a reason, in the place of a value of an entry
 MISSING = ("nan", "na", "n/a", "null", "none")  # what stands for a missing number, in any case
 Sizes = dict[str, tuple[int, int]]
-"""Bytes and modification times, in nanoseconds, of files by their paths below the root."""
+"""Bytes and versions (see `size_of`) of files by their paths below the root."""
 
 
 @chz.chz
@@ -76,7 +78,7 @@ class FileSource(Source):
     @property
     def _found(self) -> tuple[Path, Sizes]:
         """The folder of the files, and the files. Raises UserError where there are none."""
-        path = local_path(self.path)
+        path = to_path(self.path)
         if any(letter in path.name for letter in "*?["):
             root, found = path.parent, sorted(path.parent.glob(path.name))
             files = {each.name: size_of(each) for each in found if each.is_file()}
@@ -88,7 +90,7 @@ class FileSource(Source):
             raise UserError(f"source.path={self.path}: there is no such file or folder")
         if not files:
             raise UserError(f"source.path={self.path} holds no {type(self).__name__} files")
-        return Path(os.path.realpath(root)), files
+        return _real(root), files
 
     def _split(self, names: list[str]) -> Split:
         if self.split is not None:
@@ -97,7 +99,7 @@ class FileSource(Source):
         return by_name if "train" in by_name.splits(names) else SplitByHash()
 
     def _media_root(self, root: Path) -> Path:
-        return root if self.root is None else Path(os.path.realpath(local_path(self.root)))
+        return root if self.root is None else _real(to_path(self.root))
 
     def _index(self, data_dir: str) -> Index:
         root, files = self._found
@@ -105,7 +107,7 @@ class FileSource(Source):
         # Where the files lie does not matter, so a data set that was moved keeps its index.
         decides = [VERSION, self._decides, repr(split), sorted(files.items())]
         name = hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:16]
-        folder = local_path(data_dir) / "indexes" / f"{root.name or 'root'}-{name}"
+        folder = data_root(data_dir) / "indexes" / f"{root.name or 'root'}-{name}"
         return open_index(folder, functools.partial(self.entries, root, files), split, self.key, self.media)
 
     @property
@@ -114,22 +116,37 @@ class FileSource(Source):
         return repr(chz.replace(self, path="", root=None, split=None))
 
 
+def _real(folder: Path) -> Path:
+    """The folder without links, which buckets do not have."""
+    return folder if is_remote(folder) else Path(os.path.realpath(folder))
+
+
 def size_of(path: Path) -> tuple[int, int]:
-    """Bytes and modification time of a file."""
+    """Bytes of a file, and its modification time or a number for its version in a bucket."""
+    if is_remote(path):
+        remote: Any = path
+        return version_of(remote.fs.info(remote.path))
     found = path.stat()
     return found.st_size, found.st_mtime_ns
 
 
 def files_below(root: Path, suffixes: tuple[str, ...]) -> Sizes:
     """The files of some suffixes below a folder, by path; links to folders are not followed."""
+    if is_remote(root):
+        every = find_files(root)
+        return {name: size for name, size in every.items() if name.lower().endswith(suffixes) and _is_shown(name)}
     found: Sizes = {}
     for folder, folders, names in os.walk(root):
         folders.sort()
         for name in sorted(names):
-            if name.lower().endswith(suffixes) and not name.startswith("."):
+            if name.lower().endswith(suffixes) and _is_shown(name):
                 path = Path(folder, name)
                 found[path.relative_to(root).as_posix()] = size_of(path)
     return found
+
+
+def _is_shown(name: str) -> bool:
+    return not name.rpartition("/")[2].startswith(".")
 
 
 class Reader:

@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mmjax.buckets import is_remote, read_range, version_of
+from mmjax.data import mirror
 from mmjax.data.formats.media import is_media
 from mmjax.data.formats.splits import SPLITS, Split, hash_of
 from mmjax.errors import UserError
@@ -61,6 +63,7 @@ def open_index(
 
     Raises UserError for two examples of one name, and for a key that an example lacks.
     """
+    mirror.download(folder)
     if not (folder / META).is_file():
         with explained(folder):
             folder.parent.mkdir(parents=True, exist_ok=True)
@@ -71,6 +74,7 @@ def open_index(
                     os.rename(partial, folder)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
+        mirror.upload(folder)
     meta = json.loads((folder / META).read_text())
     return Index(folder, meta["fingerprint"], meta["counts"], tuple(meta["media"]))
 
@@ -181,7 +185,7 @@ class FileCache:
     MOST = 64
 
     def __init__(self, root: Path, sizes: dict[str, tuple[int, int]]):
-        """`sizes` are bytes and modification times, in ns, of the files when they were indexed."""
+        """`sizes` are bytes and versions of the files when they were indexed."""
         self.root, self.sizes = root, sizes
         self._files: dict[str, Any] = {}
         self._lock = threading.Lock()
@@ -194,12 +198,25 @@ class FileCache:
 
     def read(self, name: str, offset: int, size: int) -> bytes:
         """`size` bytes of a file. Raises UserError where it is not the file that was indexed."""
+        if is_remote(self.root):
+            return self._read_remote(name, offset, size)
         with self._lock:
             file = self._files.pop(name, None) or (self.root / name).open("rb")
             while len(self._files) >= self.MOST:
                 self._files.pop(next(iter(self._files)))  # closed when no thread reads it any more
             self._files[name] = file
         found = os.fstat(file.fileno())
-        if (found.st_size, found.st_mtime_ns) != tuple(self.sizes[name]):
-            raise UserError(f"{self.root / name} was changed since it was indexed; start the command again")
+        self._check_unchanged(name, (found.st_size, found.st_mtime_ns))
         return os.pread(file.fileno(), size, offset)
+
+    def _read_remote(self, name: str, offset: int, size: int) -> bytes:
+        """As `read`, in one request; the object's version is looked up once."""
+        path: Any = self.root / name
+        if name not in self._files:
+            self._check_unchanged(name, version_of(path.fs.info(path.path)))
+            self._files[name] = True
+        return read_range(path, offset, offset + size) if size else b""
+
+    def _check_unchanged(self, name: str, found: tuple[int, int]) -> None:
+        if found != tuple(self.sizes[name]):
+            raise UserError(f"{self.root / name} was changed since it was indexed; start the command again")

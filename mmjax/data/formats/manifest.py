@@ -8,6 +8,7 @@ from typing import Any
 
 import chz
 
+from mmjax.buckets import open_bytes
 from mmjax.data.formats.base import FileSource, Sizes, files_below, typed
 from mmjax.data.formats.index import Entry
 from mmjax.errors import UserError
@@ -39,7 +40,7 @@ class Manifest(FileSource):
 
 def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """The number of each line that is not empty, and what it holds."""
-    with path.open("rb") as file:
+    with open_bytes(path) as file:
         for number, line in enumerate(iter(lambda: file.readline(LARGEST_LINE), b""), 1):
             if not line.strip():
                 continue

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from mmjax.buckets import below, is_remote
 from mmjax.data.sources.base import Unreadable
 from mmjax.files import read_regular
 
@@ -20,8 +21,8 @@ def is_media(value: object) -> bool:
 
 def read_below(root: Path, name: str) -> bytes | Unreadable:
     """The content of the file that `name`, relative to `root` or absolute, names, if it lies below `root`."""
-    path = Path(os.path.realpath(root / name))
-    if not path.is_relative_to(root):
+    path = below(root, name) if is_remote(root) else Path(os.path.realpath(root / name))
+    if path is None or not path.is_relative_to(root):
         return Unreadable(f"{name} leads out of {root}; set root to the folder that all files lie in")
     try:
         return read_regular(path, LARGEST_FILE)

@@ -1,10 +1,11 @@
 """Which format the files at a path have."""
 
 import itertools
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import chz
 
+from mmjax.buckets import find_files, is_remote
 from mmjax.data.formats.array_record import META, ArrayRecord
 from mmjax.data.formats.arrow import HuggingFace, Parquet
 from mmjax.data.formats.base import FileSource
@@ -15,7 +16,7 @@ from mmjax.data.formats.splits import SPLITS, WORDS, SplitByColumn, SplitByName
 from mmjax.data.formats.web_dataset import WebDataset
 from mmjax.data.sources.base import Source
 from mmjax.errors import UserError
-from mmjax.files import local_path
+from mmjax.files import to_path
 
 BY_SUFFIX: dict[str, type[FileSource]] = {
     ".arrow": HuggingFace,
@@ -69,7 +70,7 @@ def _split_by_column(source: FileSource, data_dir: str) -> FileSource:
 
 
 def _recognise(path: str) -> Source:
-    place = local_path(path)
+    place = to_path(path)
     if place.is_dir():
         return _recognise_folder(path, place)
     if not place.is_file() and not any(letter in place.name for letter in "*?["):
@@ -83,11 +84,7 @@ def _recognise(path: str) -> Source:
 def _recognise_folder(path: str, place: Path) -> Source:
     if (place / META).is_file():
         return ArrayRecord(path=path)
-    names: list[Path] = []
-    for found in place.rglob("*"):
-        names.append(found.relative_to(place))
-        if len(names) == LOOKED_AT:
-            break
+    names = _names(place)
     suffixes = {name.suffix.lower() for name in names}
     for suffix in (".arrow", ".tar"):
         if suffix in suffixes:
@@ -102,8 +99,15 @@ def _recognise_folder(path: str, place: Path) -> Source:
         return Parquet(path=path)
     if len(manifests) == 1 and manifests != [".json"]:
         # Files of this kind only: others may describe the data set.
-        return Manifest(path=str(Path(path) / f"*{manifests[0]}"))
+        return Manifest(path=f"{path.rstrip('/')}/*{manifests[0]}")
     if media:
         return Folder(path=path)
     shown = ", ".join(sorted(suffixes - {""})[:10]) or "no files"
     raise UserError(f"{path} holds nothing that is read (it has {shown}); known are {', '.join([*BY_SUFFIX, *FIELDS])}")
+
+
+def _names(place: Path) -> list[PurePosixPath]:
+    """The first files below a folder, by path."""
+    if is_remote(place):
+        return [PurePosixPath(name) for name in itertools.islice(find_files(place), LOOKED_AT)]
+    return [PurePosixPath(found.relative_to(place)) for found in itertools.islice(place.rglob("*"), LOOKED_AT)]

@@ -6,10 +6,10 @@ from typing import Any
 import chz
 import numpy as np
 
+from mmjax.data.mirror import data_root
 from mmjax.data.sources.base import Recording, Records, Source
 from mmjax.data.sources.building import build, is_built
 from mmjax.errors import UserError
-from mmjax.files import local_path
 
 SPLITS = ("train", "validation", "test")
 
@@ -34,7 +34,7 @@ class Tfds(Source):
     def _builder(self, data_dir: str) -> Any:
         import tensorflow_datasets as tfds
 
-        folder = local_path(data_dir)
+        folder = data_root(data_dir)
         try:
             return tfds.builder(self.name, data_dir=folder, file_format="array_record")
         except (tfds.core.DatasetNotFoundError, ValueError, ImportError) as error:

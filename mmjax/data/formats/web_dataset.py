@@ -8,6 +8,7 @@ from typing import Any, BinaryIO
 
 import chz
 
+from mmjax.buckets import open_bytes
 from mmjax.data.clean import BadInput
 from mmjax.data.formats.base import FileSource, Reader, Sizes, files_below
 from mmjax.data.formats.index import Entry, FileCache
@@ -34,7 +35,7 @@ class WebDataset(FileSource):
         # Values that name or divide the examples are read now, all others when an example is.
         reads_values = self.key is not None or (self.split is not None and bool(self.split.columns))
         for name, (size, _) in files.items():
-            with (root / name).open("rb") as file:
+            with open_bytes(root / name) as file:
                 for entry in _examples(root / name, name, size):
                     values = _values(file, entry) if reads_values else {}
                     yield entry._replace(values=values | entry.values)
@@ -48,7 +49,7 @@ def _examples(path: Path, name: str, size: int) -> Iterator[Entry]:
     key = ""
     values: dict[str, Any] = {}
     try:
-        with tarfile.open(path, "r:") as archive:
+        with open_bytes(path) as file_object, tarfile.open(fileobj=file_object, mode="r:") as archive:
             for member in archive:
                 if not member.isreg() or member.issparse():
                     continue

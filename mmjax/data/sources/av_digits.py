@@ -8,10 +8,10 @@ from typing import Any, Literal
 import chz
 import numpy as np
 
+from mmjax.data.mirror import data_root
 from mmjax.data.sources import building, fsdd
 from mmjax.data.sources.base import Recording, Records
 from mmjax.data.sources.constants import AV_DIGITS_VERSION as VERSION
-from mmjax.files import local_path
 
 CLASSES = tuple("0123456789")
 
@@ -40,7 +40,7 @@ class AvDigits(building.BuiltSource):
         return "fsdd_file"
 
     def _folder(self, data_dir: str) -> Path:
-        return local_path(data_dir) / "av_digits" / self.config / VERSION
+        return data_root(data_dir) / "av_digits" / self.config / VERSION
 
     def _builder(self) -> Callable[..., Any]:
         from mmjax.data.sources.av_digits_builder import AvDigitsBuilder

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import chz
 import numpy as np
 
+from mmjax.data import mirror
 from mmjax.data.sources.base import Source, source_name
 from mmjax.errors import UserError
 from mmjax.files import local_path, open_regular, read_regular
@@ -26,6 +27,7 @@ LARGEST_JSON = 2**26  # bytes of a file that describes a data set
 
 def is_built(folder: Path) -> bool:
     """Whether `folder` holds a complete data set: TFDS builds elsewhere and renames at the end."""
+    mirror.download(folder)
     return (folder / "dataset_info.json").is_file()
 
 
@@ -47,6 +49,7 @@ def build(builder: "tfds.core.DatasetBuilder") -> None:
             # Standard output is for the result only, not for TFDS's messages.
             with contextlib.redirect_stdout(io.StringIO()):
                 builder.download_and_prepare()
+            mirror.upload(folder)
     except (
         tfds.download.DownloadError,
         tfds.download.download_manager.NonMatchingChecksumError,
@@ -113,7 +116,7 @@ class BuiltSource(Source):
         folder = self._folder(data_dir)
         if not is_built(folder):
             raw = local_path(manual_dir) if manual_dir else None
-            build(self._builder()(data_dir=local_path(data_dir), manual_dir=raw))
+            build(self._builder()(data_dir=mirror.data_root(data_dir), manual_dir=raw))
         return folder
 
 

@@ -7,11 +7,11 @@ from typing import Any
 import chz
 import numpy as np
 
+from mmjax.data.mirror import data_root
 from mmjax.data.sources import building
 from mmjax.data.sources.base import Records
 from mmjax.data.sources.constants import CIFAR10_CLASSES as CLASSES
 from mmjax.data.sources.constants import CIFAR10_VERSION as VERSION
-from mmjax.files import local_path
 
 TEMPLATES = (
     "a photo of {}",
@@ -32,7 +32,7 @@ class Cifar10(building.BuiltSource):
     """
 
     def _folder(self, data_dir: str) -> Path:
-        return local_path(data_dir) / "cifar10" / VERSION
+        return data_root(data_dir) / "cifar10" / VERSION
 
     def _builder(self) -> Callable[..., Any]:
         from mmjax.data.sources.cifar10_builder import Cifar10Builder

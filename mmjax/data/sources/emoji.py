@@ -7,11 +7,11 @@ from typing import Any, Literal
 
 import chz
 
+from mmjax.data.mirror import data_root
 from mmjax.data.sources import building
 from mmjax.data.sources.base import Records
 from mmjax.data.sources.constants import EMOJI_GROUPS, SKIN_TONE
 from mmjax.data.sources.constants import EMOJI_VERSION as VERSION
-from mmjax.files import local_path
 
 GROUPS = EMOJI_GROUPS
 
@@ -28,7 +28,7 @@ class Emoji(building.BuiltSource):
     skin_tones: Literal["one", "all"] = chz.field(default="one", doc="whether there are variants in other skin tones")
 
     def _folder(self, data_dir: str) -> Path:
-        return local_path(data_dir) / "emoji" / self.skin_tones / VERSION
+        return data_root(data_dir) / "emoji" / self.skin_tones / VERSION
 
     def _builder(self) -> Callable[..., Any]:
         from mmjax.data.sources.emoji_builder import EmojiBuilder

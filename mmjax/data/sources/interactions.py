@@ -9,9 +9,9 @@ import chz
 import numpy as np
 from jaxtyping import UInt8
 
+from mmjax.data.mirror import data_root
 from mmjax.data.sources.base import Recording, Records, Source
 from mmjax.errors import UserError
-from mmjax.files import local_path
 from mmjax.types import Information
 
 VERSION = "1.0.0"
@@ -107,7 +107,7 @@ class Interactions(Source):
     def prepare(self, data_dir: str, manual_dir: str | None = None) -> Path:
         if manual_dir:
             raise UserError("interactions is generated and reads no files: leave out manual_dir")
-        return local_path(data_dir)
+        return data_root(data_dir)
 
 
 class InteractionRecords:

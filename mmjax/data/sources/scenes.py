@@ -8,12 +8,12 @@ from typing import Any
 import chz
 import numpy as np
 
+from mmjax.data.mirror import data_root
 from mmjax.data.sources import building, drawing, espeak
 from mmjax.data.sources.base import Recording, Records, Source
 from mmjax.data.sources.constants import SCENES_VERSION as VERSION
 from mmjax.data.sources.drawing import Scene
 from mmjax.errors import UserError
-from mmjax.files import local_path
 
 SPLITS = ("train", "validation", "test")
 # Shares of all sentences that only the held-out splits use.
@@ -58,7 +58,7 @@ class Scenes(Source):
     def prepare(self, data_dir: str, manual_dir: str | None = None) -> Path:
         if manual_dir:
             raise UserError("scenes is generated and reads no files: leave out manual_dir")
-        root = local_path(data_dir)
+        root = data_root(data_dir)
         if not self.speech:
             return root
         root = root / "scenes" / f"seed_{self.seed}_train_{self.train}_validation_{self.validation}_test_{self.test}"

@@ -28,7 +28,11 @@ def cache(tmp_path_factory) -> str:
 @pytest.fixture(scope="module")
 def sources(examples, tmp_path_factory, cache) -> dict[str, Source]:
     """Every format's source of the same examples."""
-    root = tmp_path_factory.mktemp("formats")
+    return written_sources(tmp_path_factory.mktemp("formats"), examples, cache)
+
+
+def written_sources(root: Path, examples: list[dict[str, Any]], cache: str) -> dict[str, Source]:
+    """Writes examples in every format, each in a folder of its own."""
     split = SplitByHash(group="speaker", validation=0.25, test=0.25)
     options: dict[str, Any] = {"key": "id", "split": split}
     found: dict[str, Source] = {

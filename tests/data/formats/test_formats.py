@@ -1,6 +1,5 @@
 """Sources of users' files: the same examples through every format, splits, indexes, and conversion."""
 
-import hashlib
 import json
 import pickle
 import signal
@@ -15,43 +14,19 @@ import chz
 import numpy as np
 import pytest
 
-from mmjax.data.audio_inputs import SpectrogramInput
 from mmjax.data.formats.array_record import ArrayRecord, convert
 from mmjax.data.formats.folder import Folder
 from mmjax.data.formats.manifest import Manifest
 from mmjax.data.formats.recognise import recognise
 from mmjax.data.formats.splits import SplitByColumn, SplitByFile, SplitByHash, split_of_name
 from mmjax.data.formats.tfds import Tfds
-from mmjax.data.inputs import ImageInput, LabelInput, TextInput, VectorInput
+from mmjax.data.inputs import LabelInput, TextInput, VectorInput
 from mmjax.data.loader import Data, Loader
 from mmjax.data.sources.base import Recording, Source, Unreadable
 from mmjax.data.survey import survey
 from mmjax.errors import UserError
 from tests.data.formats import examples as written
-
-INPUTS = {
-    "image": ImageInput(size=24),
-    "audio": SpectrogramInput(),
-    "text": TextInput(length=32),
-    "label": LabelInput(),
-}
-
-
-def digest(source: Source, cache: str, processes: int = 1) -> str:
-    """SHA-256 over the ids and arrays of the first two global batches, put together from as many processes' rows."""
-    data = Data(source=source, inputs=INPUTS, threads=0).fit_tokenizers(cache)
-    parts = [np.arange(16)[process::processes] for process in range(processes)]
-    loaders = [Loader(data, cache, "train", 16, seed=3, rows=rows) for rows in parts]
-    found = hashlib.sha256()
-    for step in range(2):
-        batches = [loader.batch(step) for loader in loaders]
-        assert not any(batch.errors for batch in batches)
-        found.update(",".join(batches[0].ids).encode())
-        order = np.argsort(np.concatenate(parts))
-        for name in sorted(batches[0].batch.values):
-            values = np.concatenate([batch.batch.values[name] for batch in batches])[order]
-            found.update(np.ascontiguousarray(values).tobytes())
-    return found.hexdigest()
+from tests.data.formats.batches import digest
 
 
 def test_every_format_gives_the_same_batches_on_1_2_and_4_processes(sources, cache):
