@@ -21,6 +21,7 @@ TINY = (
     *("data.inputs.speech=None", "model.encoders.speech=None", "model.outputs.speech_text=None"),
     *("model.dtype=float32", "data.workers=0"),
     *("model.width=32", "model.encoders.image.depth=1", "model.encoders.text.depth=1", "model.unroll=false"),
+    "model.fusion=Concat",
     *(f"model.outputs.{name}=None" for name in ("position", "colour", "size")),
     *("model.outputs.image_text.size=16", "train.batch_size=16"),
     *("train.log_every=1", "train.evaluate_every=1000", "checkpoint.every=4"),
