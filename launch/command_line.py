@@ -188,7 +188,10 @@ def _program() -> str:
 
 
 def experiment_names() -> dict[str, str]:
-    """The experiments in `experiments/` by name, each with the first line of its docstring."""
+    """The experiments in `experiments/` by name, each with the first line of its docstring.
+
+    They are the functions that are called as their file, or as their file and a size: `pretrain_2b` of `pretrain.py`.
+    """
     found = {}
     for path in sorted(EXPERIMENTS_FOLDER.glob("*.py")):
         try:
@@ -197,25 +200,26 @@ def experiment_names() -> dict[str, str]:
             found[path.stem] = f"(no valid Python: {error})"
             continue
         for item in tree.body:
-            if isinstance(item, ast.FunctionDef) and item.name == path.stem:
-                found[path.stem] = help.first_line(ast.get_docstring(item) or ast.get_docstring(tree))
+            if isinstance(item, ast.FunctionDef) and path.stem in (item.name, item.name.rpartition("_")[0]):
+                found[item.name] = help.first_line(ast.get_docstring(item) or ast.get_docstring(tree))
     return found
 
 
 def load_experiment(name: str) -> "Experiment":
     """The experiment of a name, FILE.py[:FUNCTION] or MODULE:FUNCTION.
 
-    One of ours is what function NAME of experiments/NAME.py returns. Raises UserError where there is none, or a value
-    is wrong.
+    One of ours is what function NAME of a file in experiments/ returns. Raises UserError where there is none, or a
+    value is wrong.
     """
     place = own_place(name)
     if place is not None and Path(place[0]).absolute() == EXPERIMENTS_FOLDER / f"{Path(place[0]).stem}.py":
-        name, place = Path(place[0]).stem, None
+        name, place = place[1] or Path(place[0]).stem, None
     if place is not None:
         return _load_own(*place)
     _check_name(name, EXPERIMENTS)
-    function = getattr(importlib.import_module(f"{EXPERIMENTS_PACKAGE}.{name}"), name)
-    return _checked(function(), f"experiments/{name}.py: {name}()")
+    file = name if (EXPERIMENTS_FOLDER / f"{name}.py").exists() else name.rpartition("_")[0]
+    function = getattr(importlib.import_module(f"{EXPERIMENTS_PACKAGE}.{file}"), name)
+    return _checked(function(), f"experiments/{file}.py: {name}()")
 
 
 def own_place(name: str) -> tuple[str, str] | None:

@@ -288,14 +288,15 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_experiments_are_files_with_a_function_of_their_name(folder: Path):
+def test_experiments_are_functions_called_as_their_file(folder: Path):
     (folder / "one.py").write_text('"""Of the file."""\ndef one():\n    """Learns one thing.\n\n    More.\n    """\n')
     (folder / "two.py").write_text('"""Of the file."""\nraise SystemError\ndef two(): ...\n')
+    (folder / "sizes.py").write_text("def sizes_10b(): ...\ndef sizes_2b(): ...\ndef sized(): ...\n")
     (folder / "helper.py").write_text("def other(): ...\n")
     (folder / "__init__.py").write_text("")
     (folder / "broken.py").write_text("def broken(:\n")
     names = command_line.experiment_names()
-    assert list(names) == ["broken", "one", "two"]
+    assert list(names) == ["broken", "one", "sizes_10b", "sizes_2b", "two"]
     assert (names["one"], names["two"]) == ("Learns one thing.", "Of the file.")
     assert names["broken"].startswith("(no valid Python: ")
 

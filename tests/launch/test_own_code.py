@@ -66,6 +66,7 @@ def test_a_file_of_experiments_is_that_experiment(monkeypatch: pytest.MonkeyPatc
     monkeypatch.chdir(command_line.EXPERIMENTS_FOLDER.parent)
     before = [*sys.path]
     assert command_line.load_experiment("experiments/interactions.py").name == "interactions"
+    assert command_line.load_experiment("experiments/pretrain.py:pretrain_2b").name == "pretrain_2b"
     assert sys.path == before
 
 

@@ -7,9 +7,11 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import pytest
 
 from mmjax.growing_file import read_growing
+from mmjax.training import run_group, train_program
 from tests.flags import flags
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -20,9 +22,16 @@ TINY = (
     *("data.inputs.speech=None", "model.encoders.speech=None", "model.outputs.speech_text=None"),
     *("model.dtype=float32", "data.workers=0"),
     *("model.width=32", "model.encoders.image.depth=1", "model.encoders.text.depth=1", "model.unroll=false"),
+    "model.fusion=Concat",
     *(f"model.outputs.{name}=None" for name in ("position", "colour", "size")),
     *("model.outputs.image_text.size=16", "train.batch_size=16"),
     *("train.log_every=1", "train.evaluate_every=1000", "checkpoint.every=4"),
+)
+
+CACHE = (
+    "jax_compilation_cache_dir",
+    "jax_persistent_cache_min_compile_time_secs",
+    "jax_persistent_cache_min_entry_size_bytes",
 )
 
 
@@ -83,3 +92,18 @@ def interrupt(run_dir: Path, seconds: float, number: signal.Signals, name: str, 
 def data_dir(tmp_path_factory) -> Path:
     """One for all, so that compiled programs are shared."""
     return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A data_dir with a compilation cache of its own: the bad texts must not train the tokenizer of other tests."""
+    before = {name: getattr(jax.config, name) for name in CACHE}
+    yield f"data_dir={tmp_path_factory.mktemp('data')}"
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+@pytest.fixture
+def nothing_compiles(monkeypatch):
+    for module in (run_group, train_program):
+        monkeypatch.setattr(module, "jit_once", lambda function: pytest.fail("it came to compiling"))

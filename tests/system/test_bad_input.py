@@ -1,4 +1,4 @@
-"""Bad data is counted, named and absent; a wrong request is one line, and nothing that was there changes."""
+"""Bad data is counted, named and absent; what was saved stays as it is whatever a run directory or a disk is like."""
 
 import gc
 import io
@@ -7,44 +7,19 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 import soundfile
 
 from launch import command_line
-from launch.train import train
 from mmjax.config import experiment_file
 from mmjax.data.loader import Loader, chain_digest
 from mmjax.data.sources.base import Recording
-from mmjax.data.sources.scenes import SceneRecords
-from mmjax.training import run_group, train_program
 from mmjax.training.run_dir import RunDir
-from tests.system.conftest import ROOT, TINY, command, environment
 from tests.system.disk import Disk, PretendDisk
-
-STEPS = 6  # of 16: one epoch of 96
-# Everything is read and only the picture is modelled, which compiles sooner.
-KEYS = dict(
-    word.split("=") for word in TINY if not word.startswith(("data.inputs", "model.encoders.text", "model.outputs"))
-)
-KEYS |= {
-    f"model.outputs.{name}": "None" for name in ("colour", "size", "count", "position", "image_text", "speech_text")
-}
-KEYS |= {"model.encoders.text": "None", "model.fusion": "Concat", "model.encoders.image.heads": "4", "mesh.data": "1"}
-KEYS |= {"train.steps": f"{STEPS}", "train.evaluate_every": "4", "checkpoint.every": "2", "data.max_bad_share": "0.5"}
-
-
-def settings(*words: object) -> list[str]:
-    """The key=value words of a small run, those given taking over."""
-    return [f"{key}={value}" for key, value in (KEYS | dict(str(word).split("=") for word in words)).items()]
-
+from tests.system.picture_run import STEPS, go, replace, settings, sound
 
 WARM = "optimizer.schedule.warmup=2"
-
-
-def sound() -> np.ndarray:
-    return np.sin(np.arange(4000, dtype=np.float32) / 5)
 
 
 def truncated_wav() -> bytes:
@@ -70,26 +45,10 @@ BAD = {
 }
 
 
-def replace(monkeypatch, fields):
-    """Gives every scene a sound and some examples another field: {(split, index): (field, value, ...)}."""
-    read = SceneRecords.__getitem__
-
-    def changed(self, index):
-        example = read(self, index) | {"speech": Recording(sound(), 8000)}
-        found = fields.get((self._split, index))
-        return example if found is None else example | {found[0]: found[1]}
-
-    monkeypatch.setattr(SceneRecords, "__getitem__", changed)
-
-
 @pytest.fixture(autouse=True)
 def spoken(monkeypatch):
     """Every scene has a sound, also where nothing is bad."""
     replace(monkeypatch, {})
-
-
-def go(run_dir, *words) -> int:
-    return command_line.main(train, "", ["scenes", *settings(*words, f"run_dir={run_dir}")])
 
 
 def error_line(capsys) -> str:
@@ -114,22 +73,6 @@ def contents(folder: Path) -> dict[Path, bytes | None]:
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    """A data_dir with a compilation cache of its own: the bad texts must not train the tokenizer of other tests."""
-    before = {name: getattr(jax.config, name) for name in CACHE}
-    yield f"data_dir={tmp_path_factory.mktemp('data')}"
-    for name, value in before.items():
-        jax.config.update(name, value)
-
-
-CACHE = (
-    "jax_compilation_cache_dir",
-    "jax_persistent_cache_min_compile_time_secs",
-    "jax_persistent_cache_min_entry_size_bytes",
-)
-
-
-@pytest.fixture(scope="module")
 def bad_run(data, tmp_path_factory) -> Path:
     """A whole run over the bad data."""
     run_dir = tmp_path_factory.mktemp("runs") / "bad"
@@ -137,15 +80,6 @@ def bad_run(data, tmp_path_factory) -> Path:
         replace(monkeypatch, BAD)
         assert go(run_dir, data) == 0
     return run_dir
-
-
-@pytest.fixture
-def nothing_compiles(monkeypatch):
-    for module in (run_group, train_program):
-        monkeypatch.setattr(module, "jit_once", lambda function: pytest.fail("it came to compiling"))
-
-
-# Bad data
 
 
 def loaders(data_word, split, seed):
@@ -250,73 +184,6 @@ def test_a_loss_without_a_finite_value_ends_the_run_with_a_report(data, tmp_path
     assert not (run_dir / "summary.json").exists()
 
 
-# Wrong requests
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["train.batch_size=18", "mesh.data=4"], "a batch of 18 cannot be split evenly over 4 parts of the mesh"),
-        (["train.accumulate=8", "mesh.data=4"], "a batch of 2 cannot be split evenly over 4 parts of the mesh"),
-        (["mesh.tensor=8", "rules=fsdp_tensor"], "mesh.tensor=8 does not divide dimension heads=4"),
-        (["mesh.fsdp=64"], "mesh.fsdp=64 needs 64 devices, but there are 8"),
-        (["mesh.data=-1", "mesh.fsdp=3"], "mesh.fsdp=3 does not divide the 8 devices"),
-        (["mesh.tensor=2"], "mesh.tensor=2 but rules=fsdp shards nothing over it"),
-        (["rules=none"], "rules=none"),
-        (["trian.steps=3"], "unknown key trian.steps; the nearest is train.steps"),
-        (["train.evaluate_evry=3"], "unknown key train.evaluate_evry; the nearest is train.evaluate_every"),
-        (["seed=some"], "seed=some: expected int"),
-        (["train.steps=0"], "train.steps=0: must be at least 1"),
-        (["model.encoders.smell=ViT"], "model.encoders.smell has no data.inputs.smell to read"),
-        (["train.initialize=Initialize", "train.initialize.run_dir=no/run"], "run_dir=no/run has no checkpoint"),
-        (["seed=-1"], "seed=-1: must not be negative"),
-        ([f"train.steps={10**23}"], f"train.steps={10**23}: must lie between -2147483647 and 2147483647"),
-        ([f"train.batch_size={2**31 - 1}"], "train.batch_size=2147483647: must be at most 1048576"),
-        ([f"data.source.validation={2**31 - 1}"], "at most 65536 examples of validation and of test"),
-        ([f"model.encoders.image.depth={2**63}"], "model.encoders.image.depth=9223372036854775808: must lie between"),
-        ([f"model.encoders.image.depth={2**31 - 1}"], "model.encoders.image: depth=2147483647 must lie between"),
-        (["model.encoders.image.depth=0"], "model.encoders.image: depth=0 must lie between 1 and 1000"),
-        (["model.encoders.image.patch=-8"], "model.encoders.image: a parameter would have shape"),
-        (["model.width=1048576"], "the arguments of a step need more than the"),
-        (["optimizer.learning_rate=1e39"], "optimizer.learning_rate=1e+39: must lie between"),
-        (
-            ["optimizer.rules.0=Rule", "optimizer.rules.0.pattern=^(([a-z_/]+)+)+$X"],
-            "optimizer.rules: '^(([a-z_/]+)+)+$X' matches no parameter",
-        ),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
-)
-@pytest.mark.usefixtures("nothing_compiles")
-def test_a_wrong_request_is_one_line_and_leaves_nothing(data, tmp_path, capsys, words, message):
-    run_dir = tmp_path / "run"
-    assert go(run_dir, data, *words) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    (line,) = captured.err.splitlines()
-    assert line.startswith("error: ")
-    assert message in line
-    # A directory that a wrong request claimed would belong to another experiment when the corrected one comes.
-    assert not run_dir.exists()
-
-
-def test_a_process_ends_with_the_line_and_the_code(tmp_path):
-    words = ("scenes", *TINY, "mesh.data=3", f"data_dir={tmp_path / 'data'}", f"run_dir={tmp_path / 'run'}")
-    run = subprocess.run(command("train", *words), cwd=ROOT, env=environment(4), capture_output=True, text=True)
-    assert run.returncode == 2
-    assert run.stdout == ""
-    assert run.stderr == ("error: a batch of 16 cannot be split evenly over 3 parts of the mesh: use a multiple of 3\n")
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.usefixtures("nothing_compiles")
-def test_data_that_is_not_there_names_the_command(tmp_path, capsys):
-    words = [f"data_dir={tmp_path / 'data'}", f"run_dir={tmp_path / 'run'}"]
-    assert command_line.main(train, "", ["av_digits", *words]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "run `python -m launch.prepare av_digits pairing=recording_disjoint noise=noisy data_dir=" in line
-    assert not (tmp_path / "run").exists()
-
-
 @pytest.mark.usefixtures("nothing_compiles")
 def test_a_run_directory_of_another_experiment_is_left_alone(bad_run, data, capsys):
     before = contents(bad_run)
@@ -337,18 +204,6 @@ def test_a_damaged_experiment_json_is_left_alone(bad_run, data, tmp_path, capsys
     (line,) = capsys.readouterr().err.splitlines()
     assert "experiment.json is not valid JSON" in line
     assert contents(run_dir) == before
-
-
-# Disks
-
-
-@pytest.mark.usefixtures("nothing_compiles")
-def test_a_place_below_a_file_cannot_be_written(data, tmp_path, capsys):
-    (tmp_path / "file").write_text("kept")
-    assert go(tmp_path / "file" / "run", data) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert f"cannot write {tmp_path / 'file' / 'run'}: Not a directory" in line
-    assert (tmp_path / "file").read_text() == "kept"
 
 
 @pytest.fixture

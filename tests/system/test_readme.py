@@ -80,10 +80,13 @@ def test_first_command_trains(tmp_path, data_dir):
         assert (run / stands).exists(), stands
 
 
-def test_local_and_cluster_commands(tmp_path, data_dir):
+def test_local_and_cluster_commands(tmp_path):
     (local,) = [line for line in COMMANDS if "launch.local" in line and "-- train" in line]
     name, words = words_of(local)
-    finish(name, *words, *TINY, "train.steps=2", f"data_dir={data_dir}", f"run_dir={tmp_path / 'run'}")
+    # Such a command trains in `test_processes`.
+    output = finish(name, *words, "--help")
+    for process in range(2):
+        assert re.search(rf"^\[process {process}\] .* {re.escape(words[-1])} ", output, re.MULTILINE)
     (cluster,) = [line for line in COMMANDS if "launch.cluster" in line]
     name, words = words_of(cluster)
     words = [f"out={tmp_path / 'job.sh'}" if word.startswith("out=") else word for word in words]

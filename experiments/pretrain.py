@@ -1,4 +1,4 @@
-"""pretrain_300m: images, text and sound, aligned, captioned and generated, at a first real size."""
+"""pretrain: images, text and sound, aligned, captioned and generated, at three sizes."""
 
 from mmjax.checkpoint.manager import Checkpoint
 from mmjax.config.experiment import Experiment
@@ -22,10 +22,23 @@ from mmjax.sharding.mesh import MeshShape
 
 def pretrain_300m() -> Experiment:
     """For 16 chips; on one with train.batch_size=32."""
-    return pretrain("pretrain_300m", width=640, heads=5, depth=8, exchange=3, writing=3, batch_size=512, fsdp=-1)
+    return sized("pretrain_300m", width=640, heads=5, depth=8, exchange=3, writing=3, batch_size=512, fsdp=-1)
 
 
-def pretrain(
+def pretrain_2b() -> Experiment:
+    """For 256 chips or more: a slice of v5e:16x16, or several with mesh.replica."""
+    return sized("pretrain_2b", width=2048, heads=16, depth=6, exchange=2, writing=2, batch_size=5120, fsdp=64)
+
+
+def pretrain_10b() -> Experiment:
+    """For 1,024 chips or more: v5p:8x8x16, or four slices of v5e:16x16 with less memory per chip.
+
+    On the latter with `mesh.replica=4 mesh.data=4 mesh.fsdp=64 model.remat=full`.
+    """
+    return sized("pretrain_10b", width=4096, heads=32, depth=8, exchange=3, writing=4, batch_size=16384, fsdp=256)
+
+
+def sized(
     name: str, *, width: int, heads: int, depth: int, exchange: int, writing: int, batch_size: int, fsdp: int
 ) -> Experiment:
     """Three towers of `depth` blocks with `exchange` blocks of fusion and two decoders.

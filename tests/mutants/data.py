@@ -1,0 +1,97 @@
+"""Wrong lines of inputs, sources, formats, augmentation and batches."""
+
+MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
+    (
+        "data/loader.py",
+        "data/test_loader.py -k 'layout or seed or augment or epoch or some_examples or chain'",
+    ): {
+        "all_features_draw_alike": ("[self.seed, position, zlib.crc32(name.encode())]", "[self.seed, position]"),
+        "all_examples_draw_alike": (
+            "[self.seed, position, zlib.crc32(name.encode())]",
+            "[self.seed, zlib.crc32(name.encode())]",
+        ),
+        "the_order_of_every_seed": ('[self.seed, zlib.crc32(b"order")]', '[zlib.crc32(b"order")]'),
+        "the_first_examples_alone": ("position * len(self.records) // self.examples if", "position if"),
+        "a_chain_without_its_past": ('"\\n".join([digest, *ids])', '"\\n".join(ids)'),
+        "rows_drawn_by_their_place": ("step * self.batch_size + int(row)", "step * self.batch_size + place"),
+    },
+    ("data/device_batches.py", "data/test_device_batches.py -k 'device or part or process'"): {
+        "the_offset_of_another_host": ("at = np.searchsorted(host.rows, first)", "at = first"),
+        "rows_one_off": ("at = np.searchsorted(host.rows, first)", "at = np.searchsorted(host.rows, first) - 1"),
+    },
+    ("data/augment.py", "data/test_augment.py"): {
+        "flips_half_as_often": ("mirror < 2 * self.flip - 1", "mirror < self.flip - 1"),
+        "scale_not_even_in_its_logarithm": ("(1 + self.scale) ** size", "1 + self.scale * size"),
+        "gain_of_power": ("10 ** (self.gain * decibels / 20)", "10 ** (self.gain * decibels / 10)"),
+        "the_whole_recording_is_shifted_away": ("samples.size // 2)", "samples.size)"),
+        "noise_whatever_the_loudness": (" * np.sqrt(np.mean(samples**2))", " * np.sqrt(np.mean(np.ones(1)))"),
+        "masks_never_reach_the_end": ("start * (length - width + 1)", "start * (length - width) / 2"),
+    },
+    ("data/tokenize.py", "data/test_tokenize.py -k 'round_trips or character or bytes or learns'"): {
+        "text_behind_the_end": ("ids.index(END) if END in ids else len(ids)", "len(ids)"),
+        "special_words_are_special_tokens": ("encode_special_tokens = True", "encode_special_tokens = False"),
+    },
+    ("layers/spectrogram.py", "layers/test_spectrogram.py"): {
+        "a_window_of_unit_sum": ("np.sqrt(np.sum(window**2))", "np.sum(window)"),
+        "mel_of_magnitudes": ("mel = power.reshape", "mel = np.sqrt(power).reshape"),
+        "a_symmetric_window": ("np.arange(length) / length)", "np.arange(length) / (length - 1))"),
+    },
+    ("data/griffin_lim.py", "data/test_griffin_lim.py"): {
+        "phases_without_momentum": ("projected + momentum * (projected - before)", "projected"),
+        "overlap_not_squared": ("np.broadcast_to(taper**2,", "np.broadcast_to(taper,"),
+        "bands_filled_evenly": ("FILL_STEPS = 50", "FILL_STEPS = 0"),
+    },
+    ("data/audio_inputs.py", "data/test_audio_inputs.py -k 'speech or wave'"): {
+        "frames_of_padding_count": (
+            "(frames - frames.mean()) / (frames.std() + 1e-3)",
+            "(frames - frames.mean()) / (frames.std() + 1)",
+        ),
+        "waves_twice_as_loud": ("LEVEL = 0.1", "LEVEL = 0.2"),
+    },
+    ("data/inputs.py", "data/test_inputs.py -k 'shrinking or grey or sentences'"): {
+        "shrunk_by_interpolation": ("cv2.INTER_AREA if", "cv2.INTER_LINEAR if"),
+    },
+    ("data/formats/splits.py", "data/formats -k 'group or hashed or names'"): {
+        "groups_by_id": ("value = id if self.group is None else", "value = id if True else"),
+        "salt_is_ignored": ('f"{self.salt}{value}"', 'f"{value}"'),
+        "shares_swapped": ('return "test" if place < self.test', 'return "test" if place < self.validation'),
+    },
+    ("data/formats/media.py", "data/formats -k stay"): {
+        "links_are_followed": ("Path(os.path.realpath(root / name))", "root / name"),
+    },
+    ("data/formats/index.py", "data/formats -k 'wrong_manifests or random or index'"): {
+        "names_may_be_equal": ("    if not len(twice):\n", "    if True:\n"),
+        "one_example_short": ("return len(self._offsets) - 1", "return len(self._offsets) - 2"),
+    },
+    ("data/clean.py", "data/test_inputs.py -k 'transparency or sixteen or colour'"): {
+        "transparency_is_black": ("255 * (1 - opacity)", "0 * (1 - opacity)"),
+        "the_lower_byte_is_kept": ("(pixels // 256)", "(pixels % 256)"),
+    },
+    ("data/clean.py", "data/test_audio_inputs.py -k same_recording"): {
+        "the_first_channel_alone": ("samples.mean(axis=1)", "samples[:, 0]"),
+    },
+    ("data/sources/interactions.py", "data/test_interactions.py"): {
+        "synergy_by_and": ("one ^ other for", "one & other for"),
+        "splits_draw_alike": ("(source.seed, SPLITS.index(self._split), index)", "(source.seed, index)"),
+        "information_in_noise": ("count * (1 - entropy)", "count"),
+    },
+    ("data/sources/pairs.py", "data/test_sources.py -k published"): {
+        "six_test_recordings": ('"test" if index < 5', '"test" if index < 6'),
+        "the_same_order_every_cycle": ("{prefix}:{cycle}:{file}", "{prefix}:0:{file}"),
+    },
+    ("data/sources/cifar10_builder.py", "data/test_cifar10.py -k held_out"): {
+        "the_first_of_a_class_are_held_out": (
+            "mine[len(mine) - round(VALIDATION * len(mine)) :]",
+            "mine[: round(VALIDATION * len(mine))]",
+        ),
+    },
+    ("data/sources/noise.py", "data/test_av_digits.py -k 'levels or recipe'"): {
+        "ten_decibels_of_amplitude": ("10 ** (DECIBELS / 20)", "10 ** (DECIBELS / 10)"),
+    },
+    ("data/sources/digit_strings.py", "data/test_digit_strings.py"): {
+        "no_silence_between_digits": (
+            "np.zeros(round(rng.uniform(*GAP) * RATE), np.float32)",
+            "np.zeros(0, np.float32)",
+        ),
+    },
+}
