@@ -46,6 +46,8 @@ def train_together(experiments: Sequence[Experiment]) -> list[Path | None]:
         preempted = resources.enter_context(preemption_guard())
         with end_at_once():
             runs = [RunDir(experiment, sharding) for experiment in experiments]
+            for line in runs[0].warnings:
+                runs[0].print(line)
             program = TrainProgram(first, runs[0].data, rules)
             if first.train.initialize is not None and runs[0].new:
                 check_origin(program.abstract_state.model, first.train.initialize)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 import signal
 
@@ -227,6 +228,22 @@ def test_the_best_metric_is_of_the_split_that_is_evaluated(metric, splits, liste
         f"training evaluates only that one before its last step; the source has the splits {listed}"
     )
     assert not (tmp_path / "0").exists()
+
+
+def test_texts_that_are_cut_are_told_once(data_dir, tmp_path, monkeypatch, capsys):
+    def stop(*args):
+        raise UserError("stopped before the model is built")
+
+    monkeypatch.setattr(loop, "TrainProgram", stop)
+    said = {}
+    for length in (3, 100):
+        with pytest.raises(UserError, match="stopped before"):
+            loop.train_together(runs(tmp_path, data_dir, f"data.inputs.a.length={length}"))
+        said[length] = capsys.readouterr().err
+    assert said[100] == ""
+    assert re.fullmatch(
+        r"a: \d+ of 88 sampled texts are longer than 3 tokens .*raise data.inputs.a.length.*\n", said[3]
+    )
 
 
 def test_two_runs_of_one_directory_at_once(data_dir, tmp_path, monkeypatch):
