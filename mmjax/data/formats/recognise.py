@@ -1,6 +1,5 @@
 """Which format the files at a path have."""
 
-import itertools
 from pathlib import Path
 
 import chz
@@ -27,7 +26,7 @@ BY_SUFFIX: dict[str, type[FileSource]] = {
     ".tsv": Manifest,
     ".json": Manifest,
 }
-LOOKED_AT = 10_000  # files below a folder, and values of a column
+LOOKED_AT = 10_000  # files below a folder
 KEYS = ("id", "key", "uid", "uuid")  # columns that may name examples
 
 
@@ -59,10 +58,15 @@ def _split_by_column(source: FileSource, data_dir: str) -> FileSource:
     """The source, divided by its column `split` where it has one whose values name the splits."""
     if SplitByName().splits(source.names) != ():
         return source
-    records = source.open(data_dir, "train")
-    values = {str(value) for value in itertools.islice(records.column("split"), LOOKED_AT) if value is not None}
+    values: set[str] = set()
+    for part in source.splits:
+        # To the end: the rows of one split may come after all those of another.
+        for value in source.open(data_dir, part).column("split"):
+            values.update(() if value is None else (str(value),))
+            if len(values) > len(SPLITS):
+                return source
     named = {WORDS[value.lower()]: value for value in sorted(values) if value.lower() in WORDS}
-    if "train" not in named or len(values) > len(SPLITS):
+    if "train" not in named:
         return source
     split = SplitByColumn(train=named["train"], validation=named.get("validation"), test=named.get("test"))
     return chz.replace(source, split=split)
