@@ -37,9 +37,16 @@ def recognise(path: str, data_dir: str | None = None) -> Source:
     UserError where there is nothing, or nothing that is known.
     """
     source = _recognise(path)
-    if data_dir is None or not isinstance(source, FileSource):
+    return source if data_dir is None else find_columns(source, data_dir)
+
+
+def find_columns(source: Source, data_dir: str) -> Source:
+    """The source with columns for names and splits of examples, where it has such columns and names none."""
+    if not isinstance(source, FileSource):
         return source
-    return _split_by_column(_name_examples(source, data_dir), data_dir)
+    if source.key is None:
+        source = _name_examples(source, data_dir)
+    return source if source.split is not None else _split_by_column(source, data_dir)
 
 
 def _name_examples(source: FileSource, data_dir: str) -> FileSource:
