@@ -84,8 +84,10 @@ def _conversion(name: str) -> Conversion:
 def convert(request: Conversion) -> Path:
     """Writes every split; returns the folder."""
     from mmjax.data.formats import array_record
+    from mmjax.data.formats.recognise import find_columns
 
-    return array_record.convert(request.source, request.data_dir, request.out)
+    source = find_columns(request.source, request.data_dir)
+    return array_record.convert(source, request.data_dir, request.out)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

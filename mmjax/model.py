@@ -169,7 +169,7 @@ class Multimodal(nnx.Module):
             name: frozenset(output.critic_hidden_modalities) & set(encoders) for name, output in outputs.items()
         }
         self.reads = {name: frozenset(output.unimodal_inputs) for name, output in outputs.items()}
-        self.modality_dropout = config.modality_dropout
+        self.width, self.modality_dropout = settings.width, config.modality_dropout
         if config.matmul_precision != "exact":
             quantize_matmuls(self, config.matmul_precision)
 
@@ -206,6 +206,7 @@ class Multimodal(nnx.Module):
             mask = batch.mask[name] & present[:, None] if name in batch.mask else None
             with jax.named_scope(f"encoders/{name}"):
                 tokens, intermediates[name] = encoder(values, mask, encoder_key)
+            _check_tokens(f"model.encoders.{name}: {type(encoder).__name__}", tokens, present.shape[0], self.width)
             streams[name] = Tokens(tokens.values, tokens.mask & present[:, None], tokens.time)
         return streams, intermediates
 
@@ -222,6 +223,9 @@ class Multimodal(nnx.Module):
             seen = drop_modalities(seen, self.modality_dropout, drop_key)
         with jax.named_scope("fusion"):
             tokens, pooled, intermediates = self.fusion(seen, fusion_key)
+        part, examples = f"model.fusion: {type(self.fusion).__name__}", next(iter(seen.values())).mask.shape[0]
+        _check_tokens(part, tokens, examples, self.width)
+        _check_shape(f"{part} returned a pooled summary", pooled, "B D", B=examples, D=self.width)
         return Fused(tokens, pooled, streams), intermediates
 
     def __call__(self, batch: Batch, key: jax.Array | None = None) -> tuple[Fused, dict[str, Any]]:
@@ -354,6 +358,19 @@ def _named(key: str) -> Iterator[None]:
     except (ArithmeticError, MemoryError, ValueError) as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise UserError(f"{key} cannot be built with these values: {reason}") from error
+
+
+def _check_tokens(part: str, tokens: Tokens, examples: int, width: int) -> None:
+    """Raises UserError where a part, such as one of the user's own, returned tokens of a wrong shape."""
+    _check_shape(f"{part} returned tokens", tokens.values, "B N D", B=examples, D=width)
+    _check_shape(f"{part} returned a mask", tokens.mask, "B N", B=examples, N=tokens.values.shape[1])
+
+
+def _check_shape(what: str, array: Array, axes: str, **sizes: int) -> None:
+    shape, names = jnp.shape(array), axes.split()
+    if len(shape) != len(names) or any(sizes.get(name, size) != size for name, size in zip(names, shape, strict=True)):
+        wanted = " and ".join(f"{name}={size}" for name, size in sizes.items())
+        raise UserError(f"{what} of shape {[*shape]}; expected [{axes}] with {wanted} (D is model.width)")
 
 
 def _size(batch: Batch) -> int:

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mmjax.encoders import AudioTransformer, ConvNet, Recurrent, TextTransformer, ViT
+from mmjax.encoders import AudioTransformer, ConvNet, Encoder, Recurrent, TextTransformer, ViT
 from mmjax.errors import UserError
-from mmjax.fusion import Concat, CrossAttention
+from mmjax.fusion import Concat, CrossAttention, Fusion
 from mmjax.generators import TextDecoder
 from mmjax.heads import Classify, Contrast, Regress
 from mmjax.model import Model, drop_modalities
@@ -262,6 +262,81 @@ def test_what_cannot_be_built(changes, says):
         )
     assert says in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@chz.chz
+class Zeros(Fusion):
+    """Returns zeros of given shapes."""
+
+    values: tuple[int, ...] = (SIZE, 3, 8)
+    mask: tuple[int, ...] = (SIZE, 3)
+    pooled: tuple[int, ...] = (SIZE, 8)
+
+    def build(self, modalities, settings, rngs):
+        return ZerosFusion(self)
+
+
+class ZerosFusion(nnx.Module):
+    def __init__(self, shapes):
+        self.shapes = shapes
+
+    def __call__(self, streams, key):
+        tokens = object.__new__(Tokens)  # `Tokens(...)` checks its shapes in the test run
+        object.__setattr__(tokens, "values", jnp.zeros(self.shapes.values))
+        object.__setattr__(tokens, "mask", jnp.ones(self.shapes.mask, bool))
+        return tokens, jnp.zeros(self.shapes.pooled), {}
+
+
+@chz.chz
+class Wide(Encoder):
+    """Tokens of twice the width, which fit no fusion."""
+
+    def build(self, feature, settings, rngs):
+        return WideEncoder()
+
+
+class WideEncoder(nnx.Module):
+    def __call__(self, values, mask, key):
+        return Tokens(jnp.zeros((*values.shape, 16)), mask), {}
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (
+            {"fusion": Zeros(values=(SIZE, 3, 9))},
+            "model.fusion: ZerosFusion returned tokens of shape [8, 3, 9]; expected [B N D] with B=8 and D=8",
+        ),
+        ({"fusion": Zeros(values=(2, 3, 8))}, "ZerosFusion returned tokens of shape [2, 3, 8]; expected [B N D]"),
+        ({"fusion": Zeros(values=(SIZE, 8))}, "ZerosFusion returned tokens of shape [8, 8]; expected [B N D]"),
+        (
+            {"fusion": Zeros(mask=(SIZE, 4))},
+            "ZerosFusion returned a mask of shape [8, 4]; expected [B N] with B=8 and N=3",
+        ),
+        (
+            {"fusion": Zeros(pooled=(SIZE, 9))},
+            "ZerosFusion returned a pooled summary of shape [8, 9]; expected [B D] with B=8 and D=8 (D is model.width)",
+        ),
+        ({"fusion": Zeros(pooled=(SIZE, 1, 8))}, "a pooled summary of shape [8, 1, 8]; expected [B D] with B=8"),
+        (
+            {"encoders": {"text": Wide()}},
+            "model.encoders.text: WideEncoder returned tokens of shape [8, 5, 16]; expected [B N D] with B=8 and D=8",
+        ),
+    ],
+)
+def test_what_returns_a_wrong_shape_is_named(changes, says):
+    plain = {"encoders": {"text": PLAIN.encoders["text"]}, "outputs": HEADS}
+    with pytest.raises(UserError) as error:
+        jax.eval_shape(
+            jax.grad(loss_of(chz.replace(PLAIN, **plain | changes))), jnp.float32(0), put(make_batch(), RULES)
+        )
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def loss_of(config):
+    """The loss, times a number, of a model that is made while it is traced."""
+    return lambda factor, batch: factor * config.build(FEATURES, rules=RULES, rngs=nnx.Rngs(0)).loss(batch)[0]
 
 
 @pytest.mark.parametrize("key", ["dropout", "modality_dropout"])

@@ -1,10 +1,11 @@
 """A check of a few examples before compilation: whether the inputs can read them at all."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from mmjax.data.clean import BadInput, WrongType, read_example
-from mmjax.data.inputs import Input
+from mmjax.data.clean import BadInput, WrongType, decode_text, read_example
+from mmjax.data.inputs import Input, TextInput
 from mmjax.data.sources.base import Records
 from mmjax.errors import UserError
 
@@ -12,10 +13,11 @@ EXAMPLES = 32  # are looked at, evenly spread, for their fields; single ones may
 VALUES = 8  # of each field are read
 
 
-def check_inputs(inputs: Mapping[str, Input], records: Records, split: str) -> None:
-    """Raises UserError for an input whose field is missing or unreadable in all sampled examples.
+def check_inputs(inputs: Mapping[str, Input], records: Records, split: str) -> dict[str, list[int]]:
+    """The tokens of every sampled text, by text input.
 
-    A single value of the wrong type, such as a float where labels are expected, is enough.
+    Raises UserError for an input whose field is missing or unreadable in all sampled examples. A single value of the
+    wrong type, such as a float where labels are expected, is enough.
     """
     examples: dict[str, dict[str, Any]] = {}
     damage = "they are damaged"
@@ -30,6 +32,31 @@ def check_inputs(inputs: Mapping[str, Input], records: Records, split: str) -> N
         )
     for name, input in inputs.items():
         _check_input(name, input, examples, split)
+    texts = {name: input for name, input in inputs.items() if isinstance(input, TextInput)}
+    return {name: _count_tokens(name, input, examples.values()) for name, input in texts.items()}
+
+
+def cut_texts(name: str, input: Input, lengths: list[int]) -> str | None:
+    """A line that says how many texts an input cuts, of these lengths in tokens; None where it cuts none."""
+    longest = input.feature.shape[0]
+    cut = sum(length > longest for length in lengths)
+    if not cut:
+        return None
+    return (
+        f"{name}: {cut} of {len(lengths)} sampled texts are longer than {longest} tokens and are cut; raise "
+        f"data.inputs.{name}.length to read them whole"
+    )
+
+
+def _count_tokens(name: str, input: TextInput, examples: Iterable[Mapping[str, Any]]) -> list[int]:
+    """How many tokens each text that can be read has, the end included."""
+    lengths = []
+    for example in examples:
+        with contextlib.suppress(BadInput):
+            raw = input.take(example, name)
+            for text in raw if isinstance(raw, list | tuple) else [raw]:
+                lengths.append(len(input.tokenizer.encode(decode_text(text))))
+    return lengths
 
 
 def _check_input(name: str, input: Input, examples: Mapping[str, dict[str, Any]], split: str) -> None:

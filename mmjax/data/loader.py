@@ -24,7 +24,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from mmjax.buckets import RETRIES
-from mmjax.data.check import check_inputs
+from mmjax.data.check import check_inputs, cut_texts
 from mmjax.data.clean import BadInput, read_example
 from mmjax.data.inputs import Input
 from mmjax.data.prefetch import BatchIterator
@@ -79,10 +79,16 @@ class Data:
             raise UserError(f"the split {split!r} has no examples")
         return records
 
-    def check_fields(self, data_dir: str) -> None:
-        """Raises UserError where an input cannot read a few sampled examples of a split."""
+    def check_fields(self, data_dir: str) -> list[str]:
+        """A line for each input that cuts some of the sampled texts.
+
+        Raises UserError where an input cannot read a few sampled examples of a split.
+        """
+        lengths: dict[str, list[int]] = {}
         for split in self.source.splits:
-            check_inputs(self.inputs, self.open(data_dir, split), split)
+            for name, found in check_inputs(self.inputs, self.open(data_dir, split), split).items():
+                lengths.setdefault(name, []).extend(found)
+        return [line for name, found in lengths.items() if (line := cut_texts(name, self.inputs[name], found))]
 
     def clusters(self, data_dir: str, split: str) -> Int[np.ndarray, "E"] | None:
         """Each example's cluster number (see `Source.cluster_field`); None where examples are independent."""

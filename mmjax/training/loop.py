@@ -46,6 +46,8 @@ def train_together(experiments: Sequence[Experiment]) -> list[Path | None]:
         preempted = resources.enter_context(preemption_guard())
         with end_at_once():
             runs = [RunDir(experiment, sharding) for experiment in experiments]
+            for line in runs[0].warnings:
+                runs[0].print(line)
             program = TrainProgram(first, runs[0].data, rules)
             if first.train.initialize is not None and runs[0].new:
                 check_origin(program.abstract_state.model, first.train.initialize)
@@ -96,10 +98,19 @@ def train_loop(run: RunGroup) -> list[Path | None]:
 
 
 def _check_best_metric(experiment: Experiment) -> None:
-    """Raises UserError where `best_metric` is set and only the last step is evaluated and saved."""
+    """Raises UserError where `best_metric` is set and no checkpoint before the last one can have that metric."""
     metric, every = experiment.checkpoint.best_metric, experiment.checkpoint.every
     steps, evaluate_every = experiment.train.steps, experiment.train.evaluate_every
-    if metric is not None and min(every, evaluate_every) < steps <= math.lcm(every, evaluate_every):
+    if metric is None:
+        return
+    splits = experiment.data.source.splits
+    if metric.partition("/")[0] != "validation" or "validation" not in splits:
+        raise UserError(
+            f"checkpoint.best_metric={metric} must be a metric of the validation split, such as "
+            "validation/OUTPUT/loss: training evaluates only that one before its last step; the source has the splits "
+            f"{', '.join(splits)}"
+        )
+    if min(every, evaluate_every) < steps <= math.lcm(every, evaluate_every):
         raise UserError(
             f"checkpoint.best_metric={metric} needs steps that are both evaluated and saved, and with "
             f"train.evaluate_every={evaluate_every} and checkpoint.every={every} no step before the last is; "

@@ -54,7 +54,7 @@ class RunDir:
         # What is missing shows before anything is compiled.
         splits = self.data.source.splits
         self.sizes = {split: len(self.data.open(experiment.data_dir, split)) for split in splits}
-        self.data.check_fields(experiment.data_dir)
+        self.warnings = self.data.check_fields(experiment.data_dir)
         self.loader = Loader(self.data, experiment.data_dir, "train", size, seed=experiment.seed, rows=rows)
         self.bad_values = BadValueMonitor(experiment.data.max_bad_share)
         self.init_key, self.key = jax.random.split(jax.random.key(experiment.seed))

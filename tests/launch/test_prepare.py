@@ -1,11 +1,14 @@
 """`launch.prepare`: what it asks sources to build, what it prints, and how it refuses."""
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 
 from launch import prepare
+from mmjax.data.formats.array_record import ArrayRecord
+from mmjax.data.formats.recognise import recognise
 from mmjax.data.sources.av_digits import AvDigits
 from mmjax.data.sources.scenes import Scenes
 from mmjax.errors import UserError
@@ -101,3 +104,32 @@ def test_tfds_is_prepared_by_name(tmp_path, capsys):
     assert capsys.readouterr().err == "error: name is not given: set name=text\n"
     assert prepare.main(["tfds", "name=no_such_set", f"data_dir={tmp_path}"]) == 2
     assert "source.name=no_such_set is not a data set of TFDS" in capsys.readouterr().err
+
+
+FOLD = "source.key=other source.split=SplitByColumn source.split.column=fold source.split.train=1 source.split.test=2"
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ("", {"train": ["a", "d"], "validation": ["b"], "test": ["c"]}),
+        (f"{FOLD} source.split.validation=None", {"train": ["w", "y"], "test": ["x", "z"]}),
+    ],
+)
+def test_a_conversion_has_the_names_and_splits_that_a_new_experiment_would_have(words, found, tmp_path, capsys):
+    rows = zip("abcd", "wxyz", ("train", "dev", "test", "train"), "1212", strict=True)
+    columns = ("id", "other", "split", "fold")
+    (tmp_path / "all.jsonl").write_text(
+        "".join(json.dumps(dict(zip(columns, row, strict=True))) + "\n" for row in rows)
+    )
+    path, data_dir, out = str(tmp_path / "all.jsonl"), str(tmp_path / "cache"), str(tmp_path / "out")
+    assert prepare.main(["convert", path, f"out={out}", f"data_dir={data_dir}", *words.split()]) == 0
+    assert capsys.readouterr().out == f"{out}\n"
+
+    def names(source):
+        records = {split: source.open(data_dir, split) for split in source.splits}
+        return {split: [each.id(index) for index in range(len(each))] for split, each in records.items()}
+
+    assert names(ArrayRecord(path=out)) == found
+    if not words:
+        assert names(recognise(path, data_dir)) == found

@@ -31,7 +31,7 @@ def commands(page: Path, name: str) -> list[list[str]]:
 
 def test_there_is_a_page_for_every_kind_of_part():
     names = {page.stem for page in PAGES}
-    assert {"encoder", "fusion", "head", "generator", "source", "input", "metric", "suite"} <= names
+    assert {"encoder", "feature", "fusion", "head", "generator", "source", "input", "metric", "suite"} <= names
     for page in (ROOT / "README.md", ROOT / "docs" / "adding.md"):
         linked = {Path(target).stem for target in re.findall(r"\]\(([\w/]+\.md)\)", page.read_text())}
         assert names <= linked, page
@@ -57,8 +57,8 @@ def test_the_example_trains(page: Path, data_dir: Path, tmp_path: Path):
     outputs = [word.split("=")[0].split(".")[2] for word in words if re.match(r"model\.outputs\.\w+=", word)]
     for output in outputs or ["label"]:
         assert summary["metrics"][f"test/{output}/loss"] >= 0
-    if page.stem == "suite":
-        words = ["launch.evaluate", *commands(page, "evaluate")[0]]
+    for evaluation in commands(page, "evaluate"):
+        words = ["launch.evaluate", *evaluation]
         done = subprocess.run(
             [sys.executable, "-m", *words],
             cwd=tmp_path,
@@ -69,6 +69,9 @@ def test_the_example_trains(page: Path, data_dir: Path, tmp_path: Path):
         )
         assert done.returncode == 0, done.stderr
         metrics = json.loads((tmp_path / done.stdout.splitlines()[-1]).read_text())["metrics"]
-        assert metrics["test/label/accuracy"]["value"] <= metrics["test/label/top_3"]["value"] <= 1
+        if page.stem == "suite":
+            assert metrics["test/label/accuracy"]["value"] <= metrics["test/label/top_3"]["value"] <= 1
+        if page.stem == "feature":
+            assert {"test/label/shapley/a", "test/label/shapley/points"} <= metrics.keys()
     if page.stem == "metric":
         assert 0 <= summary["metrics"]["test/label/accuracy"] <= summary["metrics"]["test/label/top_2"] <= 1

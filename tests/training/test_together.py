@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 import signal
 
@@ -13,6 +14,7 @@ from launch.command_line import load_experiment
 from mmjax.compilation import cache_compilations
 from mmjax.config import experiment_file
 from mmjax.config.overrides import resolve
+from mmjax.data.sources.interactions import Interactions
 from mmjax.errors import Preempted, UserError
 from mmjax.evaluation.eval_result import EvalResult
 from mmjax.training import loop, run_group
@@ -202,6 +204,46 @@ def test_a_best_checkpoint_needs_steps_that_are_evaluated_and_saved(data_dir, tm
     assert not (tmp_path / "0").exists()
     short, _ = runs(tmp_path, data_dir, *BEST, "checkpoint.every=3", "train.steps=2")  # has only the last checkpoint
     loop._check_best_metric(short)
+
+
+@pytest.mark.parametrize(
+    ("metric", "splits", "listed"),
+    [
+        ("valid/label/accuracy", None, "train, validation, test"),
+        ("label/accuracy", None, "train, validation, test"),
+        ("test/label/accuracy", None, "train, validation, test"),
+        ("validation/label/accuracy", ("train", "test"), "train, test"),
+    ],
+)
+def test_the_best_metric_is_of_the_split_that_is_evaluated(metric, splits, listed, data_dir, tmp_path, monkeypatch):
+    if splits is not None:
+        monkeypatch.setattr(Interactions, "splits", property(lambda self: splits))
+    monkeypatch.setattr(loop, "TrainProgram", lambda *args: pytest.fail("it came to building the model"))
+    words = ("train.evaluate_every=2", "checkpoint.every=2", f"checkpoint.best_metric={metric}")
+    first, _ = runs(tmp_path, data_dir, *words)
+    with pytest.raises(UserError) as error:
+        loop.train(first)
+    assert str(error.value) == (
+        f"checkpoint.best_metric={metric} must be a metric of the validation split, such as validation/OUTPUT/loss: "
+        f"training evaluates only that one before its last step; the source has the splits {listed}"
+    )
+    assert not (tmp_path / "0").exists()
+
+
+def test_texts_that_are_cut_are_told_once(data_dir, tmp_path, monkeypatch, capsys):
+    def stop(*args):
+        raise UserError("stopped before the model is built")
+
+    monkeypatch.setattr(loop, "TrainProgram", stop)
+    said = {}
+    for length in (3, 100):
+        with pytest.raises(UserError, match="stopped before"):
+            loop.train_together(runs(tmp_path, data_dir, f"data.inputs.a.length={length}"))
+        said[length] = capsys.readouterr().err
+    assert said[100] == ""
+    assert re.fullmatch(
+        r"a: \d+ of 88 sampled texts are longer than 3 tokens .*raise data.inputs.a.length.*\n", said[3]
+    )
 
 
 def test_two_runs_of_one_directory_at_once(data_dir, tmp_path, monkeypatch):

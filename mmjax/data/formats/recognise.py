@@ -28,7 +28,7 @@ BY_SUFFIX: dict[str, type[FileSource]] = {
     ".tsv": Manifest,
     ".json": Manifest,
 }
-LOOKED_AT = 10_000  # files below a folder, and values of a column
+LOOKED_AT = 10_000  # files below a folder
 KEYS = ("id", "key", "uid", "uuid")  # columns that may name examples
 
 
@@ -39,9 +39,16 @@ def recognise(path: str, data_dir: str | None = None) -> Source:
     UserError where there is nothing, or nothing that is known.
     """
     source = _recognise(path)
-    if data_dir is None or not isinstance(source, FileSource):
+    return source if data_dir is None else find_columns(source, data_dir)
+
+
+def find_columns(source: Source, data_dir: str) -> Source:
+    """The source with columns for names and splits of examples, where it has such columns and names none."""
+    if not isinstance(source, FileSource):
         return source
-    return _split_by_column(_name_examples(source, data_dir), data_dir)
+    if source.key is None:
+        source = _name_examples(source, data_dir)
+    return source if source.split is not None else _split_by_column(source, data_dir)
 
 
 def _name_examples(source: FileSource, data_dir: str) -> FileSource:
@@ -60,10 +67,15 @@ def _split_by_column(source: FileSource, data_dir: str) -> FileSource:
     """The source, divided by its column `split` where it has one whose values name the splits."""
     if SplitByName().splits(source.names) != ():
         return source
-    records = source.open(data_dir, "train")
-    values = {str(value) for value in itertools.islice(records.column("split"), LOOKED_AT) if value is not None}
+    values: set[str] = set()
+    for part in source.splits:
+        # To the end: the rows of one split may come after all those of another.
+        for value in source.open(data_dir, part).column("split"):
+            values.update(() if value is None else (str(value),))
+            if len(values) > len(SPLITS):
+                return source
     named = {WORDS[value.lower()]: value for value in sorted(values) if value.lower() in WORDS}
-    if "train" not in named or len(values) > len(SPLITS):
+    if "train" not in named:
         return source
     split = SplitByColumn(train=named["train"], validation=named.get("validation"), test=named.get("test"))
     return chz.replace(source, split=split)

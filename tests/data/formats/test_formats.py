@@ -238,6 +238,19 @@ def test_formats_are_recognised(sources, tmp_path):
         recognise(str(tmp_path))
 
 
+def test_a_column_of_splits_is_read_to_its_end(cache, tmp_path):
+    # The name of the only test example is one that a hash would not train on.
+    last = next(f"last{index}" for index in range(99) if SplitByHash().assign("", f"last{index}", {}) == "test")
+    rows = [*((f"{index}", "train") for index in range(40)), ("a", "dev"), (last, "test"), ("b", None)]
+    lines = [json.dumps({"id": id, "split": word}) + "\n" for id, word in rows]
+    (tmp_path / "all.jsonl").write_text("".join(lines))
+    path = str(tmp_path / "all.jsonl")
+    split = SplitByColumn(train="train", validation="dev", test="test")
+    assert recognise(path, cache) == Manifest(path=path, key="id", split=split)
+    (tmp_path / "all.jsonl").write_text("".join(lines) + json.dumps({"id": "x", "split": "extra"}) + "\n")
+    assert recognise(path, cache) == Manifest(path=path, key="id")
+
+
 def test_a_survey_tells_kinds_lengths_and_faults(sources, examples, cache, tmp_path):
     fields = {field.name: field for field in survey(sources["tar"].open(cache, "train"))}
     kinds = {name: field.kind for name, field in fields.items()}
