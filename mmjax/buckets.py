@@ -1,4 +1,4 @@
-"""Paths in buckets (gs://, s3://) and in memory (memory://): pathlib's interface over fsspec, by universal_pathlib.
+"""Paths in buckets and in memory, with pathlib's interface: universal_pathlib over fsspec.
 
 An object can neither be appended to nor renamed at once, and no lock ends with its holder: so a file that grows is kept
 in parts (`mmjax.growing_file`), and a lock is an object that only one process can create and that it renews.
@@ -42,9 +42,9 @@ def is_remote(path: str | Path) -> bool:
 
 
 def remote_path(url: str) -> Path:
-    """The path of a URL, with pathlib's methods. Raises UserError for an unknown scheme and for missing packages.
+    """The path of a URL such as gs://bucket/folder, with pathlib's methods.
 
-    Credentials come from the environment, as gcsfs and s3fs document, and are never part of a path.
+    Raises UserError for an unknown scheme and for missing packages. Credentials come from the environment, as gcsfs and s3fs document, and are never part of a path.
     """
     scheme, _, rest = url.partition("://")
     if scheme not in PACKAGES:
@@ -185,7 +185,7 @@ def remove_tree(folder: Path) -> None:
 
 
 class UploadedFolder:
-    """A folder for programs that write local files: the folder itself, or a local one that is uploaded to it."""
+    """A folder for what writes local files: itself, or a local one that is uploaded to it."""
 
     def __init__(self, target: Path):
         self._target = target
@@ -207,7 +207,7 @@ class UploadedFolder:
 
 
 def local_copy(folder: Path, cache: Path) -> Path:
-    """A local folder with the files of a remote one, downloaded once for each version; a local one is itself."""
+    """A local copy of a remote folder, downloaded once for each version; a local one is itself."""
     if not is_remote(folder):
         return folder
     remote: Any = folder

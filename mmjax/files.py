@@ -24,7 +24,7 @@ LARGEST = 2**30
 
 
 def to_path(text: str | Path) -> Path:
-    """The path that a user typed, local or in a bucket (`mmjax.buckets`). Raises UserError as `local_path` does."""
+    """The path that a user typed, local or in a bucket; UserError as of `local_path`."""
     if not buckets.is_remote(text):
         return local_path(text)
     return buckets.remote_path(text) if isinstance(text, str) else cast(Path, text)
@@ -147,7 +147,7 @@ def free_path(path: Path) -> Path:
 
 @contextlib.contextmanager
 def explained(path: str | Path) -> Iterator[None]:
-    """Turns an OSError (disk full, no directory), or a service's refusal, into a UserError that names `path`."""
+    """Turns an OSError, or the refusal of a service, into a UserError that names `path`."""
     try:
         yield
     except UserError:

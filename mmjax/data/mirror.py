@@ -1,4 +1,4 @@
-"""A data_dir in a bucket: what is built there is worked on in a local mirror, downloaded and uploaded by folder."""
+"""A data_dir in a bucket: a local mirror of it, downloaded and uploaded folder by folder."""
 
 import contextlib
 import json

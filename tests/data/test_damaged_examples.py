@@ -133,3 +133,15 @@ def test_one_value_of_another_kind_is_told_and_one_that_is_damaged_is_not():
     data(broken={5: {"label": 99}, 6: {"image": b""}, 7: {"speech": None}}).check_fields("")
     data(broken={index: {"label": "abcde"[index % 5]} for index in range(COUNT)}).check_fields("")
     data(broken={index: {"label": None} for index in range(COUNT)}).check_fields("")
+
+
+def test_texts_that_are_cut_are_told():
+    """Of both splits, every text of a list by itself; what is missing or no text is not counted."""
+    broken = {index: {"caption": "x" * length} for index, length in enumerate((23, 24, 200))}
+    broken |= {3: {"caption": ["x", "x" * 24, "x" * 30]}, 4: {"caption": None}, 5: {"caption": b"\xff"}}
+    texts = 2 * (COUNT - 6 + 3 + 3)
+    assert data(broken=broken).check_fields("") == [
+        f"text: 8 of {texts} sampled texts are longer than 24 tokens and are cut; "
+        "raise data.inputs.text.length to read them whole"
+    ]
+    assert data(broken={0: {"caption": "x" * 23}}).check_fields("") == []
