@@ -44,7 +44,8 @@ def is_remote(path: str | Path) -> bool:
 def remote_path(url: str) -> Path:
     """The path of a URL such as gs://bucket/folder, with pathlib's methods.
 
-    Raises UserError for an unknown scheme and for missing packages. Credentials come from the environment, as gcsfs and s3fs document, and are never part of a path.
+    Raises UserError for an unknown scheme and for missing packages. Credentials come from the environment, as gcsfs and
+    s3fs document, and are never part of a path.
     """
     scheme, _, rest = url.partition("://")
     if scheme not in PACKAGES:

@@ -1,7 +1,8 @@
-"""Batches of 64 images of 64 x 64 from JPEG files of 256 x 256, with two reader processes."""
+"""Batches of 64 images of 64 x 64 from JPEGs of 256 x 256, in files, tars or Parquet, with two reader processes."""
 
 import contextlib
 import itertools
+import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from mmjax.data.sources.base import Source
 from .runner import Benchmark, Ratio
 
 FILES, LARGE, SMALL, BATCH, WORKERS = 1024, 256, 64, 64, 2
+SHARDS = 4
 # Batches of one measurement, after as many that were made ahead.
 MEASURED, AHEAD = 40, 20
 
@@ -36,6 +38,29 @@ def folder() -> Path:
             (x, y, radius), colour = rng.integers(8, LARGE, 3).tolist(), rng.integers(0, 256, 3).tolist()
             cv2.circle(picture, (x, y), radius // 4, colour, -1)
         cv2.imwrite(str(made / f"{index}.jpg"), picture, [cv2.IMWRITE_JPEG_QUALITY, 90])
+    with contextlib.suppress(OSError):  # another was faster
+        made.rename(place)
+    return place
+
+
+def packed(suffix: str) -> Path:
+    """The folder of the same files in four tars, or in one Parquet file as Hugging Face writes it."""
+    place = folder().with_name(f"{folder().name}-{suffix}")
+    if place.exists():
+        return place
+    made = Path(tempfile.mkdtemp(prefix="benchmark-input-"))
+    files = [folder() / f"{index}.jpg" for index in range(FILES)]
+    if suffix == "tar":
+        for shard in range(SHARDS):
+            with tarfile.open(made / f"train-{shard}.tar", "w") as archive:
+                for file in files[shard::SHARDS]:
+                    archive.add(file, file.name)
+    else:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        pictures = pa.array([{"bytes": file.read_bytes(), "path": file.name} for file in files])
+        pq.write_table(pa.table({"image": pictures}), made / "train.parquet", row_group_size=100)
     with contextlib.suppress(OSError):  # another was faster
         made.rename(place)
     return place
@@ -89,12 +114,31 @@ def _rate(batches: Iterator[Any]) -> Callable[[], dict[str, float]]:
 
 
 def ours(dtype: str) -> Callable[[], dict[str, float]]:
-    """mmjax's loader."""
+    """mmjax's loader, in shuffled order."""
+    return _loader(JpegFolder(), str(folder()))
+
+
+def our_tars(dtype: str) -> Callable[[], dict[str, float]]:
+    """mmjax's loader of tars, in shuffled order."""
+    from mmjax.data.formats.web_dataset import WebDataset
+
+    source = WebDataset(path=str(packed("tar")))
+    return _loader(source, tempfile.mkdtemp(prefix="benchmark-index-"))
+
+
+def our_parquet(dtype: str) -> Callable[[], dict[str, float]]:
+    """mmjax's loader of Parquet, in shuffled order."""
+    from mmjax.data.formats.arrow import Parquet
+
+    return _loader(Parquet(path=str(packed("parquet"))), tempfile.mkdtemp(prefix="benchmark-index-"))
+
+
+def _loader(source: Source, data_dir: str) -> Callable[[], dict[str, float]]:
     from mmjax.data.inputs import ImageInput
     from mmjax.data.loader import Data, Loader
 
-    data = Data(source=JpegFolder(), inputs={"image": ImageInput(size=SMALL)}, workers=WORKERS)
-    return _rate(Loader(data, str(folder()), "train", BATCH, seed=0).iterate(0, 10**6))
+    data = Data(source=source, inputs={"image": ImageInput(size=SMALL)}, workers=WORKERS)
+    return _rate(Loader(data, data_dir, "train", BATCH, seed=0).iterate(0, 10**6))
 
 
 def torch(dtype: str) -> Callable[[], dict[str, float]]:
@@ -118,14 +162,64 @@ def _dataloader(reduced: bool) -> Callable[[], dict[str, float]]:
             return 10**6 * BATCH
 
         def __getitem__(self, index: int) -> Any:
-            picture = Image.open(place / f"{index * 7 % FILES}.jpg")
-            if reduced:
-                picture.draft("RGB", (SMALL, SMALL))
-            picture = picture.convert("RGB").resize((SMALL, SMALL), Image.Resampling.BOX)
-            return torch.from_numpy(np.asarray(picture, np.float32) / 255)
+            return torch.from_numpy(_decode(Image.open(place / f"{index * 7 % FILES}.jpg"), reduced))
 
     loader = torch.utils.data.DataLoader(Pictures(), BATCH, num_workers=WORKERS, prefetch_factor=4)
     return _rate(iter(loader))
+
+
+def _decode(picture: Any, reduced: bool) -> np.ndarray:
+    """A picture that Pillow has opened, scaled and as floats."""
+    from PIL import Image
+
+    if reduced:
+        picture.draft("RGB", (SMALL, SMALL))
+    return np.asarray(picture.convert("RGB").resize((SMALL, SMALL), Image.Resampling.BOX), np.float32) / 255
+
+
+def webdataset(dtype: str) -> Callable[[], dict[str, float]]:
+    """The library `webdataset` reading tars in order, in a `DataLoader`, decoding as `reduced` does."""
+    import io
+
+    import torch
+    import webdataset as wds
+    from PIL import Image
+
+    tars = sorted(map(str, packed("tar").iterdir()))
+
+    def read(example: dict[str, Any]) -> Any:
+        return torch.from_numpy(_decode(Image.open(io.BytesIO(example["jpg"])), reduced=True))
+
+    # Whole shards go to each worker.
+    dataset = wds.WebDataset(tars, shardshuffle=False, workersplitter=wds.split_by_worker).map(read).repeat()
+    return _rate(iter(torch.utils.data.DataLoader(dataset, BATCH, num_workers=WORKERS, prefetch_factor=4)))
+
+
+def datasets(dtype: str) -> Callable[[], dict[str, float]]:
+    """Hugging Face's `datasets` of Parquet in torch format, in a shuffling `DataLoader`; it decodes whole images."""
+    import datasets
+    import torch
+
+    files = str(packed("parquet") / "train.parquet")
+    cache = tempfile.mkdtemp(prefix="benchmark-datasets-")
+    found = datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=cache)
+    found = found.cast_column("image", datasets.Image()).with_format("torch")
+
+    def collate(examples: list[dict[str, Any]]) -> Any:
+        whole = torch.stack([example["image"] for example in examples]).float() / 255
+        return torch.nn.functional.interpolate(whole, (SMALL, SMALL), mode="area")
+
+    loader = torch.utils.data.DataLoader(
+        found,
+        BATCH,
+        shuffle=True,
+        drop_last=True,
+        num_workers=WORKERS,
+        prefetch_factor=4,
+        collate_fn=collate,
+        persistent_workers=True,
+    )
+    return _rate(itertools.chain.from_iterable(itertools.repeat(loader)))
 
 
 def tensorflow(dtype: str) -> Callable[[], dict[str, float]]:
@@ -145,10 +239,21 @@ def tensorflow(dtype: str) -> Callable[[], dict[str, float]]:
 
 BENCHMARK = Benchmark(
     about="batches of 64 pictures from JPEG files",
-    implementations={"mmjax": ours, "torch": torch, "torch, reduced": reduced, "tf.data": tensorflow},
+    implementations={
+        "mmjax": ours,
+        "torch": torch,
+        "torch, reduced": reduced,
+        "tf.data": tensorflow,
+        "mmjax, tar": our_tars,
+        "webdataset": webdataset,
+        "mmjax, Parquet": our_parquet,
+        "datasets": datasets,
+    },
     ratios=(
         Ratio("a batch, over PyTorch's DataLoader with Pillow", "mmjax", "torch", "batch"),
         Ratio("a batch, over the same with JPEGs decoded at a fraction", "mmjax", "torch, reduced", "batch"),
         Ratio("a batch, over tf.data", "mmjax", "tf.data", "batch"),
+        Ratio("a batch of tars, shuffled, over webdataset in order", "mmjax, tar", "webdataset", "batch"),
+        Ratio("a batch of Parquet, over datasets in torch format", "mmjax, Parquet", "datasets", "batch"),
     ),
 )

@@ -134,7 +134,8 @@ class ImageInput(Input):
 class TextInput(Input):
     """A text as Int[length] token ids; a longer one is cut and still ends with the end token.
 
-    Of a list of texts, such as the captions of a picture, training draws one each time, and evaluation reads the first.
+    Of a list of texts, such as the captions of a picture, training draws one each time, and evaluation reads the first;
+    retrieval is evaluated with all.
     """
 
     length: int = chz.field(doc="largest number of tokens, the end included")

@@ -1,13 +1,15 @@
 """The suite `standard`: the metrics of every output from one pass over the split."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import chz
 import jax
 import numpy as np
 from jaxtyping import Int
 
+from mmjax.evaluation.captions import evaluate_more_texts, retrievals
 from mmjax.evaluation.context import EvalContext
 from mmjax.evaluation.eval_result import EvalResult
 from mmjax.evaluation.run import EvalCheckpoint
@@ -39,7 +41,8 @@ def evaluate_standard(context: EvalContext, checkpoint: EvalCheckpoint) -> Suite
     """The result of `Standard`, computed once for all suites that read it."""
     results = checkpoint.suite_results
     if "standard" not in results:
-        results["standard"] = standard_metrics(context, checkpoint.model, checkpoint.result)
+        more = evaluate_more_texts(context, checkpoint.evaluator, checkpoint.model)
+        results["standard"] = standard_metrics(context, checkpoint.model, checkpoint.result, more)
     return results["standard"]
 
 
@@ -49,18 +52,24 @@ def key_metrics(result: SuiteResult) -> dict[str, Statistic]:
     return {name: result.statistics[name] for name in names}
 
 
-def standard_metrics(context: EvalContext, model: Multimodal, result: EvalResult) -> SuiteResult:
+def standard_metrics(
+    context: EvalContext,
+    model: Multimodal,
+    result: EvalResult,
+    more_texts: Mapping[str, Sequence[EvalResult]] = MappingProxyType({}),
+) -> SuiteResult:
     """All metrics of a model's predictions, with intervals over the split's clusters.
 
     Of every output its own averages and its `statistics`; of texts see `text_statistics`; of aligned modalities recall
-    at 1, 5 and 10 and the median rank, in both directions, the whole split being the gallery.
+    at 1, 5 and 10 and the median rank, in both directions, the whole split being the gallery. `more_texts` are the
+    results on further texts of the examples (see `mmjax.evaluation.captions`).
     """
     result = dataclasses.replace(result, metrics=_regrouped(context, model, result))
     statistics, figures = _averages(result)
     sections: list[Section] = []
     for name, predictions in result.predictions.items():
         if name in result.pairs:
-            recalls, medians = _retrieval(context, name, result)
+            recalls, medians = _retrieval(context, name, result, more_texts)
             statistics, figures = statistics | recalls, figures | medians
             continue
         truth, real = result.truth[name]
@@ -126,15 +135,24 @@ def _regrouped(context: EvalContext, model: Multimodal, result: EvalResult) -> M
     return metrics
 
 
-def _retrieval(context: EvalContext, name: str, result: EvalResult) -> tuple[dict[str, Statistic], dict[str, Metric]]:
+def _retrieval(
+    context: EvalContext, name: str, result: EvalResult, more_texts: Mapping[str, Sequence[EvalResult]]
+) -> tuple[dict[str, Statistic], dict[str, Metric]]:
     """Recalls and median ranks of aligned modalities, in both directions."""
     statistics, figures = {}, {}
-    for direction, arguments in result.retrievals(name):
+    several = [modality for modality in result.pairs[name] if modality in more_texts]
+    if len(several) == 1:
+        directions = retrievals(result, name, more_texts[several[0]], several[0])
+    else:
+        directions = result.retrievals(name)
+    for direction, arguments in directions:
         ranks, queries = sharded_ranks(*arguments, rules=context.rules), has_match(*arguments[2:])
         for k in RECALLS:
             hits = np.zeros(len(queries))
             hits[queries] = ranks <= k
-            statistics[f"{name}/{direction}_recall@{k}"] = Statistic.ratio(hits, queries)
+            # An example's queries: itself, or each of its texts.
+            by_example = [array.reshape(len(result.ids), -1).sum(1) for array in (hits, queries)]
+            statistics[f"{name}/{direction}_recall@{k}"] = Statistic.ratio(*by_example)
         if len(ranks):
             figures[f"{name}/{direction}_median_rank"] = median_figure(ranks)
     return statistics, figures
