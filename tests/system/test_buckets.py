@@ -91,7 +91,7 @@ def test_a_run_in_a_bucket_resumes_exactly_after_sigkill(servers, files, tmp_pat
     assert disk["examples_digest"] == whole["examples_digest"]
 
     # It is evaluated, used in Python, and begun again.
-    finish("evaluate", killed, "suites=metrics", "data_dir=gs://bucket/cache")
+    finish("evaluate", killed)
     assert "evaluations/24.json" in find_files(to_path(killed))
     embedded = mm.load(killed).embed(text=["grinning face"])["text"]
     assert np.asarray(embedded).shape[0] == 1
