@@ -93,7 +93,7 @@ def test_a_run_in_a_bucket_resumes_exactly_after_sigkill(servers, files, tmp_pat
     # It is evaluated, used in Python, and begun again.
     finish("evaluate", killed)
     assert "evaluations/24.json" in find_files(to_path(killed))
-    embedded = mm.load(killed).embed(text=["grinning face"])["text"]
+    embedded = mm.load(killed).embed(text=["grinning face"])["encoders/text"]
     assert np.asarray(embedded).shape[0] == 1
     output = finish("train", *words, f"run_dir={killed}", "fresh=true", "train.steps=3")
     assert f"moved {killed} to {killed}.1" in output
