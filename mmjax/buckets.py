@@ -130,6 +130,19 @@ def open_bytes(path: Path) -> BinaryIO:
     return cast(BinaryIO, io.BufferedReader(cast(Any, path).open("rb"), 2**20)) if is_remote(path) else path.open("rb")
 
 
+def nothing_there(path: Path) -> str:
+    """What to say of a path where nothing is found; a service that refuses an answer looks the same."""
+    if not is_remote(path):
+        return "there is no such file or folder"
+    try:
+        cast(Any, path).fs.info(cast(Any, path).path)
+    except FileNotFoundError:
+        return "there is no such file or folder"
+    except Exception as error:  # each package has its own
+        return f"it cannot be read ({service_error(error) or error}); check the credentials and their permissions"
+    return "it is neither a file nor a folder"
+
+
 def find_files(folder: Any) -> dict[str, tuple[int, int]]:
     """Bytes and a number for the version of every file below a remote folder, by path; one listing."""
     found = folder.fs.find(folder.path, detail=True)

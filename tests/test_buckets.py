@@ -14,6 +14,8 @@ import pytest
 
 from mmjax import buckets
 from mmjax.buckets import RETRIES, below, find_files, leased, local_copy, move, read_range
+from mmjax.data.formats.manifest import Manifest
+from mmjax.data.formats.recognise import recognise
 from mmjax.errors import UserError
 from mmjax.files import local_path, read_regular, to_path, write_atomic
 from mmjax.growing_file import MOST_PARTS, GrowingFile, read_growing, rewrite_growing
@@ -245,6 +247,16 @@ def test_what_may_not_be_read_is_not_tried_again(monkeypatch):
     with answering(answer) as url, pytest.raises(PermissionError, match="gs://bucket/file may not be read"):
         read_range(read_from(url, monkeypatch))
     assert len(asked) == 1
+
+
+def test_a_bucket_that_may_not_be_read_is_named(monkeypatch):
+    forbidden = json.dumps({"error": {"code": 403, "message": "no access"}}).encode()
+    with answering(lambda handler: send(handler, 403, forbidden)) as url:
+        path = read_from(url, monkeypatch)
+        with pytest.raises(UserError, match=r"gs://bucket/file: it cannot be read .*Forbidden.*check the credentials"):
+            recognise(str(path))
+        with pytest.raises(UserError, match=r"source\.path=gs://bucket/file: it cannot be read"):
+            Manifest(path=str(path)).names  # noqa: B018
 
 
 def test_importing_needs_no_service():

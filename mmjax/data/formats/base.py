@@ -12,7 +12,7 @@ from typing import Any
 
 import chz
 
-from mmjax.buckets import find_files, is_remote, version_of
+from mmjax.buckets import find_files, is_remote, nothing_there, version_of
 from mmjax.data.formats.index import VERSION, Entries, Entry, Index, open_index
 from mmjax.data.formats.media import read_below
 from mmjax.data.formats.splits import Split, SplitByHash, SplitByName
@@ -87,7 +87,7 @@ class FileSource(Source):
         elif path.is_dir():
             root, files = path, self.files(path)
         else:
-            raise UserError(f"source.path={self.path}: there is no such file or folder")
+            raise UserError(f"source.path={self.path}: {nothing_there(path)}")
         if not files:
             raise UserError(f"source.path={self.path} holds no {type(self).__name__} files")
         return _real(root), files

@@ -5,7 +5,7 @@ from pathlib import Path, PurePosixPath
 
 import chz
 
-from mmjax.buckets import find_files, is_remote
+from mmjax.buckets import find_files, is_remote, nothing_there
 from mmjax.data.formats.array_record import META, ArrayRecord
 from mmjax.data.formats.arrow import HuggingFace, Parquet
 from mmjax.data.formats.base import FileSource
@@ -86,7 +86,7 @@ def _recognise(path: str) -> Source:
     if place.is_dir():
         return _recognise_folder(path, place)
     if not place.is_file() and not any(letter in place.name for letter in "*?["):
-        raise UserError(f"{path}: there is no such file or folder")
+        raise UserError(f"{path}: {nothing_there(place)}")
     suffix = place.suffix.lower()
     if suffix not in BY_SUFFIX:
         raise UserError(f"{path}: files ending in {suffix or 'nothing'} are not read; known are {', '.join(BY_SUFFIX)}")
