@@ -132,7 +132,13 @@ def test_a_lock_of_the_dead_is_free(place):
         pass
 
 
-def test_only_one_process_creates_a_lock(place):
+def test_only_one_process_creates_a_lock(place, monkeypatch):
+    lock = place / "locks" / ".race"
+    with leased(lock, "taken"):
+        # Both saw that there was none.
+        monkeypatch.setattr(buckets, "_remove_if_free", lambda path, taken: None)
+        with pytest.raises(UserError, match="taken"):
+            leased(lock, "taken").__enter__()
     path = place / "locks" / ".once"
     path.fs.pipe_file(path.path, b"", mode="create")
     with pytest.raises(FileExistsError):

@@ -1,6 +1,18 @@
 """Wrong lines of inputs, sources, formats, augmentation and batches."""
 
 MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
+    ("buckets.py", "test_buckets.py -k 'memory or name_leads or places'"): {
+        "a_lock_of_whoever_comes": ('write("create")', 'write("overwrite")'),
+        "a_lock_that_is_not_renewed": ("renewal.start()", "pass; renewal.join = lambda: None"),
+        "the_dead_hold_their_locks": ("if here and not _runs(", "if False and not _runs("),
+        "names_lead_out_of_their_folder": ('in ("..", "."):', 'in ("."):'),
+        "one_version_of_every_content": ('if info.get(name)), "")', 'if False), "")'),
+    },
+    ("growing_file.py", "test_buckets.py -k 'memory and (grows or killed)'"): {
+        "lines_are_read_twice": ("if offset >= len(content):", "if True:"),
+        "the_last_line_stays": ("        self._size = self._last\n", ""),
+        "parts_without_what_was_before": ("_consolidate(path, read_growing(path), parts)", "pass"),
+    },
     (
         "data/loader.py",
         "data/test_loader.py -k 'layout or seed or augment or epoch or some_examples or chain'",

@@ -1,6 +1,12 @@
 """Wrong lines of metrics, attribution and suites."""
 
 MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
+    ("evaluation/captions.py", "evaluation/test_captions.py"): {
+        "pictures_once_for_every_caption": ("others_present[:, 0] = result", "others_present[:, :1] = ~result"),
+        "only_the_first_caption_is_right": ("np.repeat(np.arange(examples), count)", "np.arange(examples * count)"),
+        "the_first_caption_again": ("texts[self._n] if self._n < len(texts) else None", "texts[0] if texts else None"),
+        "one_caption_fewer": ("for n in range(1, most):", "for n in range(1, most - 1):"),
+    },
     ("metrics/text.py", "metrics/test_text.py -k 'cider or truth'"): {
         "cider_without_idf": ("count * math.log(len(truth) / max(1, having[gram]))", "count"),
         "idf_without_log": (

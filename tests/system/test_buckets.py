@@ -95,7 +95,8 @@ def test_a_run_in_a_bucket_resumes_exactly_after_sigkill(servers, files, tmp_pat
     assert "evaluations/24.json" in find_files(to_path(killed))
     embedded = mm.load(killed).embed(text=["grinning face"])["encoders/text"]
     assert np.asarray(embedded).shape[0] == 1
-    output = finish("train", *words, f"run_dir={killed}", "fresh=true", "train.steps=3")
+    again = (experiment, *SMALL, "train.steps=3", "data_dir=gs://bucket/cache", f"run_dir={killed}", "fresh=true")
+    output = finish("train", *again)
     assert f"moved {killed} to {killed}.1" in output
     assert summary(f"{killed}.1") == resumed
     assert summary(killed)["step"] == 3
