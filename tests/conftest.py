@@ -21,6 +21,7 @@ def pytest_addoption(parser):
     parser.addoption(
         "--fuzz", type=int, default=150, help="how many command lines, and files of each kind, are made up"
     )
+    parser.addoption("--slow", action="store_true", help="run the tests marked slow, too: minutes each")
     parser.addoption("--damaged-files", type=int, default=1200, help="how many damaged files are read")
 
 
@@ -30,6 +31,14 @@ def shared_data() -> Path:
     return Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
-def pytest_collection_modifyitems(items):
+def pytest_configure(config):
+    config.addinivalue_line("markers", "slow: takes minutes, and runs with --slow only")
+
+
+def pytest_collection_modifyitems(config, items):
     """Whole runs first: they are long, and at the end no worker is to wait for another."""
     items.sort(key=lambda item: "system" not in item.path.parts)
+    if not config.getoption("--slow"):
+        slow = [item for item in items if item.get_closest_marker("slow")]
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if item not in slow]

@@ -3,10 +3,13 @@
 import json
 import signal
 
+import pytest
+
 from tests.ablation import small
 from tests.system.conftest import finish, interrupt
 
 
+@pytest.mark.slow
 def test_killed_ablations_go_on(tmp_path, data_dir):
     tiny = [word for word in small.TINY if not word.startswith("train.steps")]
     words = ("interactions", *tiny, "train.steps=40", "choices=Sum,Concat", f"data_dir={data_dir}")

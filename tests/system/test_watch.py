@@ -5,11 +5,14 @@ import re
 import signal
 import time
 
+import pytest
+
 from tests.system.conftest import TINY, finish, start
 
 STEPS, EVERY = 600, 50
 
 
+@pytest.mark.slow
 def test_every_checkpoint_is_evaluated_or_named_as_gone(tmp_path, data_dir):
     run = tmp_path / "run"
     tiny = [word for word in TINY if not word.startswith(("checkpoint.", "train.log"))]
