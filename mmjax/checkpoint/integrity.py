@@ -17,6 +17,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
+from mmjax.buckets import service_error
 from mmjax.files import check_regular_file, read_json, to_path
 
 EXPERIMENT_FILE = "experiment.json"
@@ -27,6 +28,9 @@ SEAL = "digests.json"
 # of ours reads them.
 COMMITTED = "commit_success.txt"
 UNSEALED = ("_CHECKPOINT_METADATA", COMMITTED)
+
+# What coroutines that were never awaited raise when Python ends.
+AT_EXIT = "sys.meta_path is None, Python is likely shutting down"
 
 DISK_PROBLEMS = {
     errno.ENOSPC: "the disk is full; make room there",
@@ -119,13 +123,17 @@ def _digest(path: Path) -> list[Any]:
 
 
 def disk_problem(error: BaseException | None) -> str | None:
-    """The disk's problem in words, or None. TensorStore's errors carry the number in their text only."""
+    """The problem of the disk or the bucket in words, or None; of TensorStore's errors the text tells it."""
     while error is not None:
         number = error.errno if isinstance(error, OSError) else None
         if number is None and (found := re.search(r"os_error_code='(\d+)'", str(error))):
             number = int(found[1])
         if number in DISK_PROBLEMS:
             return DISK_PROBLEMS[number]
+        if found := re.search(r"Error (?:reading|writing) gs://[^\s:]+: [^\[]+", str(error)):
+            return " ".join(found[0].split())
+        if (reason := service_error(error)) is not None:
+            return reason
         error = error.__cause__ or error.__context__
     return None
 
@@ -147,11 +155,11 @@ def _is_not_refusal(record: logging.LogRecord) -> bool:
 
 
 class _Unraisable:
-    """Passes on what could not be raised, except that an event loop was closed."""
+    """Passes on what could not be raised, except that an event loop was closed or Python ends."""
 
     def __init__(self, following: Callable[[Any], Any]):
         self._following = following
 
     def __call__(self, unraisable: Any) -> None:
-        if str(unraisable.exc_value) != "Event loop is closed":
+        if str(unraisable.exc_value) not in ("Event loop is closed", AT_EXIT):
             self._following(unraisable)

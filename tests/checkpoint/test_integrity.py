@@ -192,3 +192,7 @@ def test_what_tensorstore_says_of_a_full_disk():
     )
     assert disk_problem(error) == "the disk is full; make room there"
     assert disk_problem(ValueError("RESOURCE_EXHAUSTED: out of memory")) is None
+    written = (
+        "Error opening \"zarr\" driver: Error writing gs://b/run/4/manifest: PERMISSION_DENIED: no access [spec='{}']"
+    )
+    assert disk_problem(ValueError(written)) == "Error writing gs://b/run/4/manifest: PERMISSION_DENIED: no access"
