@@ -26,7 +26,7 @@ from mmjax.evaluation.comparison import (
 )
 from mmjax.evaluation.run import EvalRun
 from mmjax.evaluation.suites.standard import evaluate_standard
-from mmjax.files import make_folder, step_of, to_path, write_atomic
+from mmjax.files import local_path, make_folder, step_of, write_atomic
 from mmjax.reports.page import Section, write_page
 
 from . import command_line
@@ -53,7 +53,7 @@ class Comparison:
 
 def compare(request: Comparison) -> Path:
     """Compare as requested; returns the path of the result."""
-    with make_folder(to_path(request.out)) as folder:
+    with make_folder(local_path(request.out)) as folder:
         contenders, runs = _contenders(request, _open(request))
         first, *others = contenders
         context = runs[0].context

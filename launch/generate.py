@@ -16,10 +16,11 @@ from typing import Any
 
 import chz
 
+from mmjax.buckets import is_remote
 from mmjax.config import experiment_file
 from mmjax.data.inputs import Input
 from mmjax.errors import UserError
-from mmjax.files import explained, make_folder, read_json, to_path, write_atomic
+from mmjax.files import explained, local_path, make_folder, read_json, write_atomic
 from mmjax.generators import Decoding
 from mmjax.layers.output import Output
 from mmjax.model import Model
@@ -33,6 +34,12 @@ RESULT = "generation.json"
 MOST = 65536
 # So many of an output's results are listed at the end.
 SHOWN = 4
+
+
+def _default_folder(run_dir: str) -> str:
+    """In the run directory; of one in a bucket, in a local folder of its name."""
+    name = run_dir.rstrip("/").rpartition("/")[2]
+    return str(Path("generated", name) if is_remote(run_dir) else Path(run_dir, "generated"))
 
 
 @chz.chz
@@ -63,7 +70,7 @@ class Generation:
     out: str = chz.field(
         default=None,
         x_type=str | None,
-        converter=chz.mungers.if_none(lambda request: str(Path(request.run_dir, "generated"))),
+        converter=chz.mungers.if_none(lambda request: _default_folder(request.run_dir)),
         doc="the folder of the files; those of an earlier request are replaced",
     )
 
@@ -84,7 +91,7 @@ def generate(request: Generation) -> Path:
     experiment = experiment_file.read(request.run_dir)
     given = sources(request.from_, experiment.model)
     outputs = choose(experiment.model, request.to, given)
-    folder = to_path(request.out)
+    folder = local_path(request.out)
     earlier = earlier_files(folder)
     data = experiment.data.fit_tokenizers(experiment.data_dir, request.run_dir)
     prompt = make_prompt(data.inputs, given)
