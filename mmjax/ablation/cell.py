@@ -21,7 +21,7 @@ from mmjax.config.experiment_file import resolve_runs
 from mmjax.errors import Diverged, Preempted, UserError
 from mmjax.evaluation.context import EvalContext
 from mmjax.evaluation.probe import Answers, LinearProbe
-from mmjax.files import write_atomic
+from mmjax.files import to_path, write_atomic
 from mmjax.heads import Classify
 from mmjax.metrics.information import estimate_information
 from mmjax.model import Multimodal
@@ -76,7 +76,7 @@ class Cell:
 
     def done(self, seeds: Sequence[int]) -> bool:
         """Whether every seed is trained and probed."""
-        return all((Path(run.run_dir) / ANSWERS).exists() for run in self.runs(seeds))
+        return all((to_path(run.run_dir) / ANSWERS).exists() for run in self.runs(seeds))
 
     @property
     def failures(self) -> dict[str, str]:
@@ -92,12 +92,12 @@ class Cell:
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / FAILED).unlink(missing_ok=True)
         failures: dict[str, str] = {}
-        untrained = [run for run in self.runs(seeds) if not (Path(run.run_dir) / "summary.json").exists()]
+        untrained = [run for run in self.runs(seeds) if not (to_path(run.run_dir) / "summary.json").exists()]
         if untrained and self._attempt(train_together, untrained) is not None:
             # One of several must not cost the others: each by itself, from its last checkpoint.
             failures = {str(run.seed): reason for run in untrained if (reason := self._attempt(train_together, [run]))}
         trained = [run for run in self.runs(seeds) if str(run.seed) not in failures]
-        unprobed = [run for run in trained if not (Path(run.run_dir) / ANSWERS).exists()]
+        unprobed = [run for run in trained if not (to_path(run.run_dir) / ANSWERS).exists()]
         if unprobed:
             reason = self._attempt(write_answers, unprobed)
             failures |= {str(run.seed): reason for run in unprobed if reason}
@@ -138,7 +138,7 @@ def write_answers(experiments: Sequence[Experiment]) -> None:
     found, mesh = judged_output(first), first.mesh.build()
     if found is None:
         for experiment in experiments:
-            write_atomic(Path(experiment.run_dir) / ANSWERS, json.dumps({}))
+            write_atomic(to_path(experiment.run_dir) / ANSWERS, json.dumps({}))
         return
     print("asking what is left without a modality, and with noise in one", flush=True)
     with jax.set_mesh(mesh), preemption_guard() as asked_to_stop:
@@ -175,7 +175,7 @@ def write_answers(experiments: Sequence[Experiment]) -> None:
             "noise": {modality: float(right[index].mean()) for modality, right in noised.items()},
             "information": [_information(asked, pair, index) for pair in itertools.combinations(modalities, 2)],
         }
-        write_atomic(Path(experiment.run_dir) / ANSWERS, json.dumps(answers))
+        write_atomic(to_path(experiment.run_dir) / ANSWERS, json.dumps(answers))
 
 
 def _restore(experiment: Experiment, features: dict[str, Feature], rules: Rules) -> Multimodal:
@@ -195,7 +195,7 @@ def _information(asked: dict[str, Answers], pair: tuple[str, str], index: int) -
 
 def read_answers(run_dir: str | Path) -> dict[str, Any]:
     """What `write_answers` wrote; `correct` as Int[A], `clusters` as Int[A]."""
-    path = Path(run_dir) / ANSWERS
+    path = to_path(run_dir) / ANSWERS
     try:
         answers = json.loads(path.read_text())
         if "correct" in answers:

@@ -15,7 +15,7 @@ from mmjax.ablation.cell import Cell, judged_output, read_answers
 from mmjax.ablation.scaling import cost_scaling
 from mmjax.config.experiment_file import fingerprint
 from mmjax.errors import UserError
-from mmjax.files import write_atomic
+from mmjax.files import to_path, write_atomic
 from mmjax.metrics.contributions import shapley
 from mmjax.metrics.statistics import LESS_IS_BETTER, bootstrap_interval, holm, paired_difference, pareto_front
 from mmjax.reports.ablation import write_ablation_markdown, write_ablation_report
@@ -49,7 +49,7 @@ def write_table(
 def check_metric(cell: Cell, seeds: Sequence[int], metric: str | None) -> None:
     """Raises UserError where a choice that was trained knows no such figure."""
     for run in cell.runs(seeds):
-        path = Path(run.run_dir) / "summary.json"
+        path = to_path(run.run_dir) / "summary.json"
         if metric is not None and path.exists():
             known = read_summary(run.run_dir)["metrics"]
             if metric not in known:
@@ -114,7 +114,7 @@ class Table:
 
     def _row(self, cell: Cell, run: Any) -> dict[str, Any]:
         """One seed of one choice."""
-        folder = Path(run.run_dir)
+        folder = to_path(run.run_dir)
         summary, history = read_summary(folder), read_history(folder)
         split = self.metric.partition("/")[0]
         curve = self.metric.replace(f"{split}/", "validation/", 1)
