@@ -27,7 +27,8 @@ from mmjax.types import Batch
 SENTENCE = "a red circle left of a blue square"
 SHORT = (
     *("data.source.train=48", "data.source.validation=8", "data.source.test=8", "train.steps=3", "train.batch_size=8"),
-    *("model.width=16", "model.unroll=false", "model.fusion=Concat", "model.encoders.text.depth=1"),
+    *("model.width=16", "model.dtype=float32", "model.unroll=false", "model.fusion=Concat"),
+    "model.encoders.text.depth=1",
     *("model.encoders.text.heads=2", "checkpoint.every=3", "mesh.data=1"),
     *(f"model.outputs.{name}=None" for name in ("shape", "colour", "size", "speech_text")),
 )
