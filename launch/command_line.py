@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from mmjax.buckets import service_error
+from mmjax.buckets import is_remote, service_error
 from mmjax.config import modules
 from mmjax.config.overrides import apply, config_tree, nearest, parse_pairs, resolve, split
 from mmjax.errors import Diverged, Preempted, UserError
@@ -287,7 +287,7 @@ def _check_name(name: str, subjects: Subjects) -> None:
 
 
 def _load(name: str, subjects: Subjects) -> Any:
-    if "=" in name or name.startswith("-"):
+    if ("=" in name and not is_remote(name)) or name.startswith("-"):
         raise UserError(f"the first word must be the name of the {subjects.kind}, not {name}")
     if not subjects.others:
         _check_name(name, subjects)

@@ -45,6 +45,9 @@ def new(request: Request) -> Path:
     fields = survey(source.open(request.data_dir, "train"))
     text = write_recipe(out.stem, source, fields, request.task, request.target)
     path = write_atomic(out, text)
+    for split in source.splits:
+        if not len(source.open(request.data_dir, split)):
+            command_line.say(f"the split {split} has no examples: train will refuse that; see Splits in docs/data.md")
     if "validation" not in source.splits:
         command_line.say("the data have no validation split; source.split can make one, see docs/data.md")
     command_line.say(f"train it: mmjax train {path}")

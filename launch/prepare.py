@@ -15,6 +15,7 @@ from typing import Any
 
 import chz
 
+from mmjax.buckets import is_remote
 from mmjax.data.formats import Tfds
 from mmjax.data.sources import TABLE
 from mmjax.data.sources.base import Source, source_name
@@ -78,7 +79,10 @@ def _conversion(name: str) -> Conversion:
     from mmjax.data.formats.recognise import recognise
 
     named = {source_name(cls): cls for cls in TABLE.values()}
-    return Conversion(source=named[name]() if name in named else recognise(name), out=f"{name}-converted")
+    return Conversion(
+        source=named[name]() if name in named else recognise(name),
+        out=f"{Path(name).name if is_remote(name) else name}-converted",
+    )
 
 
 def convert(request: Conversion) -> Path:

@@ -75,7 +75,8 @@ def service_error(error: BaseException | None) -> str | None:
         frames = [*traceback.walk_tb(error.__traceback__)]
         modules = [type(error).__module__, *(frame.f_globals.get("__name__", "") for frame, _ in frames[-1:])]
         if {name.partition(".")[0] for name in modules} & SERVICES or type(error).__name__ == "FSTimeoutError":
-            return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            kind = "no such bucket or object" if isinstance(error, FileNotFoundError) else type(error).__name__
+            return " ".join(f"{kind}: {error}".split())[:300]
         error = error.__cause__ or error.__context__
     return None
 

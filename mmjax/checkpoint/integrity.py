@@ -29,6 +29,7 @@ SEAL = "digests.json"
 COMMITTED = "commit_success.txt"
 UNSEALED = ("_CHECKPOINT_METADATA", COMMITTED)
 
+BUCKET_PROBLEM = r"Error (?:reading|writing) gs://[^\s:]+: [^\[]+|Invalid GCS bucket name: [^\s\[]+"
 # What coroutines that were never awaited raise when Python ends.
 AT_EXIT = "sys.meta_path is None, Python is likely shutting down"
 
@@ -130,7 +131,7 @@ def disk_problem(error: BaseException | None) -> str | None:
             number = int(found[1])
         if number in DISK_PROBLEMS:
             return DISK_PROBLEMS[number]
-        if found := re.search(r"Error (?:reading|writing) gs://[^\s:]+: [^\[]+", str(error)):
+        if found := re.search(BUCKET_PROBLEM, str(error)):
             return " ".join(found[0].split())
         if (reason := service_error(error)) is not None:
             return reason

@@ -71,6 +71,8 @@ def write_recipe(name: str, source: Source, fields: Sequence[Field], task: str |
     task = task or _suggest(useful, target)
     found = _choose_target(task, useful, target)
     read = [field for field in useful if field.kind != "label" and (found is None or field.name != found.name)]
+    if task in ("caption", "transcribe"):  # other texts of an example may give away what is to be written
+        read = [field for field in read if field.kind in MEDIA]
     about, reads, output = TASKS[task](found, read)
     inputs = [*_parts(reads), *([] if found is None else _targets(found, task))]
     read_names = {part.name for part in _parts(reads)}
@@ -130,7 +132,11 @@ def _choose_target(task: str, fields: Sequence[Field], name: str | None) -> Fiel
     able = [field for field in fields if field.kind in kinds]
     if name is not None:
         chosen = next((field for field in fields if field.name == name), None)
-        if chosen is None or chosen not in able:
+        if chosen is None:
+            raise UserError(f"target={name}: there is no such field; the fields are {_listed(fields)}")
+        if task == "retrieve":
+            raise UserError(f"target={name}: task=retrieve predicts no field; leave out target, or name another task")
+        if chosen not in able:
             can = _listed(able) if able else f"none of the fields {_listed(fields)}"
             raise UserError(f"target={name} cannot be what task={task} predicts; {can} can")
         return chosen

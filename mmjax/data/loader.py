@@ -76,7 +76,10 @@ class Data:
             raise UserError(f"there is no split {split!r}: the source has {', '.join(self.source.splits)}")
         records = self.source.open(data_dir, split)
         if not len(records):
-            raise UserError(f"the split {split!r} has no examples")
+            raise UserError(
+                f"the split {split!r} has no examples; the source's are {', '.join(self.source.splits)}: put some "
+                "there, or divide them by data.source.split (see docs/data.md)"
+            )
         return records
 
     def check_fields(self, data_dir: str) -> list[str]:

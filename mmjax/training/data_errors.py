@@ -25,23 +25,29 @@ class DataErrorsLog:
 
     def __init__(self, run_dir: Path, step: int, *, warn: Callable[[str], None] = print, writer: bool):
         """`warn` gets a line about lines of the file that are not valid; they are dropped."""
-        self._path, self._writer = run_dir / "data_errors.jsonl", writer
+        self.path, self._writer = run_dir / "data_errors.jsonl", writer
         self._pending: list[str] = []
         self._held_out: set[tuple[str, int, str]] = set()
-        if writer and (content := read_growing(self._path)):
+        self._values: set[tuple[str, int, str]] = set()
+        if writer and (content := read_growing(self.path)):
             lines = [line for line in content.splitlines(keepends=True) if line.endswith(b"\n")]
             read = [(line, error) for line in lines if (error := _parse(line)) is not None]
             if len(read) < len(lines):
-                warn(f"{len(lines) - len(read)} unreadable lines of {self._path} are dropped")
+                warn(f"{len(lines) - len(read)} unreadable lines of {self.path} are dropped")
             kept = [line.decode() for line, error in read if _before(error, step)]
             if "".join(kept).encode() != content:
-                rewrite_growing(self._path, "".join(kept).encode())
+                rewrite_growing(self.path, "".join(kept).encode())
             self._new(kept)
 
     def add(self, step: int, split: str, errors: tuple[BadValue, ...]) -> None:
         """Adds the errors in the batch of a step."""
         for error in errors:
             self._pending.append(json.dumps({"step": step, "split": split} | dataclasses.asdict(error)))
+
+    @property
+    def values(self) -> int:
+        """How many different values could not be read."""
+        return len(self._values)
 
     def flush(self) -> None:
         """Writes the errors of all processes. All must call it."""
@@ -58,7 +64,7 @@ class DataErrorsLog:
         # Processes that hold the same rows have the same errors.
         lines = self._new(list(dict.fromkeys(lines)))
         if lines and self._writer:
-            with explained(self._path), contextlib.closing(GrowingFile(self._path)) as file:
+            with explained(self.path), contextlib.closing(GrowingFile(self.path)) as file:
                 file.append("".join(line + "\n" for line in lines).encode())
 
     def _new(self, lines: list[str]) -> list[str]:
@@ -67,6 +73,7 @@ class DataErrorsLog:
         for line in lines:
             error = json.loads(line)
             key = (error["split"], error["index"], error["feature"])
+            self._values.add(key)
             if key not in self._held_out:
                 new.append(line)
             if error["split"] != "train":

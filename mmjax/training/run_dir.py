@@ -20,7 +20,7 @@ from mmjax.config.experiment import Experiment
 from mmjax.data.device_batches import rows_of
 from mmjax.data.loader import BadValueMonitor, Data, HostBatch, Loader, chain_digest
 from mmjax.errors import Diverged, UserError
-from mmjax.files import explained, step_of
+from mmjax.files import explained, read_json, step_of, write_atomic
 from mmjax.formatting import count, duration
 from mmjax.reports.examples import example_sections
 from mmjax.reports.run import write_report
@@ -31,6 +31,8 @@ from mmjax.training.state import TrainState
 from mmjax.types import Metrics
 from mmjax.writers import RunInfo
 
+# The fingerprint of each split's examples, as the run began with them.
+DATA_FILE = "data.json"
 # A batch of the last split, with the model's predictions for it by output.
 PredictedBatch = tuple[HostBatch, dict[str, dict[str, np.ndarray]]]
 
@@ -53,12 +55,29 @@ class RunDir:
         self.data: Data = experiment.data.fit_tokenizers(experiment.data_dir, None if self.new else self.run_dir)
         # What is missing shows before anything is compiled.
         splits = self.data.source.splits
-        self.sizes = {split: len(self.data.open(experiment.data_dir, split)) for split in splits}
+        opened = {split: self.data.open(experiment.data_dir, split) for split in splits}
+        self.sizes = {split: len(records) for split, records in opened.items()}
+        self.data_fingerprints = {split: records.fingerprint for split, records in opened.items()}
+        if self.lead and not self.new:
+            self._check_data()
         self.warnings = self.data.check_fields(experiment.data_dir)
         self.loader = Loader(self.data, experiment.data_dir, "train", size, seed=experiment.seed, rows=rows)
         self.bad_values = BadValueMonitor(experiment.data.max_bad_share)
         self.init_key, self.key = jax.random.split(jax.random.key(experiment.seed))
         self.digest, self.start, self.waited, self.retries = "", 0, 0.0, 0
+
+    def _check_data(self) -> None:
+        """Raises UserError where a run would go on with other examples than it began with."""
+        try:
+            began = read_json(self.run_dir / DATA_FILE)
+        except (OSError, ValueError):
+            return
+        for split, fingerprint in self.data_fingerprints.items():
+            if isinstance(began, dict) and began.get(split, fingerprint) != fingerprint:
+                raise UserError(
+                    f"the data of the split {split} have changed since {self.run_dir} began: put the old ones back, "
+                    "set another run_dir, or fresh=true to start from the beginning"
+                )
 
     def print(self, line: str) -> None:
         """Prints a line on standard error, in the lead process only."""
@@ -88,6 +107,7 @@ class RunDir:
             stack.enter_context(experiment_file.lock(self.run_dir))
             claimed = experiment_file.claim(self.experiment, self.run_dir, abstract.critics is not None)
             self.data.save(self.run_dir)
+            write_atomic(self.run_dir / DATA_FILE, json.dumps(self.data_fingerprints, indent=2) + "\n")
         fingerprints = gather_lines(claimed if self.lead else [])
         self.checkpoints = stack.enter_context(
             contextlib.closing(
@@ -180,6 +200,8 @@ class RunDir:
     def finish(self, state: TrainState, examples: PredictedBatch, metrics: Mapping[str, float]) -> Path | None:
         """Waits for the checkpoints, then writes summary and report. Returns the summary's path in the lead."""
         self.checkpoints.wait()
+        if unreadable := self.data_errors.values:
+            self.print(f"{unreadable:,} values of examples could not be read: see {self.data_errors.path}")
         summary = self._summary(state, metrics)
         path = write_summary(self.run_dir, **summary) if self.lead else None
         self._write_report(summary, examples)

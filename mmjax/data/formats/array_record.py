@@ -84,7 +84,7 @@ class ArrayRecords:
             with explained_read(path), open_regular(path) as file:
                 if os.fstat(file.fileno()).st_size != shard["bytes"]:
                     raise UserError(f"{path} is damaged: convert the data set again")
-        self._source = ArrayRecordDataSource([os.fspath(path) for path in paths])
+        self._source = ArrayRecordDataSource([os.fspath(path) for path in paths]) if paths else []
         self._ids = [np.load(self.folder / f"{shard['file']}.ids.npy", mmap_mode="r") for shard in self.shards]
         self._starts = np.cumsum([0, *(shard["examples"] for shard in self.shards)])
 
@@ -205,7 +205,8 @@ def convert(source: Source, data_dir: str, out: str | Path, *, workers: int | No
     from tqdm import tqdm
 
     folder = local_path(out)
-    records = {split: source.open(data_dir, split) for split in source.splits}
+    opened = {split: source.open(data_dir, split) for split in source.splits}
+    records = {split: each for split, each in opened.items() if len(each)}
     origin = {split: each.fingerprint for split, each in records.items()}
     with explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -237,6 +238,8 @@ def convert(source: Source, data_dir: str, out: str | Path, *, workers: int | No
     digest = hashlib.sha256("".join(each["sha256"] for shards in splits.values() for each in shards).encode())
     meta = {"format": FORMAT, "digest": digest.hexdigest(), "origin": origin, "splits": splits}
     write_atomic(folder / META, json.dumps(meta, indent=2) + "\n")
+    if unreadable := sum(each["unreadable"] for shards in splits.values() for each in shards):
+        print(f"{unreadable:,} of {total:,} examples cannot be read, and are so in the copy, too", file=sys.stderr)
     return folder
 
 
@@ -250,8 +253,11 @@ def _executor(workers: int) -> concurrent.futures.Executor:
 def _claim(folder: Path, origin: dict[str, str]) -> None:
     """Notes of what the folder is to be a conversion."""
     path = folder / "origin.json"
-    if path.is_file() and read_json(path) != origin:
-        raise UserError(f"{folder} holds a conversion of other data: choose another out, or delete it")
+    if path.is_file():
+        if read_json(path) != origin:
+            raise UserError(f"{folder} holds a conversion of other data: choose another out, or delete it")
+    elif any(folder.iterdir()):
+        raise UserError(f"{folder} holds other files: choose another out, or an empty folder")
     write_atomic(path, json.dumps(origin, indent=2) + "\n")
 
 

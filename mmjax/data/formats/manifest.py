@@ -1,5 +1,6 @@
 """Manifest: JSON Lines, CSV, TSV, and COCO captions."""
 
+import contextlib
 import csv
 import json
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from mmjax.errors import UserError
 from mmjax.files import read_json
 
 SUFFIXES = (".jsonl", ".ndjson", ".csv", ".tsv", ".json")
+ANNOTATIONS = "annotations"  # the folder of COCO's files, beside those of its pictures
 LARGEST_LINE = 2**26  # characters of one row
 
 
@@ -24,18 +26,37 @@ class Manifest(FileSource):
 
     Columns that name picture or sound files hold these files' bytes. CSV and TSV begin with the columns' names; columns
     of numbers are numbers. Of COCO captions `image` is the picture, `captions` the list of its captions, and `id` its
-    number.
+    number; pictures lie beside the file, or beside its folder `annotations` in one that is called as the end of the
+    file's name: annotations/captions_train2017.json has those of train2017/.
     """
 
     def files(self, path: Path) -> Sizes:
         return files_below(path, SUFFIXES)
 
+    def _media_root(self, root: Path) -> Path:
+        beside = self.root is None and root.name == ANNOTATIONS and self.path.endswith(".json")
+        return root.parent if beside else super()._media_root(root)
+
     def entries(self, root: Path, files: Sizes) -> Iterator[Entry]:
         for name in files:
             path = root / name
-            read = {".csv": _csv, ".tsv": _csv, ".json": _coco}.get(path.suffix.lower(), _json_lines)
+            if path.suffix.lower() == ".json":
+                for place, values in _coco(path):
+                    if self.root is None and root.name == ANNOTATIONS:
+                        values["image"] = f"{path.stem.rpartition('_')[2]}/{values['image']}"
+                    yield Entry(name, f"{name}:{place}", values)
+                continue
+            read = {".csv": _csv, ".tsv": _csv}.get(path.suffix.lower(), _json_lines)
             for place, values in read(path):
                 yield Entry(name, f"{name}:{place}", values)
+
+
+def is_coco(path: Path) -> bool:
+    """Whether a file begins as COCO captions do."""
+    with contextlib.suppress(OSError), open_bytes(path) as file:
+        start = file.read(2**20)
+        return b'"images"' in start or b'"annotations"' in start
+    return False
 
 
 def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -47,7 +68,9 @@ def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             try:
                 values = json.loads(line)
             except (ValueError, RecursionError) as error:
-                raise UserError(f"{path}, line {number}: not JSON ({error}); correct or remove the line") from None
+                # Its own number of a line is that within this one.
+                reason = f"{error.msg}, at sign {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else error
+                raise UserError(f"{path}, line {number}: not JSON ({reason}); correct or remove the line") from None
             if not isinstance(values, dict):
                 raise UserError(f'{path}, line {number}: not an object of columns, such as {{"image": "a.png"}}')
             yield number, values

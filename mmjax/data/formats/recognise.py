@@ -10,7 +10,7 @@ from mmjax.data.formats.array_record import META, ArrayRecord
 from mmjax.data.formats.arrow import HuggingFace, Parquet
 from mmjax.data.formats.base import FileSource
 from mmjax.data.formats.folder import METADATA, Folder
-from mmjax.data.formats.manifest import Manifest
+from mmjax.data.formats.manifest import ANNOTATIONS, Manifest, is_coco
 from mmjax.data.formats.media import FIELDS
 from mmjax.data.formats.splits import SPLITS, WORDS, SplitByColumn, SplitByName
 from mmjax.data.formats.web_dataset import WebDataset
@@ -28,6 +28,7 @@ BY_SUFFIX: dict[str, type[FileSource]] = {
     ".tsv": Manifest,
     ".json": Manifest,
 }
+MOST_COCO = 20  # JSON files of one data set's captions
 LOOKED_AT = 10_000  # files below a folder
 KEYS = ("id", "key", "uid", "uuid")  # columns that may name examples
 
@@ -112,6 +113,11 @@ def _recognise_folder(path: str, place: Path) -> Source:
     if len(manifests) == 1 and manifests != [".json"]:
         # Files of this kind only: others may describe the data set.
         return Manifest(path=f"{path.rstrip('/')}/*{manifests[0]}")
+    coco = [name for name in names if name.suffix.lower() == ".json" and len(name.parts) <= 2]
+    coco = [name for name in coco if len(name.parts) == 1 or name.parts[0] == ANNOTATIONS]
+    if 0 < len(coco) <= MOST_COCO and all(is_coco(place / name) for name in coco):
+        folder = path.rstrip("/") if len(coco[0].parts) == 1 else f"{path.rstrip('/')}/{ANNOTATIONS}"
+        return Manifest(path=f"{folder}/*.json")
     if media:
         return Folder(path=path)
     shown = ", ".join(sorted(suffixes - {""})[:10]) or "no files"

@@ -61,12 +61,22 @@ class Split(abc.ABC):
 class SplitByName(Split):
     """By words in the paths of files and folders: train, val, valid, validation, dev, test."""
 
+    validation: float = chz.field(default=0.0, doc="share of the train files' examples for validation, by their hash")
+
+    @chz.validate
+    def _valid(self) -> None:
+        if not 0 <= self.validation < 1:
+            raise ValueError("validation must be 0 or more, and less than 1")
+
     def splits(self, files: Iterable[str]) -> tuple[str, ...]:
         found = {split_of_name(file) for file in files}
+        if self.validation and "train" in found:
+            found.add("validation")
         return tuple(split for split in SPLITS if split in found)
 
     def assign(self, file: str, id: str, values: Mapping[str, Any]) -> str | None:
-        return split_of_name(file)
+        split = split_of_name(file)
+        return "validation" if split == "train" and hash_of(id) / 2**64 < self.validation else split
 
 
 @chz.chz
