@@ -105,3 +105,18 @@ def test_a_run_owns_its_directory_from_its_first_step_on(experiment, run_dir, st
     assert start() == "begins at 0"  # it compiled, and stopped before its first step
     assert start(seed=1) == "begins at 0"
     assert experiment_file.read(run_dir).seed == 1
+
+
+def test_a_run_does_not_go_on_with_other_data(run_dir, start):
+    path = run_dir / "data.json"
+    began = json.loads(path.read_text())
+    assert sorted(began) == ["test", "train", "validation"]
+    path.write_text(json.dumps(began | {"train": "of others"}))
+    assert start() == (
+        f"the data of the split train have changed since {run_dir} began: put the old ones back, set another run_dir, "
+        "or fresh=true to start from the beginning"
+    )
+    path.write_text(json.dumps(began))
+    assert start() == f"begins at {STEPS}"
+    path.unlink()  # a run from before this was kept
+    assert start() == f"begins at {STEPS}"
