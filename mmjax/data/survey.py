@@ -24,7 +24,8 @@ class Field:
 
     `kind` is "image", "audio", "text", "label", "number", "vector" or "other"; `sizes` are lengths by their unit, one
     for each value that was read; `values` are the most frequent values of a label, with their counts; `reasons` tell
-    why values could not be read; `most` is how many values an example has at most, 1 where it has no list.
+    why values could not be read, and of which examples; `most` is how many values an example has at most, 1 where it
+    has no list.
     """
 
     name: str
@@ -49,17 +50,19 @@ class Field:
 
 def survey(records: Records, examples: int = EXAMPLES) -> list[Field]:
     """The fields of a split, from as many examples, evenly spread."""
-    rows = []
-    for index in range(0, len(records), max(1, -(-len(records) // examples))):
+    rows: list[dict[str, Any]] = []
+    looked_at = range(0, len(records), max(1, -(-len(records) // examples)))
+    for index in looked_at:
         try:
             rows.append(clean.read_example(records, index))
         except BadInput as error:
             rows.append({"": Unreadable(str(error))})
     names = dict.fromkeys(itertools.chain.from_iterable(rows))
-    return [_field(name, [row.get(name) for row in rows]) for name in names]
+    ids = [records.id(index) for index in looked_at]
+    return [_field(name, [row.get(name) for row in rows], ids) for name in names]
 
 
-def _field(name: str, values: Sequence[Any]) -> Field:
+def _field(name: str, values: Sequence[Any], ids: Sequence[str]) -> Field:
     values = [None if isinstance(value, float) and math.isnan(value) else value for value in values]
     there = [value for value in values if value is not None and not isinstance(value, Unreadable)]
     reasons = collections.Counter(value.reason for value in values if isinstance(value, Unreadable))
@@ -68,12 +71,17 @@ def _field(name: str, values: Sequence[Any]) -> Field:
     flat = [part for value in there for part in (value if isinstance(value, list | tuple) else [value])]
     kind = _kind(flat, several)
     sizes: dict[str, list[float]] = collections.defaultdict(list)
-    for value in there if kind == "vector" else flat:
-        try:
-            for unit, size in _sizes(kind, value).items():
-                sizes[unit].append(size)
-        except BadInput as error:
-            reasons[str(error)] += 1
+    damaged: dict[str, list[str]] = collections.defaultdict(list)
+    for id, value in zip(ids, values, strict=True):
+        if value is None or isinstance(value, Unreadable):
+            continue
+        for part in value if isinstance(value, list | tuple) and kind != "vector" else [value]:
+            try:
+                for unit, size in _sizes(kind, part).items():
+                    sizes[unit].append(size)
+            except BadInput as error:
+                damaged[str(error)].append(id)
+    reasons.update({f"{reason}: {', '.join(found[:3])}": len(found) for reason, found in damaged.items()})
     counts = collections.Counter(map(str, flat)) if kind in ("text", "label", "number") else {}
     shown = dict(counts.most_common(10)) if isinstance(counts, collections.Counter) and kind == "label" else {}
     arrays = {unit: np.array(found, float) for unit, found in sizes.items()}
