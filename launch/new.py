@@ -50,7 +50,7 @@ def new(request: Request) -> Path:
             command_line.say(f"the split {split} has no examples: train will refuse that; see Splits in docs/data.md")
     if "validation" not in source.splits:
         command_line.say(
-            "the data have no validation split; split=mm.SplitByName(validation=0.1) in the source takes it out of train"
+            "the data have no validation split; the source takes one of train by split=mm.SplitByName(validation=0.1)"
         )
     command_line.say(f"train it: mmjax train {path}")
     return path
