@@ -15,6 +15,8 @@ from mmjax.layers.norm import unit_norm
 from mmjax.sharding.rules import Rules, reshard
 
 Grid = Float[Array, "B h w Z"]
+# Added to squared lengths: vectors near zero, as encoders draw them at first, keep gradients of moderate size.
+EPSILON = 1e-6
 
 
 @runtime_checkable
@@ -74,7 +76,7 @@ class CodebookModule(nnx.Module):
         self.commitment, self.revival, self.rules = config.commitment, config.revival, rules
 
     def __call__(self, z: Grid, key: jax.Array | None) -> tuple[Grid, Int[Array, "B h w"], Float[Array, "B"]]:
-        unit, vectors = unit_norm(z.astype(jnp.float32)), self._vectors()
+        unit, vectors = unit_norm(z.astype(jnp.float32), EPSILON), self._vectors()
         codes = jnp.einsum("bhwz,kz->bhwk", unit, vectors).argmax(-1)
         chosen = self.look_up(codes)
         moved = jnp.square(chosen - jax.lax.stop_gradient(unit)).mean((1, 2, 3))
@@ -88,7 +90,7 @@ class CodebookModule(nnx.Module):
         return look_up(self._vectors(), codes, self.rules)
 
     def _vectors(self) -> Float[Array, "K Z"]:
-        return unit_norm(self.table[...])
+        return unit_norm(self.table[...], EPSILON)
 
     def _revive(self, unit: Grid, codes: Array, vectors: Float[Array, "K Z"], key: jax.Array) -> Float[Array, ""]:
         """The mean over codes of the distance of unused ones from random vectors of the batch."""

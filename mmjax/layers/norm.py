@@ -21,9 +21,9 @@ class RMSNorm(nnx.Module):
         return (wide * scale * self.gain[...]).astype(x.dtype)
 
 
-def unit_norm(x: Float[Array, "... D"]) -> Float[Array, "... D"]:
-    """x / |x| over the last dimension, in x's dtype; zero where x is zero."""
-    return x * jax.lax.rsqrt(jnp.square(x).sum(-1, keepdims=True) + 1e-12)
+def unit_norm(x: Float[Array, "... D"], epsilon: float = 1e-12) -> Float[Array, "... D"]:
+    """x / sqrt(|x|² + epsilon) over the last dimension, in x's dtype; zero where x is zero."""
+    return x * jax.lax.rsqrt(jnp.square(x).sum(-1, keepdims=True) + epsilon)
 
 
 def dropout(x: Float[Array, "..."], rate: float, key: jax.Array | None) -> Float[Array, "..."]:
