@@ -25,7 +25,7 @@ RESULT, PAGE = "benchmark.json", "report.html"
 NAMES = ("step", "input", "checkpoint", "attention", "startup")
 PACKAGES = (
     *("jax", "jaxlib", "flax", "optax", "grain", "orbax-checkpoint", "numpy"),
-    *("torch", "transformers", "safetensors", "tensorflow-cpu", "pillow"),
+    *("torch", "transformers", "safetensors", "tensorflow-cpu", "pillow", "webdataset", "datasets"),
 )
 
 
