@@ -271,6 +271,7 @@ def test_a_search_compiles_the_most_promising(tmp_path, capsys, monkeypatch):
     assert again["predicted_step_seconds"] == pytest.approx(whole["predicted_step_seconds"])
 
 
+@pytest.mark.slow
 def test_here_is_planned_by_what_a_profile_reached_and_trained_without_compiling(tmp_path):
     """In processes compiled as users compile."""
     # With something drawn in the step.

@@ -94,6 +94,7 @@ def test_the_page_holds_all_it_shows(folder):
     assert (folder / "program.txt").read_text().startswith("HloModule")
 
 
+@pytest.mark.slow
 def test_what_changed_is_told(folder, whole, capsys):
     same, other = folder.parent / "same", folder.parent / "other"
     assert profile.main(["compare", str(folder), str(folder), f"out={same}"]) == 0

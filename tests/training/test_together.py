@@ -72,6 +72,7 @@ def test_seeds_together_are_seeds_apart(apart, data_dir, tmp_path):
     check(tmp_path, apart)
 
 
+@pytest.mark.slow
 def test_seeds_together_on_a_mesh_are_seeds_apart(apart, data_dir, tmp_path):
     mesh = ("mesh.data=1", "mesh.fsdp=2", "rules=fsdp")
     loop.train_together(runs(tmp_path, data_dir, *mesh))
@@ -174,6 +175,7 @@ def test_only_the_evaluated_step_is_the_best(data_dir, tmp_path, monkeypatch):
     assert kept(tmp_path) == [2, 6]
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_keeps_the_same_checkpoints(data_dir, tmp_path, monkeypatch):
     """Stopped before an evaluation that is due, between two checkpoints, and before the last evaluation."""
     scripted(monkeypatch, {2: 0.9, 4: 0.5})
