@@ -17,7 +17,7 @@ from tests.servers import gcs_server, s3_server
 from tests.system.conftest import finish, start
 
 SMALL = ("model.width=32", "model.dtype=float32", "model.unroll=false", "data.workers=0", "train.batch_size=8")
-OFTEN = ("train.steps=24", "train.log_every=1", "checkpoint.every=3")
+OFTEN = ("train.steps=12", "train.log_every=1", "checkpoint.every=4")
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def test_a_run_in_a_bucket_resumes_exactly_after_sigkill(servers, files, tmp_pat
 
     killed = "gs://bucket/runs/killed"
     process = start("train", *words, f"run_dir={killed}")
-    while process.poll() is None and not (to_path(killed) / "checkpoints/6/commit_success.txt").exists():
+    while process.poll() is None and not (to_path(killed) / "checkpoints/4/commit_success.txt").exists():
         time.sleep(0.05)
     process.kill()
     process.communicate()
@@ -77,7 +77,7 @@ def test_a_run_in_a_bucket_resumes_exactly_after_sigkill(servers, files, tmp_pat
         [json.loads(line) for line in read_growing(to_path(run) / "metrics.jsonl").splitlines()]
         for run in ("gs://bucket/runs/whole", killed)
     ]
-    assert [line["step"] for line in histories[1]] == [*range(1, 25)]
+    assert [line["step"] for line in histories[1]] == [*range(1, 13)]
     assert [line["train/loss"] for line in histories[0]] == [line["train/loss"] for line in histories[1]]
     assert not (to_path(killed) / ".lock").exists()
     assert not any(".parts/" in name for name in find_files(to_path(killed)))
@@ -93,7 +93,7 @@ def test_a_run_in_a_bucket_resumes_exactly_after_sigkill(servers, files, tmp_pat
 
     # It is evaluated, used in Python, and begun again.
     finish("evaluate", killed)
-    assert "evaluations/24.json" in find_files(to_path(killed))
+    assert "evaluations/12.json" in find_files(to_path(killed))
     embedded = mm.load(killed).embed(text=["grinning face"])["encoders/text"]
     assert np.asarray(embedded).shape[0] == 1
     again = (experiment, *SMALL, "train.steps=3", f"data_dir={tmp_path}", f"run_dir={killed}", "fresh=true")
