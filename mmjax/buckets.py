@@ -20,7 +20,7 @@ import threading
 import time
 import traceback
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -232,17 +232,27 @@ def local_copy(folder: Path, cache: Path) -> Path:
     name = hashlib.sha256(json.dumps([str(folder), sorted(files.items())]).encode()).hexdigest()[:16]
     copy = cache / f"{folder.name}-{name}"
     if not copy.is_dir():
-        cache.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=cache))
-        try:
-            for file in files:
-                (partial / file).parent.mkdir(parents=True, exist_ok=True)
-                remote.fs.get_file((remote / file).path, str(partial / file))
-            with contextlib.suppress(OSError):  # another process was first
-                os.rename(partial, copy)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+        download_files(remote, files, copy)
     return copy
+
+
+def download_files(source: Any, names: Iterable[str], folder: Path) -> None:
+    """Downloads files of a remote folder into a new local one, all of them or none.
+
+    Raises UserError for a name that leads out of the folder.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder.parent))
+    try:
+        for name in names:
+            if not (partial / name).resolve().is_relative_to(partial.resolve()):
+                raise UserError(f"{source} names {name}, which leads out of its folder; remove that file")
+            (partial / name).parent.mkdir(parents=True, exist_ok=True)
+            source.fs.get_file((source / name).path, str(partial / name))
+        with contextlib.suppress(OSError):  # another process was first
+            os.rename(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 @contextlib.contextmanager

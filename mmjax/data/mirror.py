@@ -1,15 +1,11 @@
 """A data_dir in a bucket: a local mirror of it, downloaded and uploaded folder by folder."""
 
-import contextlib
 import json
 import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
-from mmjax.buckets import is_remote
-from mmjax.errors import UserError
+from mmjax.buckets import download_files, is_remote
 from mmjax.files import explained, local_path, to_path, write_atomic
 
 WHOLE = ".files.json"
@@ -34,18 +30,7 @@ def download(folder: Path) -> None:
     except FileNotFoundError:
         return
     with explained(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder.parent))
-        try:
-            for name in names:
-                if not (partial / name).resolve().is_relative_to(partial.resolve()):
-                    raise UserError(f"{origin / WHOLE} names {name}, which leads out of its folder; remove that file")
-                (partial / name).parent.mkdir(parents=True, exist_ok=True)
-                origin.fs.get_file((origin / name).path, str(partial / name))
-            with contextlib.suppress(OSError):  # another process was first
-                os.rename(partial, folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+        download_files(origin, names, folder)
 
 
 def upload(folder: Path) -> None:
