@@ -50,7 +50,7 @@ def remote_path(url: str) -> Path:
     scheme, _, rest = url.partition("://")
     if scheme not in PACKAGES:
         known = ", ".join(f"{name}://" for name in PACKAGES)
-        raise UserError(f"{scheme}:// is not a known place; known are local paths and {known}")
+        raise UserError(f"{scheme}:// is not supported; use a local path or one of {known}")
     if "@" in rest.partition("/")[0] or re.search(r"[?&]\w+=", rest):
         # The URL is not shown: it may hold a secret.
         raise UserError(
@@ -98,7 +98,7 @@ def read_range(path: Any, start: int = 0, stop: int | None = None) -> bytes:
     Raises:
         FileNotFoundError: there is no such file.
         PermissionError: it may not be read.
-        UserError: the place does not answer.
+        UserError: the service does not answer.
     """
     from fsspec.asyn import AsyncFileSystem, sync
 
@@ -119,20 +119,20 @@ def read_range(path: Any, start: int = 0, stop: int | None = None) -> bytes:
             if "Forbidden" in reason:
                 raise PermissionError(f"{path} may not be read ({reason})") from error
             if attempt == TRIES - 1:
-                raise UserError(f"{path} was not to be read in {TRIES} tries ({reason}); try again later") from error
+                raise UserError(f"{path} could not be read in {TRIES} tries ({reason}); try again later") from error
             RETRIES.count += 1
             time.sleep(2.0**attempt)
     raise AssertionError("not reached")
 
 
 def open_bytes(path: Path) -> BinaryIO:
-    """A file, open for reading; of a bucket's object parts are fetched as they are read."""
+    """A file, open for reading; an object in a bucket is fetched in parts, as it is read."""
     # fsspec's files read lines of any length only.
     return cast(BinaryIO, io.BufferedReader(cast(Any, path).open("rb"), 2**20)) if is_remote(path) else path.open("rb")
 
 
 def nothing_there(path: Path) -> str:
-    """What to say of a path where nothing is found; a service that refuses an answer looks the same."""
+    """The reason why nothing is found at a path: a service that refuses access looks like a missing file."""
     if not is_remote(path):
         return "there is no such file or folder"
     try:

@@ -179,7 +179,7 @@ def test_no_name_leads_out_of_a_folder(name, found):
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("ftp://host/x", "ftp:// is not a known place; known are local paths and gs://, s3://, memory://"),
+        ("ftp://host/x", "ftp:// is not supported; use a local path or one of gs://, s3://, memory://"),
         ("s3://key:s3cr3t@bucket/x", "s3:// path holds credentials"),
         ("gs://bucket/x?token=s3cr3t", "gs:// path holds credentials"),
         ("gs://bucket/../x", "has no .."),
@@ -238,7 +238,7 @@ def test_a_service_that_fails_is_named_after_some_tries(monkeypatch):
     monkeypatch.setattr(buckets, "TRIES", 2)
     with answering(lambda handler: send(handler, 503, b"busy")) as url:
         before = RETRIES.count
-        with pytest.raises(UserError, match="gs://bucket/file was not to be read in 2 tries"):
+        with pytest.raises(UserError, match="gs://bucket/file could not be read in 2 tries"):
             read_range(read_from(url, monkeypatch))
         assert RETRIES.count == before + 1
 

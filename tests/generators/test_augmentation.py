@@ -34,7 +34,7 @@ def test_augmentation_moves_cuts_and_lets_gradients_pass():
         sides = (flat == 0).all(axes)
         assert sides[:, 0].any()
         assert sides[:, -1].any()
-    # A box of half of each side is cut, and a shift of up to two places leaves zeros besides.
+    # A box of half of each side is cut, and a shift of up to two places leaves more zeros.
     zeros = (flat == 0).all(-1).mean((1, 2))
     assert 1 / 16 <= zeros.min() <= zeros.mean() <= 0.5
     assert len(np.unique(zeros)) > 5
