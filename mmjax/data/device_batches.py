@@ -9,7 +9,8 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
-from mmjax.data.loader import HostBatch, Loader, empty_batch
+from mmjax.data.host_batch import HostBatch, empty_batch
+from mmjax.data.loader import Loader
 from mmjax.errors import UserError
 from mmjax.types import Batch, Feature
 

@@ -4,29 +4,31 @@ Only this file imports Grain, and only where it is used.
 """
 
 import contextlib
-import dataclasses
 import functools
-import hashlib
 import multiprocessing
 import os
+import shutil
 import signal
+import sys
 import threading
 import time
 import zlib
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
 import chz
+import jax
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 
 from mmjax.buckets import RETRIES
 from mmjax.data.check import check_inputs, cut_texts
 from mmjax.data.clean import BadInput, read_example
+from mmjax.data.host_batch import BadValue, HostBatch, empty_batch, set_example
 from mmjax.data.inputs import Input
+from mmjax.data.order import Order, ShuffledEpochs
 from mmjax.data.prefetch import BatchIterator
 from mmjax.data.sources.base import Records, Source
 from mmjax.data.tokenize import Corpus, write_tokenizer
@@ -34,6 +36,9 @@ from mmjax.errors import UserError
 from mmjax.fields import OPERATIONAL
 from mmjax.files import to_path
 from mmjax.types import Batch, Feature
+
+# Where Linux keeps what processes share, and from how many bytes on an array is worth a segment of its own.
+SHARED_MEMORY, SMALLEST_SHARED = "/dev/shm", 2**16
 
 
 @chz.chz
@@ -130,40 +135,6 @@ def _stored(run_dir: str | Path, name: str) -> Path:
     return to_path(run_dir) / "tokenizers" / f"{name}.json"
 
 
-@dataclasses.dataclass(frozen=True)
-class BadValue:
-    """A value that could not be used: `feature` of example `index`, named `id`, and the reason."""
-
-    index: int
-    id: str
-    feature: str
-    reason: str
-
-
-@dataclasses.dataclass(frozen=True)
-class HostBatch:
-    """The rows of global batch `step` that one process loads, as NumPy arrays.
-
-    `rows` are their indices in the global batch of `size`, ascending. `ids` names all examples of the *global* batch,
-    "" for the padding at the end of an evaluation. `seconds` is the time that loading took, `retries` how many reads of
-    a bucket were tried again.
-    """
-
-    step: int
-    size: int
-    rows: Int[np.ndarray, "R"]
-    batch: Batch
-    ids: tuple[str, ...]
-    errors: tuple[BadValue, ...]
-    seconds: float
-    retries: int = 0
-
-    @property
-    def real(self) -> Bool[np.ndarray, "R"]:
-        """Which rows are examples and not padding."""
-        return np.array([bool(self.ids[row]) for row in self.rows], bool)
-
-
 class Loader:
     """Global batch k of a split as a pure function of the seed and k.
 
@@ -203,16 +174,10 @@ class Loader:
         return self.data.open(self.data_dir, self.split)
 
     @functools.cached_property
-    def _order(self) -> Any:
-        """The example index at each global position."""
-        import grain
-
-        indices = grain.MapDataset.range(len(self.records))
-        if self.seed is None:
-            return range(len(self.records))
-        # Grain takes a 32-bit seed and adds the epoch to it; hashed, runs of neighbouring seeds do not share epochs.
-        seed = int(np.random.SeedSequence([self.seed, zlib.crc32(b"order")]).generate_state(1)[0])
-        return indices.shuffle(seed=seed).repeat()
+    def _order(self) -> Order:
+        """The example index at each position of a training."""
+        assert self.seed is not None
+        return ShuffledEpochs(len(self.records), self.seed)
 
     @property
     def examples(self) -> int:
@@ -227,7 +192,7 @@ class Loader:
     def _index(self, position: int) -> int | None:
         """The example at a global position; None beyond the end of an evaluation."""
         if self.seed is not None:
-            return int(self._order[position])
+            return self._order[position]
         return position * len(self.records) // self.examples if position < self.examples else None
 
     def _indices(self, step: int) -> list[int | None]:
@@ -299,11 +264,26 @@ class Loader:
             options = grain.MultiprocessingOptions(
                 num_workers=data.workers, per_worker_buffer_size=max(1, data.prefetch)
             )
+            shared = grain.experimental.DatasetOptions(min_shm_size=self._smallest_shared_array())
+            dataset = grain.experimental.WithOptionsIterDataset(dataset, shared)
             dataset = dataset.mp_prefetch(options, worker_init_fn=_end_with_parent)
         if transform is not None:
             dataset = dataset.map(transform)
         with _signals_kept():
             return BatchIterator(iter(dataset))
+
+    def _smallest_shared_array(self) -> int:
+        """Bytes of the smallest array that workers pass through shared memory, if it has room.
+
+        Smaller ones, or all where it has not, are pickled, which takes longer. A container's shared memory may hold 64 MB only,
+        and a process that writes beyond it is killed.
+        """
+        size = sum(array.nbytes for array in jax.tree.leaves(empty_batch(self.data.features, len(self.rows))))
+        waiting = (self.data.workers or 0) * (self.data.prefetch + self.data.threads + 1) + 4
+        with contextlib.suppress(OSError):
+            if shutil.disk_usage(SHARED_MEMORY).free > 2 * waiting * size:
+                return SMALLEST_SHARED
+        return sys.maxsize
 
 
 @contextlib.contextmanager
@@ -339,51 +319,3 @@ def _parse_flags() -> None:
 
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
-
-
-def empty_batch(features: Mapping[str, Feature], rows: int) -> Batch:
-    """A batch in which every feature is absent."""
-    values, mask = {}, {}
-    for name, feature in features.items():
-        values[name] = np.zeros((rows, *feature.shape), feature.dtype)
-        if feature.has_mask:
-            mask[name] = np.zeros((rows, feature.shape[0]), bool)
-    return Batch(values, mask, {name: np.zeros(rows, bool) for name in features})
-
-
-def set_example(batch: Batch, place: int, name: str, values: np.ndarray, mask: np.ndarray | None) -> None:
-    """Sets a feature of the example at `place` of a NumPy batch to the result of `Input.read`."""
-    batch.values[name][place] = values
-    if mask is not None:
-        batch.mask[name][place] = mask
-    batch.present[name][place] = True
-
-
-def chain_digest(digest: str, ids: Sequence[str]) -> str:
-    """SHA-256 of the previous digest ("" at first) and a batch's example names, in hexadecimal."""
-    return hashlib.sha256("\n".join([digest, *ids]).encode()).hexdigest()
-
-
-class BadValueMonitor:
-    """Counts read and unusable values by feature, and stops a run with too many unusable ones."""
-
-    # So many values are looked at before a share is taken: one bad value in a first batch of four says little.
-    MIN_VALUES = 256
-
-    def __init__(self, max_bad_share: float):
-        self.max_bad_share = max_bad_share
-        self.read: Counter[str] = Counter()
-        self.bad: Counter[str] = Counter()
-
-    def add(self, host: HostBatch) -> None:
-        """Counts a batch; UserError when more than `max_bad_share` of a feature is unusable."""
-        count = int(host.real.sum())
-        self.read.update(dict.fromkeys(host.batch.present, count))
-        for error in host.errors:
-            self.bad[error.feature] += 1
-            bad, read = self.bad[error.feature], self.read[error.feature]
-            if bad > self.max_bad_share * max(read, self.MIN_VALUES):
-                raise UserError(
-                    f"{bad} of {read} values of {error.feature!r} cannot be used, the last one, of {error.id}, because "
-                    f"{error.reason}: fix the data, or raise data.max_bad_share, which is {self.max_bad_share}"
-                )

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from mmjax.data.clean import BadInput, decode_text
+from mmjax.data.host_batch import empty_batch, set_example
 from mmjax.data.inputs import Input, TextInput
-from mmjax.data.loader import empty_batch, set_example
 from mmjax.errors import UserError
 from mmjax.files import read_regular, to_path
 from mmjax.types import Batch

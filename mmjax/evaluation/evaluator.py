@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmjax.data.loader import HostBatch, Loader
+from mmjax.data.host_batch import HostBatch
+from mmjax.data.loader import Loader
 from mmjax.evaluation.context import EvalContext
 from mmjax.evaluation.eval_result import BatchResult, EvalResult, ResultCollector, evaluated_outputs, truth_features
 from mmjax.model import Multimodal

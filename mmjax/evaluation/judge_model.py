@@ -14,8 +14,8 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from mmjax.checkpoint.restore import restore_model
 from mmjax.config import experiment_file
+from mmjax.data.host_batch import empty_batch
 from mmjax.data.inputs import Input
-from mmjax.data.loader import empty_batch
 from mmjax.errors import UserError
 from mmjax.model import Multimodal
 from mmjax.sharding.rules import Rules

@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mmjax.data.host_batch import HostBatch
 from mmjax.data.inputs import Input, TextInput
-from mmjax.data.loader import Data, HostBatch
+from mmjax.data.loader import Data
 from mmjax.reports.page import Card, Cell, Drawing, Key, Picture, Section, Table
 from mmjax.reports.plots import picture_uri, regression_svg, spectrum_uri
 from mmjax.types import Image, Label, Spectrogram, Vector

@@ -12,8 +12,9 @@ import pytest
 
 from mmjax.data.audio_inputs import SpectrogramInput
 from mmjax.data.augment import ImageAugment, SpectrogramAugment
+from mmjax.data.host_batch import HostBatch
 from mmjax.data.inputs import ImageInput, LabelInput, TextInput, VectorInput
-from mmjax.data.loader import Data, HostBatch, Loader
+from mmjax.data.loader import Data, Loader
 from mmjax.data.sources.base import Recording, Source
 
 # Worker processes get these classes with what a test has changed in them.

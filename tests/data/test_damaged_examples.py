@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mmjax.data.check import check_inputs
-from mmjax.data.loader import BadValueMonitor
+from mmjax.data.host_batch import BadValueMonitor
 from mmjax.errors import UserError
 from tests.data.examples import COUNT, DAMAGE, SIZE, Memory, arrays, data, loader
 

@@ -6,7 +6,8 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from mmjax.data.device_batches import DevicePrefetcher, rows_of, to_global_arrays
-from mmjax.data.loader import HostBatch, Loader
+from mmjax.data.host_batch import HostBatch
+from mmjax.data.loader import Loader
 from mmjax.errors import UserError
 from mmjax.types import Batch
 

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 from mmjax.data.audio_inputs import SpectrogramInput
+from mmjax.data.host_batch import chain_digest
 from mmjax.data.inputs import ImageInput, TextInput
-from mmjax.data.loader import Data, Loader, chain_digest
+from mmjax.data.loader import Data, Loader
 from mmjax.data.tokenize import Bpe
 from mmjax.errors import UserError
 from tests.data.examples import COUNT, SIZE, InMemory, Memory, arrays, assert_same, data, loader

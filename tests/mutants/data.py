@@ -22,10 +22,14 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
             "[self.seed, position, zlib.crc32(name.encode())]",
             "[self.seed, zlib.crc32(name.encode())]",
         ),
-        "the_order_of_every_seed": ('[self.seed, zlib.crc32(b"order")]', '[zlib.crc32(b"order")]'),
         "the_first_examples_alone": ("position * len(self.records) // self.examples if", "position if"),
-        "a_chain_without_its_past": ('"\\n".join([digest, *ids])', '"\\n".join(ids)'),
         "rows_drawn_by_their_place": ("step * self.batch_size + int(row)", "step * self.batch_size + place"),
+    },
+    ("data/order.py", "data/test_loader.py -k seed"): {
+        "the_order_of_every_seed": ("[seed, zlib.crc32(name.encode())]", "[zlib.crc32(name.encode())]"),
+    },
+    ("data/host_batch.py", "data/test_loader.py -k chain"): {
+        "a_chain_without_its_past": ('"\\n".join([digest, *ids])', '"\\n".join(ids)'),
     },
     ("data/device_batches.py", "data/test_device_batches.py -k 'device or part or process'"): {
         "the_offset_of_another_host": ("at = np.searchsorted(host.rows, first)", "at = first"),

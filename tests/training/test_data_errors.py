@@ -2,7 +2,7 @@
 
 import json
 
-from mmjax.data.loader import BadValue
+from mmjax.data.host_batch import BadValue
 from mmjax.training.data_errors import DataErrorsLog
 
 

@@ -8,7 +8,8 @@ import chz
 import jax
 
 from mmjax.data.clean import BadInput
-from mmjax.data.loader import Loader, set_example
+from mmjax.data.host_batch import set_example
+from mmjax.data.loader import Loader
 from mmjax.evaluation.context import EvalContext
 from mmjax.evaluation.eval_result import EvalResult, truth_features
 from mmjax.evaluation.noise import corrupt

@@ -1,0 +1,101 @@
+"""The rows of a batch that one process loads, as NumPy arrays, and what in them could not be read."""
+
+import dataclasses
+import functools
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
+from jaxtyping import Bool, Int
+
+from mmjax.errors import UserError
+from mmjax.types import Batch, Feature
+
+
+@dataclasses.dataclass(frozen=True)
+class BadValue:
+    """A value that could not be used: `feature` of example `index`, named `id`, and the reason."""
+
+    index: int
+    id: str
+    feature: str
+    reason: str
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["rows", "batch"],
+    meta_fields=["step", "size", "ids", "errors", "seconds", "retries"],
+)
+@dataclasses.dataclass(frozen=True)
+class HostBatch:
+    """The rows of global batch `step` that one process loads, as NumPy arrays.
+
+    `rows` are their indices in the global batch of `size`, ascending. `ids` names all examples of the *global* batch,
+    "" for the padding at the end of an evaluation. `seconds` is the time that loading took, `retries` how many reads of
+    a bucket were tried again.
+    """
+
+    step: int
+    size: int
+    rows: Int[np.ndarray, "R"]
+    batch: Batch
+    ids: tuple[str, ...]
+    errors: tuple[BadValue, ...]
+    seconds: float
+    retries: int = 0
+
+    @property
+    def real(self) -> Bool[np.ndarray, "R"]:
+        """Which rows are examples and not padding."""
+        return np.array([bool(self.ids[row]) for row in self.rows], bool)
+
+
+def empty_batch(features: Mapping[str, Feature], rows: int) -> Batch:
+    """A batch in which every feature is absent."""
+    values, mask = {}, {}
+    for name, feature in features.items():
+        values[name] = np.zeros((rows, *feature.shape), feature.dtype)
+        if feature.has_mask:
+            mask[name] = np.zeros((rows, feature.shape[0]), bool)
+    return Batch(values, mask, {name: np.zeros(rows, bool) for name in features})
+
+
+def set_example(batch: Batch, place: int, name: str, values: np.ndarray, mask: np.ndarray | None) -> None:
+    """Sets a feature of the example at `place` of a NumPy batch to the result of `Input.read`."""
+    batch.values[name][place] = values
+    if mask is not None:
+        batch.mask[name][place] = mask
+    batch.present[name][place] = True
+
+
+def chain_digest(digest: str, ids: Sequence[str]) -> str:
+    """SHA-256 of the previous digest ("" at first) and a batch's example names, in hexadecimal."""
+    return hashlib.sha256("\n".join([digest, *ids]).encode()).hexdigest()
+
+
+class BadValueMonitor:
+    """Counts read and unusable values by feature, and stops a run with too many unusable ones."""
+
+    # So many values are looked at before a share is taken: one bad value in a first batch of four says little.
+    MIN_VALUES = 256
+
+    def __init__(self, max_bad_share: float):
+        self.max_bad_share = max_bad_share
+        self.read: Counter[str] = Counter()
+        self.bad: Counter[str] = Counter()
+
+    def add(self, host: HostBatch) -> None:
+        """Counts a batch; UserError when more than `max_bad_share` of a feature is unusable."""
+        count = int(host.real.sum())
+        self.read.update(dict.fromkeys(host.batch.present, count))
+        for error in host.errors:
+            self.bad[error.feature] += 1
+            bad, read = self.bad[error.feature], self.read[error.feature]
+            if bad > self.max_bad_share * max(read, self.MIN_VALUES):
+                raise UserError(
+                    f"{bad} of {read} values of {error.feature!r} cannot be used, the last one, of {error.id}, because "
+                    f"{error.reason}: fix the data, or raise data.max_bad_share, which is {self.max_bad_share}"
+                )
