@@ -275,8 +275,8 @@ class Loader:
     def _smallest_shared_array(self) -> int:
         """Bytes of the smallest array that workers pass through shared memory, if it has room.
 
-        Smaller ones, or all where it has not, are pickled, which takes longer. A container's shared memory may hold 64 MB only,
-        and a process that writes beyond it is killed.
+        Smaller ones, or all where it has not, are pickled, which takes longer. A container's shared memory may hold
+        64 MB only, and a process that writes beyond it is killed.
         """
         size = sum(array.nbytes for array in jax.tree.leaves(empty_batch(self.data.features, len(self.rows))))
         waiting = (self.data.workers or 0) * (self.data.prefetch + self.data.threads + 1) + 4
