@@ -20,6 +20,7 @@ from mmjax.generators.decoding import Decoding
 from mmjax.hardware.machine import Machine, this_machine
 from mmjax.layers.low_precision import Precision, quantize_matmuls
 from mmjax.layers.output import Output
+from mmjax.layers.packed import unpack_batch, unpack_tokens
 from mmjax.layers.settings import Settings
 from mmjax.layers.stack import Remat
 from mmjax.sharding.rules import Rules
@@ -169,7 +170,7 @@ class Multimodal(nnx.Module):
             name: frozenset(output.critic_hidden_modalities) & set(encoders) for name, output in outputs.items()
         }
         self.reads = {name: frozenset(output.unimodal_inputs) for name, output in outputs.items()}
-        self.width, self.modality_dropout = settings.width, config.modality_dropout
+        self.width, self.rules, self.modality_dropout = settings.width, settings.rules, config.modality_dropout
         if config.matmul_precision != "exact":
             quantize_matmuls(self, config.matmul_precision)
 
@@ -201,11 +202,15 @@ class Multimodal(nnx.Module):
         streams, intermediates = {}, {}
         keys = _split(key, len(self.encoders))
         for (name, encoder), encoder_key in zip(self.encoders.items(), keys, strict=True):
-            values, present = batch.values[name], batch.present[name]
-            values = jnp.where(present.reshape(-1, *[1] * (values.ndim - 1)), values, 0)
-            mask = batch.mask[name] & present[:, None] if name in batch.mask else None
+            values, mask, present = batch.values[name], batch.mask.get(name), batch.present[name]
+            packed = batch.packed.get(name)
+            if packed is None:  # the rows of packed features hold nothing of an absent one
+                values = jnp.where(present.reshape(-1, *[1] * (values.ndim - 1)), values, 0)
+                mask = None if mask is None else mask & present[:, None]
             with jax.named_scope(f"encoders/{name}"):
                 tokens, intermediates[name] = encoder(values, mask, encoder_key)
+            if packed is not None:
+                tokens = unpack_tokens(tokens, packed, self.rules)
             _check_tokens(f"model.encoders.{name}: {type(encoder).__name__}", tokens, present.shape[0], self.width)
             streams[name] = Tokens(tokens.values, tokens.mask & present[:, None], tokens.time)
         return streams, intermediates
@@ -259,6 +264,7 @@ class Multimodal(nnx.Module):
 
     def loss_weights(self, batch: Batch) -> dict[str, Float[Array, ""]]:
         """The weight of the batch in every output's loss, and in the fusion's own."""
+        batch = unpack_batch(batch, self.rules)
         fusion = jnp.float32(_size(batch))
         return {"fusion": fusion} | {name: output.weight(batch) for name, output in self.outputs.items()}
 
@@ -292,6 +298,7 @@ class Multimodal(nnx.Module):
         """
         forward_key, output_key = _split(key, 2)
         fused_views, losses = self.fused_views(batch, forward_key, critics)
+        batch = unpack_batch(batch, self.rules)
         total, critic_total = jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32)
         metrics: Metrics = {}
         for name, own in losses.items():

@@ -24,13 +24,35 @@ class Batch:
       a vector     Float[B S Q]      S vectors of Q numbers
     `mask[name]` says which of the N, T or S positions are real (every feature but images has one) and `present[name]`
     whether the example has the feature at all. Values where `present` is false are undefined and must not reach any
-    output.
+    output. A feature in `packed` has the sequences of several examples in each of its R rows of L positions: its values
+    begin with [R L], its mask is segment ids Int[R L], which number the sequences of a row from 1; 0 is padding.
     """
 
     # Arrays on devices or on the host, or other leaves in a tree of this structure.
     values: dict[str, Any]
     mask: dict[str, Any]
     present: dict[str, Any]
+    packed: dict[str, "Packed"] = dataclasses.field(default_factory=dict)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Packed:
+    """Where the B examples of a batch have their sequences in the R rows of a packed feature.
+
+    A batch has `parts` equal parts of consecutive examples and rows; the sequences of a part's examples lie in its
+    rows. `rows` counts within the part.
+    """
+
+    # Int[Array, "B"], on devices or on the host.
+    rows: Any
+    starts: Any
+    lengths: Any
+    parts: int = dataclasses.field(metadata={"static": True})
+    row_count: int = dataclasses.field(metadata={"static": True})
+    row_length: int = dataclasses.field(metadata={"static": True})
+    longest: int = dataclasses.field(metadata={"static": True})
+    """Of a sequence, in positions."""
 
 
 @jax.tree_util.register_dataclass

@@ -4,12 +4,13 @@ import chz
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from mmjax.encoders.base import Encoder, Intermediates, require_feature
-from mmjax.layers.attention import Block, check_heads
+from mmjax.layers.attention import Block, Mask, check_heads
 from mmjax.layers.linear import Linear
 from mmjax.layers.norm import RMSNorm
+from mmjax.layers.packed import has_segments, segment_positions, select_positions
 from mmjax.layers.patches import group_sequence, pad_to_multiple, sliding_windows
 from mmjax.layers.position import make_position
 from mmjax.layers.settings import Settings
@@ -33,6 +34,9 @@ class AudioTransformer(Encoder):
     def _valid(self) -> None:
         if self.convolutions < 1:
             raise ValueError("convolutions must be 1 or more")
+
+    def packed_stride(self, feature: Feature) -> int:
+        return 2**self.convolutions
 
     def build(self, feature: Feature, settings: Settings, rngs: nnx.Rngs) -> "AudioEncoder":
         spectrum = require_feature(self, feature, Spectrogram)
@@ -62,13 +66,16 @@ class AudioEncoder(nnx.Module):
         self.seconds, self.dtype, self.rules = feature.seconds, settings.dtype, rules
 
     def __call__(
-        self, values: Float[Array, "B T M"], mask: Bool[Array, "B T"], key: jax.Array | None
+        self, values: Float[Array, "B T M"], mask: Mask, key: jax.Array | None
     ) -> tuple[Tokens, Intermediates]:
         x, mask = pad_to_multiple(values.astype(self.dtype), mask, self.stride)
+        packed = has_segments(mask)
         for convolution in self.convolutions:
-            x = jax.nn.gelu(convolution(sliding_windows(jnp.where(mask[..., None], x, 0), STEM_KERNEL, 2)))
-            mask = group_sequence(mask, 2, rules=self.rules).any(2)
-        x = x + self.position[...].astype(self.dtype)
+            x = jnp.where(mask[..., None] > 0, x, 0)
+            x = jax.nn.gelu(convolution(sliding_windows(x, STEM_KERNEL, 2, mask if packed else None)))
+            mask = group_sequence(mask, 2, rules=self.rules).max(2)
+        x = x + select_positions(self.position, mask, self.dtype, self.rules)
         x, layers = self.stack(x, mask, key=key)
-        time = (jnp.arange(self.count) + 0.5) * self.stride * self.seconds + jnp.zeros_like(x[..., 0], jnp.float32)
-        return Tokens(self.norm(x), mask, time), {"layers": layers}
+        places = segment_positions(mask) if packed else jnp.arange(x.shape[1])
+        time = (places + 0.5) * self.stride * self.seconds + jnp.zeros_like(x[..., 0], jnp.float32)
+        return Tokens(self.norm(x), mask > 0, time), {"layers": layers}

@@ -33,6 +33,13 @@ class EncoderModule(Protocol):
 class Encoder(abc.ABC):
     """Configuration of an encoder."""
 
+    def packed_stride(self, feature: Feature) -> int | None:
+        """The positions that a token stands for, where the module reads packed sequences; None: it does not.
+
+        Its mask is then segment ids Int[R L] (see `Batch`). A multiple of the stride is where each sequence begins.
+        """
+        return None
+
     @abc.abstractmethod
     def build(self, feature: Feature, settings: Settings, rngs: nnx.Rngs) -> EncoderModule:
         """Builds the module for a modality; raises UserError for a feature it cannot read."""

@@ -6,12 +6,14 @@ import chz
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from mmjax.encoders.base import Encoder, Intermediates, require_feature
 from mmjax.errors import UserError
+from mmjax.layers.attention import Mask
 from mmjax.layers.linear import Embedding, Linear
 from mmjax.layers.norm import RMSNorm, dropout
+from mmjax.layers.packed import has_segments, segment_positions, segment_starts
 from mmjax.layers.patches import group_sequence, pad_to_multiple, reshape
 from mmjax.layers.settings import Settings
 from mmjax.sharding.rules import Rules
@@ -35,6 +37,9 @@ class Recurrent(Encoder):
             raise ValueError(f"depth={self.depth} must lie between 1 and 100")
         if self.patch < 1:
             raise ValueError(f"patch={self.patch} must be at least 1")
+
+    def packed_stride(self, feature: Feature) -> int:
+        return 1 if isinstance(feature, Text) else self.patch
 
     def build(self, feature: Feature, settings: Settings, rngs: nnx.Rngs) -> "RecurrentEncoder":
         read = require_feature(self, feature, Text, Spectrogram)
@@ -98,7 +103,7 @@ CELLS: dict[str, type[GRUCell] | type[LSTMCell]] = {"gru": GRUCell, "lstm": LSTM
 
 
 class RecurrentLayer(nnx.Module):
-    """One direction over time; the state does not change where the mask is false."""
+    """One direction over time; the state does not change where the mask is false, and each segment has its own."""
 
     def __init__(self, inputs: int, width: int, cell: str, reverse: bool, *, rules: Rules, rngs: nnx.Rngs):
         kind = CELLS[cell]
@@ -106,18 +111,27 @@ class RecurrentLayer(nnx.Module):
         self.cell = kind(width, rules=rules, rngs=rngs)
         self.reverse = reverse
 
-    def __call__(self, x: Float[Array, "B N C"], mask: Bool[Array, "B N"]) -> Float[Array, "B N D"]:
+    def __call__(self, x: Float[Array, "B N C"], mask: Mask) -> Float[Array, "B N D"]:
         inputs = jnp.swapaxes(self.read(x), 0, 1)
+        begins = _first_in_segment(mask, self.reverse) if has_segments(mask) else None
 
         def step(state, now):
-            gates, real = now
+            gates, real, first = now
+            if first is not None:
+                state = jax.tree.map(lambda old, new: jnp.where(first[:, None], new, old), state, start)
             following = self.cell(state, gates)
             state = jax.tree.map(lambda new, old: jnp.where(real[:, None], new, old), following, state)
             return state, self.cell.output(state)
 
         start = self.cell.start(inputs[0, :, 0])
-        _, outputs = jax.lax.scan(step, start, (inputs, jnp.swapaxes(mask, 0, 1)), reverse=self.reverse)
+        now = inputs, jnp.swapaxes(mask > 0, 0, 1), None if begins is None else jnp.swapaxes(begins, 0, 1)
+        _, outputs = jax.lax.scan(step, start, now, reverse=self.reverse)
         return jnp.swapaxes(outputs, 0, 1)
+
+
+def _first_in_segment(segments: Array, reverse: bool) -> Array:
+    """Where a segment begins in the direction of reading."""
+    return segment_starts(segments[:, ::-1])[:, ::-1] if reverse else segment_starts(segments)
 
 
 class RecurrentEncoder(nnx.Module):
@@ -147,20 +161,21 @@ class RecurrentEncoder(nnx.Module):
         self.project = Linear((width, width), (None, "embed"), rules=rules, rngs=rngs)
         self.rate, self.rules = settings.dropout, rules
 
-    def __call__(self, values: Array, mask: Bool[Array, "B N"], key: jax.Array | None) -> tuple[Tokens, Intermediates]:
+    def __call__(self, values: Array, mask: Mask, key: jax.Array | None) -> tuple[Tokens, Intermediates]:
         time = None
         if isinstance(self.embed, Embedding):
             x = self.embed(values, self.dtype)
         else:
             values, mask = pad_to_multiple(values, mask, self.patch)
-            mask = group_sequence(mask, self.patch, rules=self.rules).any(2)
+            mask = group_sequence(mask, self.patch, rules=self.rules).max(2)
             patches = reshape(values, mask.shape[1], self.patch * values.shape[2], rules=self.rules)
             x = self.embed(patches.astype(self.dtype))
-            time = (jnp.arange(x.shape[1]) + 0.5) * self.patch * self.seconds + jnp.zeros_like(x[..., 0], jnp.float32)
+            places = segment_positions(mask) if has_segments(mask) else jnp.arange(x.shape[1])
+            time = (places + 0.5) * self.patch * self.seconds + jnp.zeros_like(x[..., 0], jnp.float32)
         layers = {}
         keys = [None] * len(self.norms) if key is None else jax.random.split(key, len(self.norms))
         for index, (forward, backward, norm) in enumerate(zip(self.forward, self.backward, self.norms, strict=True)):
             both = norm(jnp.concatenate([forward(x, mask), backward(x, mask)], -1))
             x = both if index == 0 else x + dropout(both, self.rate, keys[index])
             layers[f"layer{index}"] = x
-        return Tokens(self.project(x), mask, time), layers
+        return Tokens(self.project(x), mask > 0, time), layers

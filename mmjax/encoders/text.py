@@ -3,12 +3,13 @@
 import chz
 import jax
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from mmjax.encoders.base import Encoder, Intermediates, require_feature
-from mmjax.layers.attention import Block, check_heads
+from mmjax.layers.attention import Block, Mask, check_heads
 from mmjax.layers.linear import Embedding
 from mmjax.layers.norm import RMSNorm
+from mmjax.layers.packed import select_positions
 from mmjax.layers.position import make_position
 from mmjax.layers.settings import Settings
 from mmjax.types import Feature, Text, Tokens
@@ -20,6 +21,9 @@ class TextTransformer(Encoder):
 
     depth: int = chz.field(default=4, doc="transformer blocks")
     heads: int = chz.field(default=4, doc="attention heads")
+
+    def packed_stride(self, feature: Feature) -> int:
+        return 1
 
     def build(self, feature: Feature, settings: Settings, rngs: nnx.Rngs) -> "TextEncoder":
         text = require_feature(self, feature, Text)
@@ -38,11 +42,11 @@ class TextEncoder(nnx.Module):
             lambda rngs: Block(width, config.heads, rate=settings.dropout, rules=rules, rngs=rngs), config.depth, rngs
         )
         self.norm = RMSNorm(width, rules=rules, rngs=rngs)
-        self.dtype = settings.dtype
+        self.dtype, self.rules = settings.dtype, rules
 
     def __call__(
-        self, values: Int[Array, "B N"] | Float[Array, "B N V"], mask: Bool[Array, "B N"], key: jax.Array | None
+        self, values: Int[Array, "B N"] | Float[Array, "B N V"], mask: Mask, key: jax.Array | None
     ) -> tuple[Tokens, Intermediates]:
-        x = self.embed(values, self.dtype) + self.position[...].astype(self.dtype)
+        x = self.embed(values, self.dtype) + select_positions(self.position, mask, self.dtype, self.rules)
         x, layers = self.stack(x, mask, key=key)
-        return Tokens(self.norm(x), mask), {"layers": layers}
+        return Tokens(self.norm(x), mask > 0), {"layers": layers}

@@ -5,24 +5,28 @@ import functools
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from mmjax.errors import UserError
-from mmjax.layers.attention_kernels import attend
+from mmjax.layers.attention_kernels import attend, visible
 from mmjax.layers.linear import Linear, make_parameter
 from mmjax.layers.mlp import MLP
 from mmjax.layers.norm import RMSNorm, dropout
+from mmjax.layers.packed import has_segments
 from mmjax.sharding.rules import Rules
 
 # Keys and values of M context tokens, Float[B M H K] each.
 KVCache = tuple[Array, Array]
+# Which context tokens count, or the segments that they belong to.
+Mask = Bool[Array, "#B S"] | Int[Array, "#B S"]
 
 
 class Attention(nnx.Module):
     """Multi-head attention from x to a context (default: x) (Vaswani et al. 2017, section 3.2).
 
     The softmax is in float32. Context tokens with a false mask are ignored; where a whole context is masked the result
-    is zero.
+    is zero. In self-attention the mask may be segment ids of packed sequences: a token then attends to its own segment,
+    and the result of padding, of id 0, is zero.
     """
 
     def __init__(self, width: int, heads: int, *, rules: Rules, rngs: nnx.Rngs):
@@ -35,7 +39,7 @@ class Attention(nnx.Module):
         self,
         x: Float[Array, "B N D"],
         context: Float[Array, "B M D"] | None = None,
-        mask: Bool[Array, "B M"] | None = None,
+        mask: Mask | None = None,
         *,
         causal: bool = False,
     ) -> Float[Array, "B N D"]:
@@ -45,15 +49,16 @@ class Attention(nnx.Module):
         self,
         x: Float[Array, "B N D"],
         context: Float[Array, "B M D"] | None = None,
-        mask: Bool[Array, "B M"] | None = None,
+        mask: Mask | None = None,
     ) -> Float[Array, "B N M"]:
         """The attention weight of each context token, averaged over heads; 0 where all are masked."""
         query, key = self.query(x), self.key(x if context is None else context)
         scores = jnp.einsum("bnhk,bmhk->bhnm", query, key).astype(jnp.float32) * key.shape[-1] ** -0.5
-        if mask is not None:
-            scores = jnp.where(mask[:, None, None, :], scores, jnp.finfo(jnp.float32).min)
-        weights = jax.nn.softmax(scores).mean(1)
-        return weights if mask is None else jnp.where(mask[:, None, :], weights, 0)
+        if mask is None:
+            return jax.nn.softmax(scores).mean(1)
+        seen = visible(mask[:, None, None, :])
+        weights = jax.nn.softmax(jnp.where(seen, scores, jnp.finfo(jnp.float32).min)).mean(1)
+        return jnp.where(seen[:, 0], weights, 0)
 
     def project_kv(self, context: Float[Array, "B M D"]) -> KVCache:
         """Projects a context to keys and values, which a decoder can cache."""
@@ -63,14 +68,15 @@ class Attention(nnx.Module):
         self,
         x: Float[Array, "B N D"],
         cache: KVCache,
-        mask: Bool[Array, "#B M"] | None = None,
+        mask: Mask | None = None,
         *,
         causal: bool = False,
     ) -> Float[Array, "B N D"]:
         """Attention to cached keys and values; a causal one ignores later positions."""
-        seen = None if mask is None else mask[:, None, None, :]
-        y = self.out(attend(self.query(x), *cache, seen, causal))
-        return y if mask is None else jnp.where(mask.any(1)[:, None, None], y, 0)
+        if mask is None:
+            return self.out(attend(self.query(x), *cache, None, causal))
+        y = self.out(attend(self.query(x), *cache, mask[:, None, None, :], causal))
+        return jnp.where((mask > 0 if has_segments(mask) else mask.any(1)[:, None])[..., None], y, 0)
 
 
 class Block(nnx.Module):
@@ -85,18 +91,16 @@ class Block(nnx.Module):
         self.mlp = MLP(width, hidden or 4 * width, rules=rules, rngs=rngs)
         self.rate = rate
 
-    def __call__(
-        self, x: Float[Array, "B N D"], mask: Bool[Array, "B N"] | None, key: jax.Array | None
-    ) -> Float[Array, "B N D"]:
+    def __call__(self, x: Float[Array, "B N D"], mask: Mask | None, key: jax.Array | None) -> Float[Array, "B N D"]:
         keys = (None, None) if key is None else jax.random.split(key)
         x = x + dropout(self.self_attend(self.attention_norm(x), mask), self.rate, keys[0])
         return x + dropout(self.mlp(self.mlp_norm(x)), self.rate, keys[1])
 
-    def self_attend(self, x: Float[Array, "B N D"], mask: Bool[Array, "B N"] | None) -> Float[Array, "B N D"]:
+    def self_attend(self, x: Float[Array, "B N D"], mask: Mask | None) -> Float[Array, "B N D"]:
         """Self-attention without norm or residual."""
         return self.attention(x, mask=mask)
 
-    def self_weights(self, x: Float[Array, "B N D"], mask: Bool[Array, "B N"]) -> Float[Array, "B N N"]:
+    def self_weights(self, x: Float[Array, "B N D"], mask: Mask) -> Float[Array, "B N N"]:
         """The weights of the self-attention, averaged over heads."""
         return self.attention.weights(self.attention_norm(x), mask=mask)
 

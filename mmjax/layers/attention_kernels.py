@@ -5,8 +5,9 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
+from mmjax.layers.packed import has_segments
 from mmjax.sharding.rules import shard_map
 
 # What a kernel maps queries, keys, values, what is seen of them, and whether the later is hidden, to.
@@ -19,12 +20,13 @@ def attend(
     query: Float[Array, "B N H K"],
     key: Float[Array, "B M H K"],
     value: Float[Array, "B M H K"],
-    mask: Bool[Array, "#B 1 1 M"] | None,
+    mask: Bool[Array, "#B 1 1 M"] | Int[Array, "B 1 1 M"] | None,
     causal: bool,
 ) -> Float[Array, "B N H K"]:
     """softmax(Q K^T / sqrt(K)) V over the unmasked keys; the softmax is in float32.
 
-    NaN and infinity in masked keys and values may reach the result.
+    A mask of segment ids, those of the queries too, leaves each query the keys of its own segment. NaN and infinity in
+    masked keys and values may reach the result.
     """
     return choose_kernel(query, key)(query, key, value, mask, causal)
 
@@ -57,6 +59,11 @@ def choose_kernel(query: Float[Array, "B N H K"], key: Float[Array, "B M H K"]) 
     return xla_attention
 
 
+def visible(mask: Array) -> Bool[Array, "B 1 #N M"]:
+    """Which keys a query sees, by a mask [B 1 1 M]; with segment ids those of its own segment, padding none."""
+    return (mask == jnp.swapaxes(mask, 2, 3)) & (mask > 0) if has_segments(mask) else mask
+
+
 def xla_attention(query: Array, key: Array, value: Array, mask: Array | None, causal: bool) -> Array:
     """Two matrix products around a softmax; works on every device."""
     # Heads first: with tokens first (`jax.nn.dot_product_attention`) JAX 0.10 takes a third longer on a CPU.
@@ -64,7 +71,7 @@ def xla_attention(query: Array, key: Array, value: Array, mask: Array | None, ca
     logits = jnp.einsum("bhnk,bhmk->bhnm", query, key, preferred_element_type=jnp.float32) * query.shape[-1] ** -0.5
     lowest = jnp.finfo(jnp.float32).min
     if mask is not None:
-        logits = jnp.where(mask, logits, lowest)
+        logits = jnp.where(visible(mask), logits, lowest)
     if causal:
         logits = jnp.where(jnp.tri(logits.shape[2], logits.shape[3], dtype=bool), logits, lowest)
     weights = jax.nn.softmax(logits).astype(value.dtype)
@@ -74,7 +81,7 @@ def xla_attention(query: Array, key: Array, value: Array, mask: Array | None, ca
 def cudnn(query: Array, key: Array, value: Array, mask: Array | None, causal: bool) -> Array:
     """NVIDIA's fused kernel (after Dao et al. 2022, FlashAttention)."""
     if mask is not None:
-        mask = jnp.broadcast_to(mask, (query.shape[0], 1, query.shape[1], key.shape[1]))
+        mask = jnp.broadcast_to(visible(mask), (query.shape[0], 1, query.shape[1], key.shape[1]))
     return jax.nn.dot_product_attention(query, key, value, mask=mask, is_causal=causal, implementation="cudnn")
 
 
@@ -103,8 +110,11 @@ def splash(query: Array, key: Array, value: Array, mask: Array | None, causal: b
     )
 
     def each(query: Array, key: Array, value: Array, mask: Array | None) -> Array:
-        # Tokens see those of their own segment: 1, which hidden ones are not in.
-        ids = mask if mask is None else kernels.SegmentIds(jnp.ones(rows, jnp.int32), mask[0, 0].astype(jnp.int32))
+        ids = None
+        if mask is not None:
+            # Tokens see those of their own segment: without ids that is 1, which hidden ones are not in.
+            own = mask[0, 0].astype(jnp.int32)
+            ids = kernels.SegmentIds(own if has_segments(mask) else jnp.ones(rows, jnp.int32), own)
         return kernel(query * head**-0.5, key, value, segment_ids=ids)
 
     if mask is not None:

@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from mmjax.sharding.rules import Rules
 
@@ -31,21 +31,27 @@ def group_sequence(x: Array, length: int, *, rules: Rules) -> Array:
     return reshape(x, x.shape[1] // length, length, *x.shape[2:], rules=rules)
 
 
-def pad_to_multiple(x: Float[Array, "B T C"], mask: Bool[Array, "B T"], length: int) -> tuple[Array, Array]:
-    """Pads a sequence and its mask to a multiple of `length`, with zeros at every masked entry.
+def pad_to_multiple(
+    x: Float[Array, "B T C"], mask: Bool[Array, "B T"] | Int[Array, "B T"], length: int
+) -> tuple[Array, Array]:
+    """Pads a sequence and its mask or segments to a multiple of `length`, with zeros at every masked entry.
 
     So a masked entry's value cannot reach the group it falls into.
     """
     missing = -x.shape[1] % length
-    x = jnp.pad(jnp.where(mask[..., None], x, 0), ((0, 0), (0, missing), (0, 0)))
+    x = jnp.pad(jnp.where(mask[..., None] > 0, x, 0), ((0, 0), (0, missing), (0, 0)))
     return x, jnp.pad(mask, ((0, 0), (0, missing)))
 
 
-def sliding_windows(x: Array, length: int, stride: int) -> Array:
+def sliding_windows(x: Array, length: int, stride: int, segments: Int[Array, "B T"] | None = None) -> Array:
     """Windows of odd `length` around every `stride`-th entry of [B T C]: [B ceil(T/stride) length C].
 
-    The first window is centred on the first entry; beyond the ends are zeros.
+    The first window is centred on the first entry; beyond the ends, or the ends of the centre's segment, are zeros.
     """
     around = length // 2
     padded = jnp.pad(x, ((0, 0), (around, around), (0, 0)))
-    return jnp.stack([padded[:, place : place + x.shape[1] : stride] for place in range(length)], 2)
+    windows = jnp.stack([padded[:, place : place + x.shape[1] : stride] for place in range(length)], 2)
+    if segments is None:
+        return windows
+    own = sliding_windows(segments[..., None], length, stride) == segments[:, ::stride, None, None]
+    return jnp.where(own, windows, 0)
