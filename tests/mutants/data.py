@@ -28,6 +28,22 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
     ("data/order.py", "data/test_loader.py -k seed"): {
         "the_order_of_every_seed": ("[seed, zlib.crc32(name.encode())]", "[zlib.crc32(name.encode())]"),
     },
+    ("data/packing.py", "data/test_packing.py -k 'not process and not milliseconds'"): {
+        "sequences_start_anywhere": ("room -= -(-size // packed.multiple) * packed.multiple", "room -= size"),
+        "the_first_row_with_room": (
+            "bisect.insort(open_rows, room * rows + row)",
+            "open_rows.append(room * rows + row)",
+        ),
+        "dealt_in_order": ('np.argsort(-spans.max(1), kind="stable").tolist()', "range(len(spans))"),
+        "dealt_by_loads_alone": ("loads @ spans[place] + used", "loads.sum(1) + used"),
+        "dealt_by_count_alone": ("loads @ spans[place] + used", "used"),
+        "cut_more_than_must_be": ("while high - low > 1:", "while high - low > 2:"),
+        "rows_for_all_parts_together": ("each * packing.parts for", "each for"),
+        "empty_slots_count": (
+            "examples = packing.window_examples(batch_size)",
+            "examples = packing.window * batch_size",
+        ),
+    },
     ("data/host_batch.py", "data/test_loader.py -k chain"): {
         "a_chain_without_its_past": ('"\\n".join([digest, *ids])', '"\\n".join(ids)'),
     },
