@@ -22,7 +22,7 @@ from . import command_line
 from .benchmarks import runner
 
 RESULT, PAGE = "benchmark.json", "report.html"
-NAMES = ("step", "input", "checkpoint", "attention", "startup")
+NAMES = ("step", "input", "packing", "checkpoint", "attention", "startup")
 PACKAGES = (
     *("jax", "jaxlib", "flax", "optax", "grain", "orbax-checkpoint", "numpy"),
     *("torch", "transformers", "safetensors", "tensorflow-cpu", "pillow", "webdataset", "datasets"),

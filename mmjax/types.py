@@ -25,7 +25,7 @@ class Batch:
     `mask[name]` says which of the N, T or S positions are real (every feature but images has one) and `present[name]`
     whether the example has the feature at all. Values where `present` is false are undefined and must not reach any
     output. A feature in `packed` has the sequences of several examples in each of its R rows of L positions: its values
-    begin with [R L], its mask is segment ids Int[R L], which number the sequences of a row from 1; 0 is padding.
+    begin with [R L], its mask is segment ids Int[R L], which differ among the sequences of a row; 0 is padding.
     """
 
     # Arrays on devices or on the host, or other leaves in a tree of this structure.

@@ -11,6 +11,7 @@ from jaxtyping import Int
 
 from mmjax.data.host_batch import HostBatch, empty_batch
 from mmjax.data.loader import Loader
+from mmjax.data.packing import Packing
 from mmjax.errors import UserError
 from mmjax.types import Batch, Feature
 
@@ -49,23 +50,32 @@ def to_global_arrays(host: HostBatch, sharding: jax.sharding.Sharding) -> Batch:
     """
 
     def array(local: np.ndarray) -> jax.Array:
+        # Several examples are in one row of a packed feature; those of a device are in its rows.
+        size = host.size * len(local) // len(host.rows)
+
         def rows(index: Any) -> np.ndarray:
-            first, last, _ = index[0].indices(host.size)
-            at = np.searchsorted(host.rows, first)
+            first, last, _ = index[0].indices(size)
+            at = np.searchsorted(host.rows, first * host.size // size) * len(local) // len(host.rows)
             return local[at : at + last - first]
 
-        return jax.make_array_from_callback((host.size, *local.shape[1:]), sharding, rows)
+        return jax.make_array_from_callback((size, *local.shape[1:]), sharding, rows)
 
     return jax.tree.map(array, host.batch)
 
 
-def shapes(features: Mapping[str, Feature], size: int, sharding: jax.sharding.Sharding) -> Batch:
-    """The shapes and shardings of a batch of `size` examples, for compilation."""
+def shapes(
+    features: Mapping[str, Feature],
+    size: int,
+    sharding: jax.sharding.Sharding,
+    packing: Packing | None = None,
+    batch_size: int | None = None,
+) -> Batch:
+    """The shapes and shardings of `size` examples of a batch of `batch_size`, for compilation."""
 
     def shape(array: np.ndarray) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((size, *array.shape[1:]), array.dtype, sharding=sharding)
+        return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
 
-    return jax.tree.map(shape, empty_batch(features, 1))
+    return jax.tree.map(shape, empty_batch(features, size, packing, batch_size))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,8 +10,9 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Int
 
+from mmjax.data.packing import Packing
 from mmjax.errors import UserError
-from mmjax.types import Batch, Feature
+from mmjax.types import Batch, Feature, Packed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +28,7 @@ class BadValue:
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["rows", "batch"],
-    meta_fields=["step", "size", "ids", "errors", "seconds", "retries"],
+    meta_fields=["step", "size", "ids", "errors", "seconds", "retries", "fill", "cut"],
 )
 @dataclasses.dataclass(frozen=True)
 class HostBatch:
@@ -35,7 +36,8 @@ class HostBatch:
 
     `rows` are their indices in the global batch of `size`, ascending. `ids` names all examples of the *global* batch,
     "" for the padding at the end of an evaluation. `seconds` is the time that loading took, `retries` how many reads of
-    a bucket were tried again.
+    a bucket were tried again. `fill` is the share of the positions of the global batch that hold something, by packed
+    feature, and `cut` the number of its sequences that were cut to fit their rows.
     """
 
     step: int
@@ -46,6 +48,8 @@ class HostBatch:
     errors: tuple[BadValue, ...]
     seconds: float
     retries: int = 0
+    fill: dict[str, float] = dataclasses.field(default_factory=dict)
+    cut: int = 0
 
     @property
     def real(self) -> Bool[np.ndarray, "R"]:
@@ -53,14 +57,32 @@ class HostBatch:
         return np.array([bool(self.ids[row]) for row in self.rows], bool)
 
 
-def empty_batch(features: Mapping[str, Feature], rows: int) -> Batch:
-    """A batch in which every feature is absent."""
-    values, mask = {}, {}
+def empty_batch(
+    features: Mapping[str, Feature], rows: int, packing: Packing | None = None, batch_size: int | None = None
+) -> Batch:
+    """A batch in which every feature is absent.
+
+    With `packing` these are the rows of one process, out of the `batch_size` of a global batch. Raises UserError where
+    the number of packed rows is left to the data.
+    """
+    values, mask, places = {}, {}, {}
     for name, feature in features.items():
+        packed = None if packing is None else packing.features.get(name)
+        if packed is not None:
+            assert packing is not None
+            assert batch_size is not None
+            if packed.rows is None:
+                raise UserError(f"set data.packing.features.{name}.rows, which is left to the data and not known here")
+            shape: tuple[int, ...] = (packed.rows * rows // batch_size, packed.length)
+            values[name] = np.zeros((*shape, *feature.shape[1:]), feature.dtype)
+            mask[name] = np.zeros(shape, np.int32)
+            where = (np.zeros(rows, np.int32) for _ in range(3))
+            places[name] = Packed(*where, packing.parts, packed.rows, packed.length, feature.shape[0])
+            continue
         values[name] = np.zeros((rows, *feature.shape), feature.dtype)
         if feature.has_mask:
             mask[name] = np.zeros((rows, feature.shape[0]), bool)
-    return Batch(values, mask, {name: np.zeros(rows, bool) for name in features})
+    return Batch(values, mask, {name: np.zeros(rows, bool) for name in features}, places)
 
 
 def set_example(batch: Batch, place: int, name: str, values: np.ndarray, mask: np.ndarray | None) -> None:
@@ -69,6 +91,22 @@ def set_example(batch: Batch, place: int, name: str, values: np.ndarray, mask: n
     if mask is not None:
         batch.mask[name][place] = mask
     batch.present[name][place] = True
+
+
+def set_packed(
+    batch: Batch, place: int, name: str, values: np.ndarray, mask: np.ndarray, row: int, start: int, most: int
+) -> None:
+    """Sets a packed feature of the example at `place`: at most `most` positions of a row of its part, from `start`."""
+    packed = batch.packed[name]
+    own_rows = packed.row_count // packed.parts
+    length = min(int(mask.sum()), most)
+    packed.rows[place], packed.starts[place], packed.lengths[place] = row, start, length
+    # Of this process's parts.
+    own_examples = len(packed.rows) * own_rows // len(batch.values[name])
+    row += place // own_examples * own_rows
+    batch.values[name][row, start : start + length] = values[:length]
+    batch.mask[name][row, start : start + length] = place + 1
+    batch.present[name][place] = length > 0
 
 
 def chain_digest(digest: str, ids: Sequence[str]) -> str:

@@ -4,17 +4,13 @@ Only this file imports Grain, and only where it is used.
 """
 
 import contextlib
+import dataclasses
 import functools
-import multiprocessing
-import os
 import shutil
-import signal
 import sys
-import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +22,15 @@ from jaxtyping import Int
 from mmjax.buckets import RETRIES
 from mmjax.data.check import check_inputs, cut_texts
 from mmjax.data.clean import BadInput, read_example
-from mmjax.data.host_batch import BadValue, HostBatch, empty_batch, set_example
+from mmjax.data.host_batch import BadValue, HostBatch, empty_batch, set_example, set_packed
 from mmjax.data.inputs import Input
+from mmjax.data.lengths import feature_lengths
 from mmjax.data.order import Order, ShuffledEpochs
+from mmjax.data.packing import PackedStep, Packing, arrange, rows_for, sample_windows, share_of_positions
 from mmjax.data.prefetch import BatchIterator
 from mmjax.data.sources.base import Records, Source
 from mmjax.data.tokenize import Corpus, write_tokenizer
+from mmjax.data.workers import end_with_parent, parse_flags, signals_kept
 from mmjax.errors import UserError
 from mmjax.fields import OPERATIONAL
 from mmjax.files import to_path
@@ -47,6 +46,9 @@ class Data:
 
     source: Source = chz.field(doc="the source of examples")
     inputs: Mapping[str, Input] = chz.field(doc="how raw fields become arrays, by feature")
+    packing: Packing | None = chz.field(
+        default=None, doc="features whose sequences are packed in training, several in a row; None: each in its own row"
+    )
     threads: int = chz.field(
         default=1, doc="threads that prepare batches ahead; 0: prepare each on request", metadata=OPERATIONAL
     )
@@ -69,6 +71,9 @@ class Data:
             raise ValueError("max_bad_share must lie between 0 and 1")
         if not self.inputs:
             raise ValueError("inputs must not be empty")
+        for name in () if self.packing is None else self.packing.features:
+            if name not in self.inputs:
+                raise ValueError(f"packing.features.{name} has no inputs.{name}")
 
     @property
     def features(self) -> dict[str, Feature]:
@@ -123,6 +128,21 @@ class Data:
 
         return chz.replace(self, inputs={name: bound(name, input) for name, input in self.inputs.items()})
 
+    def fit_packing(self, data_dir: str, batch_size: int, steps: int) -> "Data":
+        """This data with the number of rows of every packed feature, for a training of so many steps.
+
+        It is that of some windows of steps, by the lengths of their examples under the seed 0. Raises UserError where
+        rows are too short or too few.
+        """
+        if self.packing is None:
+            return self
+        self.packing.check(self.features, batch_size)
+        loader = Loader(self, data_dir, "train", batch_size, seed=0)
+        chosen = sample_windows(-(-steps // self.packing.window))
+        each = [loader.window_lengths(window) for window in chosen]
+        lengths = {name: np.stack([found[name] for found in each]) for name in self.packing.features}
+        return chz.replace(self, packing=rows_for(lengths, self.packing, batch_size))
+
     def save(self, run_dir: str | Path) -> None:
         """Saves the fitted tokenizers in a run directory, so that its evaluations use the same ones."""
         for name, input in self.inputs.items():
@@ -163,10 +183,15 @@ class Loader:
         self.data, self.data_dir, self.split, self.batch_size, self.seed = data, data_dir, split, batch_size, seed
         self.rows = np.arange(batch_size) if rows is None else np.unique(np.asarray(rows, np.int64))
         self._examples = examples
+        # Evaluations read each example once, in order: nothing is dealt.
+        self.packing = None if seed is None else data.packing
+        if self.packing is not None and len(self.rows) % (batch_size // self.packing.parts):
+            raise UserError(f"set data.packing.parts={self.packing.parts} to a multiple of the mesh's batch parts")
 
     def __getstate__(self) -> dict[str, Any]:
         """Without open files: a worker process opens its own."""
-        return {name: value for name, value in self.__dict__.items() if name not in ("records", "_order")}
+        opened = ("records", "_order", "_lengths", "_arranged")
+        return {name: value for name, value in self.__dict__.items() if name not in opened}
 
     @functools.cached_property
     def records(self) -> Records:
@@ -195,35 +220,98 @@ class Loader:
             return self._order[position]
         return position * len(self.records) // self.examples if position < self.examples else None
 
-    def _indices(self, step: int) -> list[int | None]:
-        start = step * self.batch_size
-        return [self._index(position) for position in range(start, start + self.batch_size)]
+    def _positions(self, step: int) -> list[int]:
+        """The position in the order of the example in each slot of a batch; -1: an empty slot."""
+        if self.packing is not None:
+            window, within = divmod(step, self.packing.window)
+            start = window * self.packing.window_examples(self.batch_size)
+            places = self._arranged(window)[within].places.tolist()
+            return [place if place < 0 else start + place for place in places]
+        return [*range(step * self.batch_size, (step + 1) * self.batch_size)]
+
+    def _indices(self, positions: Sequence[int]) -> list[int | None]:
+        return [None if position < 0 else self._index(position) for position in positions]
+
+    @functools.cached_property
+    def _lengths(self) -> dict[str, Int[np.ndarray, "E"]]:
+        """How many positions each example takes at most, by packed feature."""
+        assert self.packing is not None
+        inputs = {name: self.data.inputs[name] for name in self.packing.features}
+        return {name: feature_lengths(self.records, name, input, self.data_dir) for name, input in inputs.items()}
+
+    def window_lengths(self, window: int) -> dict[str, Int[np.ndarray, "W"]]:
+        """The positions that the examples of a window of steps take, by packed feature."""
+        assert self.packing is not None
+        count = self.packing.window_examples(self.batch_size)
+        indices = self._indices(range(window * count, (window + 1) * count))
+        return {name: lengths[np.array(indices)] for name, lengths in self._lengths.items()}
+
+    @functools.cached_property
+    def _arranged(self) -> Callable[[int], list[PackedStep]]:
+        """The steps of a window, kept for the steps that follow."""
+
+        def steps(window: int) -> list[PackedStep]:
+            assert self.packing is not None
+            return arrange(self.window_lengths(window), self.packing, self.batch_size)
+
+        return functools.lru_cache(2)(steps)
 
     def ids(self, step: int) -> tuple[str, ...]:
         """The IDs of all examples of global batch `step`, "" for padding; reads no data.
 
         The same on every process.
         """
-        return tuple("" if index is None else self.records.id(index) for index in self._indices(step))
+        indices = self._indices(self._positions(step))
+        return tuple("" if index is None else self.records.id(index) for index in indices)
 
     def batch(self, step: int) -> HostBatch:
         """This process's rows of global batch `step`; unusable values are absent and reported."""
         start, retries = time.perf_counter(), RETRIES.count
-        indices = self._indices(step)
+        positions = self._positions(step)
+        indices = self._indices(positions)
         ids = tuple("" if index is None else self.records.id(index) for index in indices)
-        batch, errors = empty_batch(self.data.features, len(self.rows)), []
-        for place, row in enumerate(self.rows):
+        packed = None
+        if self.packing is not None:
+            window, within = divmod(step, self.packing.window)
+            packed = self._arranged(window)[within]
+        batch, errors = self._empty_batch(), []
+        for place, row in enumerate(self.rows.tolist()):
             index = indices[row]
             if index is None:
                 continue
-            for feature, reason in self._read(batch, place, index, step * self.batch_size + int(row)):
+            put = functools.partial(self._put, batch, place, row, packed)
+            for feature, reason in self._read(index, positions[row], put):
                 errors.append(BadValue(index, ids[row], feature, reason))
-        seconds = time.perf_counter() - start
-        retries = RETRIES.count - retries
-        return HostBatch(step, self.batch_size, self.rows, batch, ids, tuple(errors), seconds, retries)
+        seconds, retries = time.perf_counter() - start, RETRIES.count - retries
+        host = HostBatch(step, self.batch_size, self.rows, batch, ids, tuple(errors), seconds, retries)
+        if packed is None or self.packing is None:
+            return host
+        return dataclasses.replace(host, fill=share_of_positions([packed], self.packing), cut=packed.cut)
 
-    def _read(self, batch: Batch, place: int, index: int, position: int) -> Iterator[tuple[str, str]]:
-        """Fills one row; yields unusable features with reasons. A field that is None is absent, not bad."""
+    def _empty_batch(self) -> Batch:
+        return empty_batch(self.data.features, len(self.rows), self.packing, self.batch_size)
+
+    def _put(
+        self,
+        batch: Batch,
+        place: int,
+        row: int,
+        packed: PackedStep | None,
+        name: str,
+        values: np.ndarray,
+        mask: np.ndarray | None,
+    ) -> None:
+        """Sets a feature of the example at `place` of this process's rows, which is `row` of the global batch."""
+        if packed is None or name not in packed.rows or mask is None:
+            set_example(batch, place, name, values, mask)
+            return
+        where = (int(found[name][row]) for found in (packed.rows, packed.starts, packed.lengths))
+        set_packed(batch, place, name, values, mask, *where)
+
+    def _read(
+        self, index: int, position: int, put: Callable[[str, np.ndarray, np.ndarray | None], None]
+    ) -> Iterator[tuple[str, str]]:
+        """Puts each feature of an example; yields unusable ones with reasons. None is absent, not bad."""
         try:
             raw = read_example(self.records, index)
         except BadInput as error:
@@ -239,7 +327,7 @@ class Loader:
             except BadInput as error:
                 yield name, str(error)
                 continue
-            set_example(batch, place, name, values, mask)
+            put(name, values, mask)
 
     def _random(self, name: str, position: int) -> np.random.Generator | None:
         """The random generator of one feature at a position, independent of what else is read."""
@@ -260,16 +348,16 @@ class Loader:
         prefetch = max(data.prefetch, data.threads) if data.threads else 0
         dataset = batches.to_iter_dataset(grain.ReadOptions(num_threads=data.threads, prefetch_buffer_size=prefetch))
         if data.workers:
-            _parse_flags()
+            parse_flags()
             options = grain.MultiprocessingOptions(
                 num_workers=data.workers, per_worker_buffer_size=max(1, data.prefetch)
             )
             shared = grain.experimental.DatasetOptions(min_shm_size=self._smallest_shared_array())
             dataset = grain.experimental.WithOptionsIterDataset(dataset, shared)
-            dataset = dataset.mp_prefetch(options, worker_init_fn=_end_with_parent)
+            dataset = dataset.mp_prefetch(options, worker_init_fn=end_with_parent)
         if transform is not None:
             dataset = dataset.map(transform)
-        with _signals_kept():
+        with signals_kept():
             return BatchIterator(iter(dataset))
 
     def _smallest_shared_array(self) -> int:
@@ -278,44 +366,9 @@ class Loader:
         Smaller ones, or all where it has not, are pickled, which takes longer. A container's shared memory may hold
         64 MB only, and a process that writes beyond it is killed.
         """
-        size = sum(array.nbytes for array in jax.tree.leaves(empty_batch(self.data.features, len(self.rows))))
+        size = sum(array.nbytes for array in jax.tree.leaves(self._empty_batch()))
         waiting = (self.data.workers or 0) * (self.data.prefetch + self.data.threads + 1) + 4
         with contextlib.suppress(OSError):
             if shutil.disk_usage(SHARED_MEMORY).free > 2 * waiting * size:
                 return SMALLEST_SHARED
         return sys.maxsize
-
-
-@contextlib.contextmanager
-def _signals_kept() -> Iterator[None]:
-    """Blocks SIGTERM and SIGINT in threads and processes started inside.
-
-    This process ends them itself: if a signal to the whole process group ended a worker, this process would wait for it
-    for ever.
-    """
-    resource_tracker.ensure_running()  # its start would unblock the signals in the thread that starts the workers
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _end_with_parent(index: int, count: int) -> None:
-    """Makes this worker exit when its parent process is gone, even if that was killed."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def wait() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
-
-
-def _parse_flags() -> None:
-    """Marks absl's flags as parsed: Grain sends them to its workers and fails if they are not."""
-    from absl import flags
-
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()

@@ -72,13 +72,21 @@ class Packing:
         """Raises UserError where it does not suit the features of a model or the batch size."""
         for name in self.features:
             if name not in features:
-                raise UserError(f"packing.features.{name}: there is no such feature; there are {', '.join(features)}")
+                raise UserError(
+                    f"data.packing.features.{name}: there is no such feature; there are {', '.join(features)}"
+                )
             if not features[name].has_mask:
-                raise UserError(f"packing.features.{name}: {name} has no mask, so it is not a sequence; set it to None")
+                raise UserError(
+                    f"data.packing.features.{name}: {name} has no mask, so it is not a sequence; set it to None"
+                )
         if batch_size % self.parts:
-            raise UserError(f"packing.parts={self.parts} does not divide batch_size={batch_size}; set one to match")
+            raise UserError(
+                f"data.packing.parts={self.parts} does not divide batch_size={batch_size}; set one to match"
+            )
         if self.examples is not None and self.examples > batch_size:
-            raise UserError(f"packing.examples={self.examples} is above batch_size={batch_size}; lower it, or leave it")
+            raise UserError(
+                f"data.packing.examples={self.examples} is above batch_size={batch_size}; lower it, or leave it"
+            )
 
     def window_examples(self, batch_size: int) -> int:
         """The number of examples of a window of steps."""
@@ -91,13 +99,14 @@ class PackedStep:
 
     `places` are the places of the examples in their window, -1 for an empty slot. By feature, `rows` are counted within
     the part of the batch, `starts` are positions in the row, and `lengths` the number of positions there: 0 where the
-    feature is absent, and less than was asked for where it was cut.
+    feature is absent, and less than was asked for where it was cut, which `cut` counts.
     """
 
     places: Int[np.ndarray, "B"]
     rows: dict[str, Int[np.ndarray, "B"]]
     starts: dict[str, Int[np.ndarray, "B"]]
     lengths: dict[str, Int[np.ndarray, "B"]]
+    cut: int = 0
 
 
 def arrange(lengths: Mapping[str, Int[np.ndarray, "W"]], packing: Packing, batch_size: int) -> list[PackedStep]:
@@ -117,26 +126,37 @@ def arrange(lengths: Mapping[str, Int[np.ndarray, "W"]], packing: Packing, batch
     shape = packing.window, batch_size
     places = np.full(packing.window * batch_size, -1)
     places[slots] = order
-    found = {}
+    found, cut = {}, np.zeros(packing.window, np.int64)
     for name, packed in packing.features.items():
         assert packed.rows is not None
         arrays = np.zeros((3, packing.window * batch_size), np.int64)
-        arrays[2, slots] = lengths[name][order]
+        asked = np.zeros(packing.window * batch_size, np.int64)
+        asked[slots] = lengths[name][order]
+        arrays[2] = asked
         for first in range(0, arrays.shape[1], size):
             _pack_part(arrays[:, first : first + size], packed.rows // packing.parts, packed)
         found[name] = arrays.reshape(3, *shape)
+        cut += (arrays[2] < asked).reshape(shape).sum(1)
 
     return [
-        PackedStep(each, *({name: arrays[part, step] for name, arrays in found.items()} for part in range(3)))
+        PackedStep(
+            each, *({name: arrays[part, step] for name, arrays in found.items()} for part in range(3)), cut[step]
+        )
         for step, each in enumerate(places.reshape(shape))
     ]
 
 
-def rows_for(lengths: Mapping[str, Int[np.ndarray, "E"]], packing: Packing, batch_size: int) -> Packing:
-    """The packing with rows for each feature: the fewest with which nothing is cut in a number of random windows.
+def sample_windows(count: int) -> list[int]:
+    """Some of a training's `count` windows, the same for every seed, which tell how many rows a batch needs."""
+    # The generator whose numbers NumPy never changes.
+    return np.random.RandomState(0).permutation(min(count, 2**20))[:WINDOWS].tolist()
+
+
+def rows_for(lengths: Mapping[str, Int[np.ndarray, "V W"]], packing: Packing, batch_size: int) -> Packing:
+    """The packing with rows for each feature: the fewest with which nothing is cut in V windows.
 
     Args:
-        lengths: positions that each training example takes, by packed feature; 0: absent.
+        lengths: positions that each of the W examples of a window takes, by packed feature; 0: absent.
 
     Raises UserError where rows are too short for an example, and where given rows are too few for a mean batch.
     """
@@ -146,16 +166,15 @@ def rows_for(lengths: Mapping[str, Int[np.ndarray, "E"]], packing: Packing, batc
         longest = int(lengths[name].max(initial=0))
         if longest > packed.length:
             raise UserError(
-                f"packing.features.{name}.length={packed.length} is shorter than the longest example, which takes "
-                f"{longest} positions; raise it, or lower the length of the input"
+                f"data.packing.features.{name}.length={packed.length} is shorter than an example of {longest} "
+                f"positions; raise it, or lower the length of data.inputs.{name}"
             )
         mean = float(_spans(lengths[name], packed).mean()) * (packing.examples or batch_size)
         if packed.rows is None or mean > packed.rows * packed.length:
-            if needed is None:
-                needed = _needed_rows(lengths, packing, batch_size)
+            needed = needed or _needed_rows(lengths, packing, batch_size)
             if packed.rows is not None:
                 raise UserError(
-                    f"a batch takes {mean:.0f} positions of {name} on average, and packing.features.{name} has "
+                    f"a batch takes {mean:.0f} positions of {name} on average, and data.packing.features.{name} has "
                     f"{packed.rows} rows of {packed.length}: set rows to {needed[name]} or more, or lower batch_size"
                 )
             packed = chz.replace(packed, rows=needed[name])
@@ -163,8 +182,8 @@ def rows_for(lengths: Mapping[str, Int[np.ndarray, "E"]], packing: Packing, batc
     return chz.replace(packing, features=filled)
 
 
-def fill(steps: Sequence[PackedStep], packing: Packing) -> dict[str, float]:
-    """The share of the positions of all rows that hold a part of a sequence, by feature."""
+def share_of_positions(steps: Sequence[PackedStep], packing: Packing) -> dict[str, float]:
+    """The share of the positions of all rows that hold a part of a sequence, by packed feature."""
     return {
         name: sum(int(step.lengths[name].sum()) for step in steps) / (len(steps) * (packed.rows or 0) * packed.length)
         for name, packed in packing.features.items()
@@ -172,14 +191,9 @@ def fill(steps: Sequence[PackedStep], packing: Packing) -> dict[str, float]:
 
 
 def _needed_rows(lengths: Mapping[str, np.ndarray], packing: Packing, batch_size: int) -> dict[str, int]:
-    """By feature the fewest rows with which nothing is cut in `WINDOWS` random windows."""
-    examples = packing.window_examples(batch_size)
-    random = np.random.RandomState(0)  # the generator whose numbers NumPy never changes
-    count = len(next(iter(lengths.values())))
-    epochs = [random.permutation(count) for _ in range(-(-WINDOWS * examples // count))]
-    indices = np.concatenate(epochs)[: WINDOWS * examples].reshape(WINDOWS, examples)
+    """By feature the fewest rows with which nothing is cut in any of the windows."""
     rows = dict.fromkeys(packing.features, 1)
-    for window in indices:
+    for window in range(len(next(iter(lengths.values())))):
         found = {name: lengths[name][window] for name in packing.features}
         order, starts = _deal(found, packing, batch_size)
         for name, packed in packing.features.items():

@@ -62,10 +62,13 @@ class RunDir:
         if self.lead and not self.new:
             self._check_data()
         self.warnings = self.data.check_fields(experiment.data_dir)
+        self.data = self.data.fit_packing(experiment.data_dir, size, experiment.train.steps)
         self.loader = Loader(self.data, experiment.data_dir, "train", size, seed=experiment.seed, rows=rows)
         self.bad_values = BadValueMonitor(experiment.data.max_bad_share)
         self.init_key, self.key = jax.random.split(jax.random.key(experiment.seed))
         self.digest, self.start, self.waited, self.retries = "", 0, 0.0, 0
+        self.fills: list[dict[str, float]] = []  # of the packed features' rows, since the last log
+        self.cut = 0
 
     def _check_data(self) -> None:
         """Raises UserError where a run would go on with other examples than it began with."""
@@ -152,6 +155,9 @@ class RunDir:
         self.digest = chain_digest(self.digest, host.ids)
         self.record_errors(step, "train", self.bad_values, host)
         self.retries += host.retries
+        self.cut += host.cut
+        if host.fill:
+            self.fills.append(host.fill)
 
     def record_errors(self, step: int, split: str, monitor: BadValueMonitor, host: HostBatch) -> None:
         """Records what of a batch could not be read. Raises UserError where that is too much."""
@@ -177,6 +183,10 @@ class RunDir:
         del values["train/skipped_in_a_row"]
         values["train/learning_rate"] = float(self.experiment.optimizer.rate(self.experiment.train.steps)(step - 1))
         values["train/waited_seconds"] = self.waited
+        if self.fills:
+            for name in self.fills[0]:
+                values[f"train/{name}_fill"] = sum(fill[name] for fill in self.fills) / len(self.fills)
+            values["train/cut_sequences"], self.fills = self.cut, []
         if self.retries:  # of this session, since a bucket stalled or failed
             values["train/retried_reads"] = self.retries
         self.write(step, {**values, **more})

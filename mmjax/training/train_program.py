@@ -12,6 +12,7 @@ from mmjax.compilation import jit_once, usable_cores
 from mmjax.config.experiment import Experiment
 from mmjax.data.device_batches import shapes
 from mmjax.data.loader import Data
+from mmjax.errors import UserError
 from mmjax.evaluation.context import EvalContext
 from mmjax.evaluation.evaluator import Evaluator
 from mmjax.hardware.chips import compiler_options
@@ -38,6 +39,8 @@ class TrainProgram:
         self.experiment, self.data, self.rules = experiment, data, rules
         self.sharding = NamedSharding(current_mesh(), rules.spec("batch"))
         train, model = experiment.train, experiment.model
+        if data.packing is not None:
+            _check_packing(experiment, data)
         self._build_model = functools.partial(build_model, model=model, features=self.data.features, rules=rules)
         self.key = jax.eval_shape(lambda: jax.random.key(0))
         abstract_model = jax.eval_shape(self._build_model, self.key)
@@ -68,7 +71,8 @@ class TrainProgram:
 
     def batch_shapes(self, size: int | None = None) -> Batch:
         """The shapes of a batch; of `size` examples, if that is given."""
-        return shapes(self.data.features, size or self.experiment.train.batch_size, self.sharding)
+        whole = self.experiment.train.batch_size
+        return shapes(self.data.features, size or whole, self.sharding, self.data.packing, whole)
 
     @functools.cached_property
     def argument_bytes(self) -> dict[str, int]:
@@ -121,3 +125,27 @@ class TrainProgram:
         split = self.data.source.splits[-1]
         place = (self.data, self.experiment.data_dir, split, train.batch_size, self.sharding, self.rules)
         return Evaluator(EvalContext(*place), count=count, examples=train.evaluate_examples)
+
+
+def _check_packing(experiment: Experiment, data: Data) -> None:
+    """Raises UserError where an encoder does not read packed sequences, or not from where they start."""
+    packing = data.packing
+    assert packing is not None
+    if experiment.train.accumulate > 1:
+        raise UserError("train.accumulate splits a batch, and packed rows cannot be split so: set one of them to none")
+    for name, packed in packing.features.items():
+        encoder = experiment.model.encoders.get(name)
+        if encoder is None:
+            continue
+        stride = encoder.packed_stride(data.features[name])
+        if stride is None:
+            raise UserError(
+                f"model.encoders.{name}: {type(encoder).__name__} does not read packed sequences; leave "
+                f"data.packing.features.{name} out, or choose another encoder"
+            )
+        for key, size in (("multiple", packed.multiple), ("length", packed.length)):
+            if size % stride:
+                raise UserError(
+                    f"data.packing.features.{name}.{key}={size} must be a multiple of {stride}, the positions that a "
+                    f"token of model.encoders.{name} stands for"
+                )

@@ -44,6 +44,27 @@ def test_the_fused_kernel_of_tpus_is_the_same_function(rows, columns, causal, ma
         np.testing.assert_allclose(one, other, atol=2e-5 * np.abs(other).max())
 
 
+def test_the_fused_kernel_of_tpus_keeps_to_segments():
+    query, key, value, _ = drawn(256, 256, 128)
+    ends = np.array([[60, 61, 200, 250], [128, 140, 150, 256]])
+    places = np.arange(256)
+    segments = sum((places >= row[:, None]).astype(np.int32) for row in ends.T) + 1
+    segments = jnp.asarray(np.where(places < ends[:, 3:], segments, 0)[:, None, None])
+    real = (segments > 0)[:, 0, 0, :, None, None]
+
+    def values(kernel):
+        def loss(query, key, value):
+            found = jnp.where(real, kernel(query, key, value, segments, False), 0)
+            return jnp.square(found).sum(), found
+
+        return jax.grad(loss, argnums=(0, 1, 2), has_aux=True)(query, key, value)
+
+    with jax.default_matmul_precision("highest"):
+        fused, plain = values(functools.partial(splash, interpret=True)), values(xla_attention)
+    for one, other in zip(jax.tree.leaves(fused), jax.tree.leaves(plain), strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-5 * np.abs(other).max())
+
+
 @pytest.mark.parametrize(
     ("device", "rows", "head", "split", "chosen"),
     [
