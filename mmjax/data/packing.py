@@ -101,7 +101,7 @@ class PackedStep:
 
 
 def arrange(lengths: Mapping[str, Int[np.ndarray, "W"]], packing: Packing, batch_size: int) -> list[PackedStep]:
-    """The steps of a window, each example in one of them, with as many positions in each part of each step.
+    """The steps of a window: each example in one, and about as many positions in each part of each.
 
     Where a part's sequences do not fit its rows, the longest are cut, to the largest number of positions with which all
     fit. Only integers decide, so every machine arranges alike.
@@ -133,7 +133,9 @@ def arrange(lengths: Mapping[str, Int[np.ndarray, "W"]], packing: Packing, batch
 
 
 def rows_for(lengths: Mapping[str, Int[np.ndarray, "E"]], packing: Packing, batch_size: int) -> Packing:
-    """The packing with rows for each feature: the fewest with which nothing is cut in a number of random windows.
+    """The packing with the number of rows of each feature filled in.
+
+    It is the smallest with which nothing is cut in `WINDOWS` random windows of training examples.
 
     Args:
         lengths: positions that each training example takes, by packed feature; 0: absent.
@@ -198,10 +200,10 @@ def _spans(lengths: np.ndarray, packed: PackedRows) -> np.ndarray:
 def _deal(
     lengths: Mapping[str, np.ndarray], packing: Packing, batch_size: int
 ) -> tuple[Int[np.ndarray, "W"], Int[np.ndarray, "P"]]:
-    """The places of the examples part by part, ascending in each, and where each part begins (with the end).
+    """The places of the examples part by part, ascending in each, and where each part begins.
 
     Longest first, each goes to the part with a free slot that has the least of what it brings: the one with the
-    smallest product of loads and lengths, summed over features.
+    smallest product of loads and lengths, summed over features. The end comes after the last beginning.
     """
     bins, size = packing.window * packing.parts, batch_size // packing.parts
     spans = np.stack([_spans(lengths[name], packed) for name, packed in packing.features.items()], 1)
