@@ -81,6 +81,8 @@ _MODULES = {
     "NonSaturating": "generators.adversary",
     "Optimizer": "optim.optimizers",
     "Output": "layers.output",
+    "PackedRows": "data.packing",
+    "Packing": "data.packing",
     "Parquet": "data.formats.arrow",
     "PatchCritic": "generators.critics",
     "Perceptual": "generators.perceptual",

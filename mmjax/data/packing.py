@@ -110,7 +110,7 @@ class PackedStep:
 
 
 def arrange(lengths: Mapping[str, Int[np.ndarray, "W"]], packing: Packing, batch_size: int) -> list[PackedStep]:
-    """The steps of a window, each example in one of them, with as many positions in each part of each step.
+    """The steps of a window: each example in one, and about as many positions in each part of each.
 
     Where a part's sequences do not fit its rows, the longest are cut, to the largest number of positions with which all
     fit. Only integers decide, so every machine arranges alike.
@@ -138,22 +138,21 @@ def arrange(lengths: Mapping[str, Int[np.ndarray, "W"]], packing: Packing, batch
         found[name] = arrays.reshape(3, *shape)
         cut += (arrays[2] < asked).reshape(shape).sum(1)
 
-    return [
-        PackedStep(
-            each, *({name: arrays[part, step] for name, arrays in found.items()} for part in range(3)), cut[step]
-        )
-        for step, each in enumerate(places.reshape(shape))
-    ]
+    steps = []
+    for step, each in enumerate(places.reshape(shape)):
+        parts = ({name: arrays[part, step] for name, arrays in found.items()} for part in range(3))
+        steps.append(PackedStep(each, *parts, cut=int(cut[step])))
+    return steps
 
 
 def sample_windows(count: int) -> list[int]:
-    """Some of a training's `count` windows, the same for every seed, which tell how many rows a batch needs."""
+    """Some of a training's `count` windows, the same for every seed."""
     # The generator whose numbers NumPy never changes.
     return np.random.RandomState(0).permutation(min(count, 2**20))[:WINDOWS].tolist()
 
 
 def rows_for(lengths: Mapping[str, Int[np.ndarray, "V W"]], packing: Packing, batch_size: int) -> Packing:
-    """The packing with rows for each feature: the fewest with which nothing is cut in V windows.
+    """The packing with the number of rows of each feature: the smallest that cuts nothing in V windows.
 
     Args:
         lengths: positions that each of the W examples of a window takes, by packed feature; 0: absent.
@@ -212,10 +211,10 @@ def _spans(lengths: np.ndarray, packed: PackedRows) -> np.ndarray:
 def _deal(
     lengths: Mapping[str, np.ndarray], packing: Packing, batch_size: int
 ) -> tuple[Int[np.ndarray, "W"], Int[np.ndarray, "P"]]:
-    """The places of the examples part by part, ascending in each, and where each part begins (with the end).
+    """The places of the examples part by part, ascending in each, and where each part begins.
 
     Longest first, each goes to the part with a free slot that has the least of what it brings: the one with the
-    smallest product of loads and lengths, summed over features.
+    smallest product of loads and lengths, summed over features. The end comes after the last beginning.
     """
     bins, size = packing.window * packing.parts, batch_size // packing.parts
     spans = np.stack([_spans(lengths[name], packed) for name, packed in packing.features.items()], 1)

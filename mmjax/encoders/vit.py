@@ -17,7 +17,6 @@ from mmjax.layers.position import make_position
 from mmjax.layers.settings import Settings
 from mmjax.types import Feature, Image, Patches, Tokens
 
-
 GRID = 16  # learned positions along each side of an image in its own aspect ratio
 
 

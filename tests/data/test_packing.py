@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from mmjax.data.packing import PackedRows, PackedStep, Packing, arrange, fill, rows_for
+from mmjax.data.packing import PackedRows, PackedStep, Packing, arrange, rows_for, share_of_positions
 from mmjax.errors import UserError
 from mmjax.types import Image, Spectrogram, Text
 
@@ -62,12 +62,20 @@ def check(steps: list[PackedStep], lengths: dict[str, np.ndarray], packing: Pack
     return cuts
 
 
+def rows_for_examples(lengths, packing, batch_size):
+    """The rows that random windows of examples of these lengths need."""
+    count, size = len(next(iter(lengths.values()))), packing.window_examples(batch_size)
+    rng = np.random.RandomState(0)
+    order = np.concatenate([rng.permutation(count) for _ in range(-(-64 * size // count))])[: 64 * size]
+    return rows_for({name: each[order].reshape(64, size) for name, each in lengths.items()}, packing, batch_size)
+
+
 @pytest.mark.parametrize("parts", [1, 4])
 @pytest.mark.parametrize("examples", [None, 48])
 @pytest.mark.parametrize("seed", range(3))
 def test_every_example_is_in_one_place(parts, examples, seed):
     packing = Packing(features=ROWS, parts=parts, examples=examples)
-    packing = rows_for(some_lengths(3000, seed), packing, BATCH)
+    packing = rows_for_examples(some_lengths(3000, seed), packing, BATCH)
     lengths = some_lengths(packing.window_examples(BATCH), 100 + seed)
     steps = arrange(lengths, packing, BATCH)
     assert check(steps, lengths, packing) == 0
@@ -94,7 +102,7 @@ def test_any_lengths_in_any_rows(seed):
 
 
 def test_steps_have_the_same_number_of_positions():
-    packing = rows_for(some_lengths(5000, 0), Packing(features=ROWS, parts=2), BATCH)
+    packing = rows_for_examples(some_lengths(5000, 0), Packing(features=ROWS, parts=2), BATCH)
     lengths = some_lengths(packing.window_examples(BATCH), 1)
     steps = arrange(lengths, packing, BATCH)
     for name in ROWS:
@@ -139,7 +147,7 @@ def test_rows_are_the_fewest(examples):
     """In windows of the training examples nothing is cut, and with one row less of a part something is."""
     count = 16 * (examples or BATCH)
     lengths = some_lengths(count, 5)
-    packing = rows_for(lengths, Packing(features=ROWS, parts=2, examples=examples), BATCH)
+    packing = rows_for_examples(lengths, Packing(features=ROWS, parts=2, examples=examples), BATCH)
     order = np.random.RandomState(0).permutation(count)  # the first of the windows that are tried
     window = {name: each[order] for name, each in lengths.items()}
     assert check(arrange(window, packing, BATCH), window, packing) == 0
@@ -151,7 +159,7 @@ def test_rows_are_the_fewest(examples):
 
 def test_rows_that_are_given_stay():
     features = {"text": PackedRows(length=128, rows=40), "speech": PackedRows(length=256)}
-    filled = rows_for(some_lengths(2000, 3), Packing(features=features), BATCH).features
+    filled = rows_for_examples(some_lengths(2000, 3), Packing(features=features), BATCH).features
     assert filled["text"].rows == 40
     assert filled["speech"].rows < 20
 
@@ -165,14 +173,14 @@ def test_real_captions_and_recordings_fill_the_rows(shared_data):
     rng = np.random.default_rng(0)
     lengths = {"text": rng.permutation(captions), "speech": rng.choice(frames, len(captions))}
     features = {"text": PackedRows(length=128), "speech": PackedRows(length=256, multiple=2)}
-    packing = rows_for(lengths, Packing(features=features, window=32), 256)
+    packing = rows_for_examples(lengths, Packing(features=features, window=32), 256)
     shares, cuts, padded = [], 0, {"text": 64, "speech": 100}
     for seed in range(5):
         order = np.random.default_rng(seed).integers(0, len(captions), packing.window_examples(256))
         window = {name: each[order] for name, each in lengths.items()}
         steps = arrange(window, packing, 256)
         cuts += check(steps, window, packing, 256)
-        shares.append(fill(steps, packing))
+        shares.append(share_of_positions(steps, packing))
     for name, packed in packing.features.items():
         found = np.mean([share[name] for share in shares])
         assert found >= 0.95, (name, found)
@@ -181,7 +189,7 @@ def test_real_captions_and_recordings_fill_the_rows(shared_data):
 
 
 def test_a_window_takes_milliseconds():
-    packing = rows_for(some_lengths(4096, 0), Packing(features=ROWS), BATCH)
+    packing = rows_for_examples(some_lengths(4096, 0), Packing(features=ROWS), BATCH)
     lengths = some_lengths(packing.window_examples(BATCH), 1)
     seconds = []
     for _ in range(10):
@@ -193,7 +201,7 @@ def test_a_window_takes_milliseconds():
 
 def digest() -> str:
     """Of all that is decided for one window."""
-    packing = rows_for(some_lengths(2000, 0), Packing(features=ROWS, parts=2), BATCH)
+    packing = rows_for_examples(some_lengths(2000, 0), Packing(features=ROWS, parts=2), BATCH)
     found = hashlib.sha256(repr(packing).encode())
     for step in arrange(some_lengths(packing.window_examples(BATCH), 1), packing, BATCH):
         for arrays in ({"": step.places}, step.rows, step.starts, step.lengths):
@@ -251,13 +259,11 @@ def test_rows_that_are_too_few_or_too_short():
     with pytest.raises(
         UserError, match=r"a batch takes \d+ positions of text on average, .* has 4 rows of 128"
     ) as raised:
-        rows_for(lengths, few, BATCH)
+        rows_for_examples(lengths, few, BATCH)
     needed = int(str(raised.value).split("set rows to ")[1].split()[0])
     assert needed % 2 == 0
-    assert (
-        needed
-        == rows_for(lengths, Packing(features={"text": PackedRows(length=128)}, parts=2), BATCH).features["text"].rows
-    )
+    enough = Packing(features={"text": PackedRows(length=128)}, parts=2)
+    assert needed == rows_for_examples(lengths, enough, BATCH).features["text"].rows
     short = Packing(features={"text": PackedRows(length=64)})
-    with pytest.raises(UserError, match="length=64 is shorter than the longest example, which takes 100 positions"):
-        rows_for(lengths, short, BATCH)
+    with pytest.raises(UserError, match="length=64 is shorter than an example of 100 positions"):
+        rows_for_examples(lengths, short, BATCH)
