@@ -12,6 +12,7 @@ from mmjax.compilation import jit_once, usable_cores
 from mmjax.config.experiment import Experiment
 from mmjax.data.device_batches import shapes
 from mmjax.data.loader import Data
+from mmjax.data.packing import Packing
 from mmjax.errors import UserError
 from mmjax.evaluation.context import EvalContext
 from mmjax.evaluation.evaluator import Evaluator
@@ -40,7 +41,8 @@ class TrainProgram:
         self.sharding = NamedSharding(current_mesh(), rules.spec("batch"))
         train, model = experiment.train, experiment.model
         if data.packing is not None:
-            _check_packing(experiment, data)
+            size = train.batch_size
+            _check_packing(experiment, data, data.packing, size // self.sharding.shard_shape((size,))[0])
         self._build_model = functools.partial(build_model, model=model, features=self.data.features, rules=rules)
         self.key = jax.eval_shape(lambda: jax.random.key(0))
         abstract_model = jax.eval_shape(self._build_model, self.key)
@@ -127,12 +129,15 @@ class TrainProgram:
         return Evaluator(EvalContext(*place), count=count, examples=train.evaluate_examples)
 
 
-def _check_packing(experiment: Experiment, data: Data) -> None:
-    """Raises UserError where an encoder does not read packed sequences, or not from where they start."""
-    packing = data.packing
-    assert packing is not None
+def _check_packing(experiment: Experiment, data: Data, packing: Packing, devices: int) -> None:
+    """Raises UserError where an encoder does not read packed sequences, or `devices` cannot share a packed batch."""
+    if packing.parts % devices:
+        raise UserError(
+            f"the mesh splits a batch into {devices} parts, each with its own packed rows: set data.packing.parts to a "
+            f"multiple of {devices}"
+        )
     if experiment.train.accumulate > 1:
-        raise UserError("train.accumulate splits a batch, and packed rows cannot be split so: set one of them to none")
+        raise UserError("train.accumulate cannot split packed rows: set train.accumulate=1 or data.packing=None")
     for name, packed in packing.features.items():
         encoder = experiment.model.encoders.get(name)
         if encoder is None:
