@@ -1,5 +1,6 @@
 """Inputs of audio: recordings to spectrograms and waveforms of fixed length."""
 
+import contextlib
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -58,6 +59,12 @@ class AudioInput(Input):
         """A recording's samples at the rate: at least the first `seconds`, at most `BEYOND` more."""
         with clean.bad_input_on_error("the recording cannot be resampled"):
             return spectrogram.resample(*clean.decode_audio(raw, seconds + BEYOND, self.max_samples), self.rate)
+
+    def _count_samples(self, raw: Any, seconds: float) -> int:
+        """How many samples `_read_samples` returns at most; 0 where it cannot read the recording."""
+        with contextlib.suppress(BadInput):
+            return spectrogram.resampled_length(*clean.audio_length(raw, seconds + BEYOND, self.max_samples), self.rate)
+        return 0
 
 
 @chz.chz
@@ -140,6 +147,11 @@ class SpectrogramInput(AudioInput):
         values[: len(frames)] = frames
         return values, np.arange(shape.frames) < len(frames)
 
+    def count_positions(self, raw: Any) -> int:
+        count = self._count_samples(raw, self.seconds + self.augment.shift)
+        shifted = count + round(self.augment.shift * self.rate) if count else 0
+        return math.ceil(min(shifted, self._samples) / self._hop)
+
     def to_raw(self, row: Mapping[str, np.ndarray]) -> Recording:
         """By Griffin-Lim, where there are no samples."""
         frames = real_frames(row)
@@ -186,6 +198,9 @@ class WaveformInput(AudioInput):
         if not np.isfinite(values).all():
             raise BadInput(f"samples of up to {np.abs(samples).max():.1g} times full scale")
         return values, np.arange(length) < len(samples)
+
+    def count_positions(self, raw: Any) -> int:
+        return min(self._count_samples(raw, self.seconds), self.feature.samples)
 
     def to_raw(self, row: Mapping[str, np.ndarray]) -> Recording:
         return Recording(row["values"][row["mask"]], self.rate)

@@ -151,13 +151,11 @@ def decode_audio(
     channels.
     """
     if isinstance(raw, bytes):
-        samples, rate = _decode_recording(raw, seconds, max_samples)
-    elif isinstance(raw, Recording) and isinstance(raw.samples, np.ndarray) and isinstance(raw.rate, int | np.integer):
-        samples, rate = raw.samples, int(raw.rate)
+        with _open_recording(raw, seconds, max_samples) as (file, count):
+            samples, rate = file.read(count, dtype="float32", always_2d=True), file.samplerate
     else:
-        raise WrongType(f"a recording must be a Recording or bytes, not {_kind(raw)}")
-    if not 0 < rate <= MAX_RATE:
-        raise BadInput(f"a recording with {rate} samples per second")
+        samples, rate = _recording(raw)
+    _check_rate(rate)
     samples = samples[: _count(seconds, rate)] if samples.ndim else samples
     if samples.dtype == np.int16:
         samples = samples.astype(np.float32) / 32768
@@ -173,13 +171,38 @@ def decode_audio(
     return samples, rate
 
 
+def audio_length(raw: Any, seconds: float | None = None, max_samples: int = MAX_SAMPLES) -> tuple[int, int]:
+    """How many samples `decode_audio` returns at most, and their rate; of a file by its header."""
+    if isinstance(raw, bytes):
+        with _open_recording(raw, seconds, max_samples) as (file, count):
+            rate = file.samplerate
+    else:
+        samples, rate = _recording(raw)
+        count = len(samples) if samples.ndim else 0
+    _check_rate(rate)
+    return min(count, _count(seconds, rate) or count), rate
+
+
+def _recording(raw: Any) -> tuple[np.ndarray, int]:
+    """The samples and the rate of a `Recording`."""
+    if isinstance(raw, Recording) and isinstance(raw.samples, np.ndarray) and isinstance(raw.rate, int | np.integer):
+        return raw.samples, int(raw.rate)
+    raise WrongType(f"a recording must be a Recording or bytes, not {_kind(raw)}")
+
+
+def _check_rate(rate: int) -> None:
+    if not 0 < rate <= MAX_RATE:
+        raise BadInput(f"a recording with {rate} samples per second")
+
+
 def _count(seconds: float | None, rate: int) -> int | None:
     """The number of samples in this many seconds; None for all."""
     return None if seconds is None else math.ceil(seconds * rate)
 
 
-def _decode_recording(content: bytes, seconds: float | None, max_samples: int) -> tuple[np.ndarray, int]:
-    """float32[T, channels] and the rate."""
+@contextlib.contextmanager
+def _open_recording(content: bytes, seconds: float | None, max_samples: int) -> Iterator[tuple[Any, int]]:
+    """The opened file, and how many samples of it are read; BadInput for every error of libsndfile."""
     import soundfile
 
     # libsndfile accepts a truncated WAV; its header shows the truncation.
@@ -195,7 +218,7 @@ def _decode_recording(content: bytes, seconds: float | None, max_samples: int) -
                 f"the recording has {count * file.channels} samples ({file.channels} channels at {file.samplerate} a "
                 f"second), and max_samples is {max_samples}"
             )
-        return file.read(count, dtype="float32", always_2d=True), file.samplerate
+        yield file, count
 
 
 def decode_text(raw: Any) -> str:

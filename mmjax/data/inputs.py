@@ -1,6 +1,7 @@
 """Inputs: raw fields to arrays of fixed shape."""
 
 import abc
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -62,6 +63,18 @@ class Input(abc.ABC):
         `rng` is for augmentation, None turns it off. An image has no mask. Raises BadInput where the raw value cannot
         be used.
         """
+
+    def count_positions(self, raw: Any) -> int:
+        """The most positions that `read` gives for a raw value, whatever is drawn; 0 where it cannot be read.
+
+        By default those that it gives without augmentation. Raises UserError where there is no mask.
+        """
+        if not self.feature.has_mask:
+            raise UserError(f"{type(self).__name__} makes no sequence: its values have no mask")
+        with contextlib.suppress(clean.BadInput):
+            mask = self.read(raw, None)[1]
+            return int(np.sum(mask))  # type: ignore[arg-type]
+        return 0
 
     def to_raw(self, row: Mapping[str, np.ndarray]) -> Any:
         """The raw value of an example's predictions, or of its part of a batch; None if there is none.
@@ -159,6 +172,13 @@ class TextInput(Input):
         values = np.zeros(self.length, np.int32)
         values[: len(ids)] = ids
         return values, np.arange(self.length) < len(ids)
+
+    def count_positions(self, raw: Any) -> int:
+        longest = 0
+        for text in raw if isinstance(raw, list | tuple) else [raw]:
+            with contextlib.suppress(clean.BadInput):
+                longest = max(longest, len(self.tokenizer.encode(clean.decode_text(text))))
+        return min(longest, self.length)
 
     def to_raw(self, row: Mapping[str, np.ndarray]) -> str:
         return self.decode(row["ids"] if "ids" in row else row["values"])

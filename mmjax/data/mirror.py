@@ -1,7 +1,11 @@
 """A data_dir in a bucket: a local mirror of it, downloaded and uploaded folder by folder."""
 
+import contextlib
 import json
 import os
+import shutil
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +22,28 @@ def data_root(data_dir: str) -> Path:
         return local_path(data_dir)
     scheme, _, rest = str(to_path(data_dir)).partition("://")
     return _mirrors() / scheme / rest
+
+
+def make_once(folder: Path, last: str, build: Callable[[Path], None]) -> None:
+    """Builds a folder, or downloads it where a bucket has it: whole or not at all.
+
+    Args:
+        last: a file that it holds.
+        build: writes the files into a folder.
+    """
+    download(folder)
+    if (folder / last).is_file():
+        return
+    with explained(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder.parent))
+        try:
+            build(partial)
+            with contextlib.suppress(OSError):  # another process was first, with the same
+                os.rename(partial, folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    upload(folder)
 
 
 def download(folder: Path) -> None:

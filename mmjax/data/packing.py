@@ -1,4 +1,4 @@
-"""Packing: sequences of several examples in one row, dealt by length so that all steps have as many positions.
+"""Packing: several sequences in one row, and steps with about as many positions each.
 
 As in NaViT (Dehghani et al. 2023, "Patch n' Pack") and in language models, but decided from an index of lengths for a
 whole window of steps, so that a batch stays a function of the seed and the step.

@@ -103,6 +103,15 @@ def resample(samples: Float[np.ndarray, "S"], rate: int, new_rate: int) -> Float
         return samples
     from scipy.signal import resample_poly
 
-    # The filter has 20 taps for each unit of the denominator, 20 million from 999,983 to 8,000.
-    ratio = Fraction(new_rate, rate).limit_denominator(LARGEST_DIVISOR)
+    ratio = _ratio(rate, new_rate)
     return resample_poly(samples, ratio.numerator, ratio.denominator).astype(np.float32, copy=False)
+
+
+def resampled_length(count: int, rate: int, new_rate: int) -> int:
+    """The number of samples that `resample` makes of `count`."""
+    return math.ceil(count * _ratio(rate, new_rate))
+
+
+def _ratio(rate: int, new_rate: int) -> Fraction:
+    # The filter has 20 taps for each unit of the denominator, 20 million from 999,983 to 8,000.
+    return Fraction(new_rate, rate).limit_denominator(LARGEST_DIVISOR)

@@ -44,6 +44,22 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
             "examples = packing.window * batch_size",
         ),
     },
+    ("data/lengths.py", "data/test_lengths.py"): {
+        "a_tokenizer_by_its_place": ('.replace(repr(str(file)), "")', ""),
+        "a_tokenizer_whatever_it_holds": ("hashlib.sha256(read_regular(file)).hexdigest()", '""'),
+        "columns_of_recordings": ("and input.feature.is_text:", "and len(input.reads(name)) == 1:"),
+    },
+    ("data/audio_inputs.py", "data/test_lengths.py -k 'recording or augmentation'"): {
+        "shifts_add_nothing": ("count + round(self.augment.shift * self.rate) if count else 0", "count"),
+        "silence_where_nothing_can_be_read": (
+            "round(self.augment.shift * self.rate) if count else 0",
+            "round(self.augment.shift * self.rate)",
+        ),
+        "frames_begun_do_not_count": (
+            "math.ceil(min(shifted, self._samples) / self._hop)",
+            "min(shifted, self._samples) // self._hop",
+        ),
+    },
     ("data/host_batch.py", "data/test_loader.py -k chain"): {
         "a_chain_without_its_past": ('"\\n".join([digest, *ids])', '"\\n".join(ids)'),
     },

@@ -10,8 +10,6 @@ import hashlib
 import itertools
 import json
 import os
-import shutil
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -24,7 +22,6 @@ from mmjax.data import mirror
 from mmjax.data.formats.media import is_media
 from mmjax.data.formats.splits import SPLITS, Split, hash_of
 from mmjax.errors import UserError
-from mmjax.files import explained
 
 VERSION = 1
 LOOKED_AT = 100  # values of a column that tell what it holds
@@ -63,18 +60,7 @@ def open_index(
 
     Raises UserError for two examples of one name, and for a key that an example lacks.
     """
-    mirror.download(folder)
-    if not (folder / META).is_file():
-        with explained(folder):
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder.parent))
-            try:
-                _build(partial, entries(), split, key, media, folder.name)
-                with contextlib.suppress(OSError):  # another process was first, with the same
-                    os.rename(partial, folder)
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
-        mirror.upload(folder)
+    mirror.make_once(folder, META, lambda partial: _build(partial, entries(), split, key, media, folder.name))
     meta = json.loads((folder / META).read_text())
     return Index(folder, meta["fingerprint"], meta["counts"], tuple(meta["media"]))
 
