@@ -76,8 +76,8 @@ def empty_batch(
             shape: tuple[int, ...] = (packed.rows * rows // batch_size, packed.length)
             values[name] = np.zeros((*shape, *feature.shape[1:]), feature.dtype)
             mask[name] = np.zeros(shape, np.int32)
-            where = (np.zeros(rows, np.int32) for _ in range(3))
-            places[name] = Packed(*where, packing.parts, packed.rows, packed.length, feature.shape[0])
+            row, start, length = (np.zeros(rows, np.int32) for _ in range(3))
+            places[name] = Packed(row, start, length, packing.parts, packed.rows, packed.length, feature.shape[0])
             continue
         values[name] = np.zeros((rows, *feature.shape), feature.dtype)
         if feature.has_mask:

@@ -40,6 +40,10 @@ from mmjax.types import Batch, Feature
 SHARED_MEMORY, SMALLEST_SHARED = "/dev/shm", 2**16
 
 
+# Sets a feature of an example: its name, values and mask.
+Put = Callable[[str, np.ndarray, np.ndarray | None], Any]
+
+
 @chz.chz
 class Data:
     """The source of examples, the inputs that read their fields, and loader settings."""
@@ -308,9 +312,7 @@ class Loader:
         where = (int(found[name][row]) for found in (packed.rows, packed.starts, packed.lengths))
         set_packed(batch, place, name, values, mask, *where)
 
-    def _read(
-        self, index: int, position: int, put: Callable[[str, np.ndarray, np.ndarray | None], None]
-    ) -> Iterator[tuple[str, str]]:
+    def _read(self, index: int, position: int, put: Put) -> Iterator[tuple[str, str]]:
         """Puts each feature of an example; yields unusable ones with reasons. None is absent, not bad."""
         try:
             raw = read_example(self.records, index)

@@ -140,8 +140,8 @@ def arrange(lengths: Mapping[str, Int[np.ndarray, "W"]], packing: Packing, batch
 
     steps = []
     for step, each in enumerate(places.reshape(shape)):
-        parts = ({name: arrays[part, step] for name, arrays in found.items()} for part in range(3))
-        steps.append(PackedStep(each, *parts, cut=int(cut[step])))
+        rows, starts, kept = ({name: arrays[part, step] for name, arrays in found.items()} for part in range(3))
+        steps.append(PackedStep(each, rows, starts, kept, int(cut[step])))
     return steps
 
 

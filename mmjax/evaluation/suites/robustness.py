@@ -8,8 +8,7 @@ import chz
 import jax
 
 from mmjax.data.clean import BadInput
-from mmjax.data.host_batch import set_example
-from mmjax.data.loader import Loader
+from mmjax.data.loader import Loader, Put
 from mmjax.evaluation.context import EvalContext
 from mmjax.evaluation.eval_result import EvalResult, truth_features
 from mmjax.evaluation.noise import corrupt
@@ -19,7 +18,6 @@ from mmjax.evaluation.suites.base import Suite
 from mmjax.evaluation.suites.standard import KEY_METRICS, evaluate_standard, key_metrics, standard_metrics
 from mmjax.metrics.statistics import Statistic, compare_paired
 from mmjax.reports.page import Section, Table
-from mmjax.types import Batch
 
 CONDITIONS = ("without", "noised", "swapped")
 ABOUT = (
@@ -100,13 +98,12 @@ class Swapped(Loader):
         super().__init__(plain.data, plain.data_dir, plain.split, plain.batch_size, rows=plain.rows)
         self._modality = modality
 
-    def _read(self, batch: Batch, place: int, index: int, position: int) -> Iterator[tuple[str, str]]:
-        yield from super()._read(batch, place, index, position)
+    def _read(self, index: int, position: int, put: Put) -> Iterator[tuple[str, str]]:
+        yield from super()._read(index, position, lambda name, *arrays: name != self._modality and put(name, *arrays))
         other = (index + len(self.records) // 2) % len(self.records)
         input, raw = self.data.inputs[self._modality], self.records[other]
         # Where the other example has none, neither has this one.
-        batch.present[self._modality][place] = False
         value = raw.get(input.field or self._modality)
         if value is not None:
             with contextlib.suppress(BadInput):
-                set_example(batch, place, self._modality, *input.read(value, None))
+                put(self._modality, *input.read(value, None))
