@@ -28,7 +28,7 @@ from mmjax.data.check import check_inputs, cut_texts
 from mmjax.data.clean import BadInput, read_example
 from mmjax.data.host_batch import BadValue, HostBatch, empty_batch, set_example
 from mmjax.data.inputs import Input
-from mmjax.data.order import Order, ShuffledEpochs
+from mmjax.data.order import Order
 from mmjax.data.prefetch import BatchIterator
 from mmjax.data.sources.base import Records, Source
 from mmjax.data.tokenize import Corpus, write_tokenizer
@@ -94,8 +94,9 @@ class Data:
         """
         lengths: dict[str, list[int]] = {}
         for split in self.source.splits:
-            for name, found in check_inputs(self.inputs, self.open(data_dir, split), split).items():
-                lengths.setdefault(name, []).extend(found)
+            for part, records in self.source.parts(self.open(data_dir, split)).items():
+                for name, found in check_inputs(self.source.inputs_of(part, self.inputs), records, split, part).items():
+                    lengths.setdefault(name, []).extend(found)
         return [line for name, found in lengths.items() if (line := cut_texts(name, self.inputs[name], found))]
 
     def clusters(self, data_dir: str, split: str) -> Int[np.ndarray, "E"] | None:
@@ -119,9 +120,12 @@ class Data:
 
         def bound(name: str, input: Input) -> Input:
             stored = None if run_dir is None else _stored(run_dir, name)
-            return input.fit_tokenizers(Corpus(open_train, input.field or name, folder), stored)
+            field = self.inputs.get(name, input).field or name
+            corpus = Corpus(lambda: self.source.feature_records(open_train(), name, field), field, folder)
+            return input.fit_tokenizers(corpus, stored)
 
-        return chz.replace(self, inputs={name: bound(name, input) for name, input in self.inputs.items()})
+        inputs = {name: bound(name, input) for name, input in self.inputs.items()}
+        return chz.replace(self, inputs=inputs, source=self.source.fit_inputs(bound, inputs))
 
     def save(self, run_dir: str | Path) -> None:
         """Saves the fitted tokenizers in a run directory, so that its evaluations use the same ones."""
@@ -166,7 +170,7 @@ class Loader:
 
     def __getstate__(self) -> dict[str, Any]:
         """Without open files: a worker process opens its own."""
-        return {name: value for name, value in self.__dict__.items() if name not in ("records", "_order")}
+        return {name: value for name, value in self.__dict__.items() if name not in ("records", "order")}
 
     @functools.cached_property
     def records(self) -> Records:
@@ -174,10 +178,10 @@ class Loader:
         return self.data.open(self.data_dir, self.split)
 
     @functools.cached_property
-    def _order(self) -> Order:
+    def order(self) -> Order:
         """The example index at each position of a training."""
         assert self.seed is not None
-        return ShuffledEpochs(len(self.records), self.seed)
+        return self.data.source.order(self.records, self.seed, self.batch_size)
 
     @property
     def examples(self) -> int:
@@ -192,7 +196,7 @@ class Loader:
     def _index(self, position: int) -> int | None:
         """The example at a global position; None beyond the end of an evaluation."""
         if self.seed is not None:
-            return self._order[position]
+            return self.order[position]
         return position * len(self.records) // self.examples if position < self.examples else None
 
     def _indices(self, step: int) -> list[int | None]:
@@ -224,12 +228,14 @@ class Loader:
 
     def _read(self, batch: Batch, place: int, index: int, position: int) -> Iterator[tuple[str, str]]:
         """Fills one row; yields unusable features with reasons. A field that is None is absent, not bad."""
+        source = self.data.source
+        inputs = source.inputs_of(source.part_of(self.records.id(index)), self.data.inputs)
         try:
             raw = read_example(self.records, index)
         except BadInput as error:
-            yield from ((name, str(error)) for name in self.data.inputs)
+            yield from ((name, str(error)) for name in inputs)
             return
-        for name, input in self.data.inputs.items():
+        for name, input in inputs.items():
             try:
                 value = input.take(raw, name)
                 if value is None:
