@@ -104,13 +104,14 @@ def check_owner(experiment: Experiment, run_dir: str | Path, critics: bool = Fal
     keys = {line.partition(":")[0] for line in lines}
     of_source = {key for key in keys if key.startswith("data.source")}
     old, new = other.data.source, experiment.data.source
-    reason = new.changed(old, max(saved_steps(run_dir), default=0)) if of_source else None
+    changed = new.changed(old, max(saved_steps(run_dir), default=0)) if of_source else None
     differs = of_source or experiment.train.steps != other.train.steps
-    if reason is None and differs and keys - of_source <= set(extension.KEYS):
+    if changed is None and differs and keys - of_source <= set(extension.KEYS):
         return extension.start_of_extension(other, experiment, run_dir, critics)
     shown = "; ".join(lines[:4]) + (f"; and {len(lines) - 4} more" if len(lines) > 4 else "")
+    reason = f"{changed}; " if changed else ""
     raise UserError(
-        f"{run_dir} belongs to another experiment ({shown}){f'; {reason}' if reason else ''}; set another run_dir, or fresh=true for "
+        f"{run_dir} belongs to another experiment ({shown}); {reason}set another run_dir, or fresh=true for "
         "launch.train to move it aside"
     )
 

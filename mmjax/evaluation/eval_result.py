@@ -93,12 +93,12 @@ class EvalResult:
 
     def subset(self, rows: Bool[np.ndarray, "E"]) -> "EvalResult":
         """The result on some of the examples, without metrics that are of all together or that none of them has."""
-        metrics = {
+        metrics: Metrics = {
             name: Average(metric.totals[rows], metric.weights[rows])
             for name, metric in self.metrics.items()
             if isinstance(metric, Average) and np.ndim(metric.totals) and metric.weights[rows].any()
         }
-        texts = {}
+        texts: dict[str, tuple[list[str], list[str]]] = {}
         for name, (predicted, true) in self.texts.items():
             places = np.flatnonzero(rows[self.present[self.targets[name]]])
             texts[name] = [predicted[place] for place in places], [true[place] for place in places]
@@ -145,7 +145,7 @@ class ResultCollector:
         def real(array: np.ndarray) -> np.ndarray:
             return array[rows] if np.ndim(array) and len(array) == size else array
 
-        metrics = {
+        metrics: Metrics = {
             name: Average(real(metric.totals), real(metric.weights)) if isinstance(metric, Average) else metric
             for name, metric in batch.metrics.items()
         }
