@@ -15,6 +15,7 @@ from mmjax import buckets, files, growing_file
 from mmjax.checkpoint.integrity import EXPERIMENT_FILE as FILE
 from mmjax.checkpoint.integrity import LARGEST_EXPERIMENT, stored_fingerprints
 from mmjax.checkpoint.manager import FOLDER
+from mmjax.checkpoint.restore import saved_steps
 from mmjax.config import extension, modules, tree
 from mmjax.config.experiment import Experiment, resolve_machine
 from mmjax.errors import UserError
@@ -91,7 +92,7 @@ def _begun(run_dir: str | Path) -> Experiment | None:
 
 
 def check_owner(experiment: Experiment, run_dir: str | Path, critics: bool = False) -> int | None:
-    """The step from which a run directory's run is to be extended; None where it need not be.
+    """The step from which a run directory's run goes on with another experiment; None where it is the same.
 
     Raises UserError where the directory belongs to another experiment, which it does from its first step on, or to one
     that cannot be extended (see `mmjax.config.extension`).
@@ -100,11 +101,19 @@ def check_owner(experiment: Experiment, run_dir: str | Path, critics: bool = Fal
     if other is None or fingerprint(other) == fingerprint(experiment):
         return None
     lines = difference(other, experiment)
-    if all(line.partition(":")[0] in extension.KEYS for line in lines) and experiment.train.steps != other.train.steps:
+    keys = {line.partition(":")[0] for line in lines}
+    of_source = {key for key in keys if key.startswith("data.source")}
+    old, new = other.data.source, experiment.data.source
+    packing, step = experiment.data.packing, max(saved_steps(run_dir), default=0)
+    settled = step if packing is None else packing.next_window(step)
+    changed = new.changed(old, settled) if of_source else None
+    differs = of_source or experiment.train.steps != other.train.steps
+    if changed is None and differs and keys - of_source <= set(extension.KEYS):
         return extension.start_of_extension(other, experiment, run_dir, critics)
     shown = "; ".join(lines[:4]) + (f"; and {len(lines) - 4} more" if len(lines) > 4 else "")
+    reason = f"{changed}; " if changed else ""
     raise UserError(
-        f"{run_dir} belongs to another experiment ({shown}); set another run_dir, or fresh=true for "
+        f"{run_dir} belongs to another experiment ({shown}); {reason}set another run_dir, or fresh=true for "
         "launch.train to move it aside"
     )
 

@@ -3,8 +3,9 @@
 from mmjax.data.audio_inputs import SpectrogramInput, WaveformInput
 from mmjax.data.formats import FORMATS
 from mmjax.data.inputs import ImageInput, Input, LabelInput, TextInput, VectorInput
+from mmjax.data.mixture import Mixture
 
-__all__ = ["FORMATS", "TABLE"]
+__all__ = ["FORMATS", "TABLE", "Mixture"]
 
 TABLE: dict[str, type[Input]] = {
     cls.__name__: cls for cls in (ImageInput, TextInput, SpectrogramInput, WaveformInput, LabelInput, VectorInput)

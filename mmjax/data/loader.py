@@ -25,7 +25,7 @@ from mmjax.data.clean import BadInput, read_example
 from mmjax.data.host_batch import BadValue, HostBatch, empty_batch, set_example, set_packed
 from mmjax.data.inputs import Input
 from mmjax.data.lengths import feature_lengths
-from mmjax.data.order import Order, ShuffledEpochs
+from mmjax.data.order import Order
 from mmjax.data.packing import PackedStep, Packing, arrange, rows_for, sample_windows, share_of_positions
 from mmjax.data.prefetch import BatchIterator
 from mmjax.data.sources.base import Records, Source
@@ -103,8 +103,9 @@ class Data:
         """
         lengths: dict[str, list[int]] = {}
         for split in self.source.splits:
-            for name, found in check_inputs(self.inputs, self.open(data_dir, split), split).items():
-                lengths.setdefault(name, []).extend(found)
+            for part, records in self.source.parts(self.open(data_dir, split)).items():
+                for name, found in check_inputs(self.source.inputs_of(part, self.inputs), records, split, part).items():
+                    lengths.setdefault(name, []).extend(found)
         return [line for name, found in lengths.items() if (line := cut_texts(name, self.inputs[name], found))]
 
     def clusters(self, data_dir: str, split: str) -> Int[np.ndarray, "E"] | None:
@@ -128,9 +129,12 @@ class Data:
 
         def bound(name: str, input: Input) -> Input:
             stored = None if run_dir is None else _stored(run_dir, name)
-            return input.fit_tokenizers(Corpus(open_train, input.field or name, folder), stored)
+            field = self.inputs.get(name, input).field or name
+            corpus = Corpus(lambda: self.source.feature_records(open_train(), name, field), field, folder)
+            return input.fit_tokenizers(corpus, stored)
 
-        return chz.replace(self, inputs={name: bound(name, input) for name, input in self.inputs.items()})
+        inputs = {name: bound(name, input) for name, input in self.inputs.items()}
+        return chz.replace(self, inputs=inputs, source=self.source.fit_inputs(bound, inputs))
 
     def fit_packing(self, data_dir: str, batch_size: int, steps: int) -> "Data":
         """This data with the number of rows of every packed feature, for a training of so many steps.
@@ -194,7 +198,7 @@ class Loader:
 
     def __getstate__(self) -> dict[str, Any]:
         """Without open files: a worker process opens its own."""
-        opened = ("records", "_order", "_lengths", "_arranged")
+        opened = ("records", "order", "_lengths", "_arranged")
         return {name: value for name, value in self.__dict__.items() if name not in opened}
 
     @functools.cached_property
@@ -203,10 +207,10 @@ class Loader:
         return self.data.open(self.data_dir, self.split)
 
     @functools.cached_property
-    def _order(self) -> Order:
+    def order(self) -> Order:
         """The example index at each position of a training."""
         assert self.seed is not None
-        return ShuffledEpochs(len(self.records), self.seed)
+        return self.data.source.order(self.records, self.seed, self.step_examples)
 
     @property
     def examples(self) -> int:
@@ -221,7 +225,7 @@ class Loader:
     def _index(self, position: int) -> int | None:
         """The example at a global position; None beyond the end of an evaluation."""
         if self.seed is not None:
-            return self._order[position]
+            return self.order[position]
         return position * len(self.records) // self.examples if position < self.examples else None
 
     def _positions(self, step: int) -> list[int]:
@@ -233,6 +237,11 @@ class Loader:
             return [place if place < 0 else start + place for place in places]
         return [*range(step * self.batch_size, (step + 1) * self.batch_size)]
 
+    @property
+    def step_examples(self) -> int:
+        """The number of examples that a step of a training takes, on average."""
+        return self.batch_size if self.packing is None else self.packing.examples or self.batch_size
+
     def _indices(self, positions: Sequence[int]) -> list[int | None]:
         return [None if position < 0 else self._index(position) for position in positions]
 
@@ -240,8 +249,15 @@ class Loader:
     def _lengths(self) -> dict[str, Int[np.ndarray, "E"]]:
         """How many positions each example takes at most, by packed feature."""
         assert self.packing is not None
-        inputs = {name: self.data.inputs[name] for name in self.packing.features}
-        return {name: feature_lengths(self.records, name, input, self.data_dir) for name, input in inputs.items()}
+        return {name: self._feature_lengths(name) for name in self.packing.features}
+
+    def _feature_lengths(self, name: str) -> Int[np.ndarray, "E"]:
+        source, found = self.data.source, []
+        for part, records in source.parts(self.records).items():
+            input = source.inputs_of(part, self.data.inputs).get(name)
+            absent = np.zeros(len(records), np.int32)
+            found.append(absent if input is None else feature_lengths(records, name, input, self.data_dir))
+        return found[0] if len(found) == 1 else np.concatenate(found)
 
     def window_lengths(self, window: int) -> dict[str, Int[np.ndarray, "W"]]:
         """The positions that the examples of a window of steps take, by packed feature."""
@@ -314,12 +330,14 @@ class Loader:
 
     def _read(self, index: int, position: int, put: Put) -> Iterator[tuple[str, str]]:
         """Puts each feature of an example; yields unusable ones with reasons. None is absent, not bad."""
+        source = self.data.source
+        inputs = source.inputs_of(source.part_of(self.records.id(index)), self.data.inputs)
         try:
             raw = read_example(self.records, index)
         except BadInput as error:
-            yield from ((name, str(error)) for name in self.data.inputs)
+            yield from ((name, str(error)) for name in inputs)
             return
-        for name, input in self.data.inputs.items():
+        for name, input in inputs.items():
             try:
                 value = input.take(raw, name)
                 if value is None:

@@ -88,6 +88,10 @@ class Packing:
                 f"data.packing.examples={self.examples} is above batch_size={batch_size}; lower it, or leave it"
             )
 
+    def next_window(self, step: int) -> int:
+        """The first step, from this one on, that is dealt apart from all before it."""
+        return -(-step // self.window) * self.window
+
     def window_examples(self, batch_size: int) -> int:
         """The number of examples of a window of steps."""
         return self.window * (self.examples or batch_size)

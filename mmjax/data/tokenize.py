@@ -49,13 +49,18 @@ class Corpus:
 
     def values(self) -> Iterator[Any]:
         """The field's raw value of every example, in order; examples that cannot be read are left out."""
-        column = getattr(self.records, "column", None)
-        if column is not None:  # a source that reads a column without the rest
-            yield from column(self.field)
-            return
-        for index in range(len(self.records)):
-            with contextlib.suppress(BadInput):
-                yield read_example(self.records, index).get(self.field)
+        return column(self.records, self.field)
+
+
+def column(records: Records, field: str) -> Iterator[Any]:
+    """The field's value of every example, in order; examples that cannot be read are left out."""
+    of = getattr(records, "column", None)
+    if of is not None:  # records that read a column without the rest
+        yield from of(field)
+        return
+    for index in range(len(records)):
+        with contextlib.suppress(BadInput):
+            yield read_example(records, index).get(field)
 
 
 @chz.chz

@@ -1,7 +1,7 @@
 """What a model predicted on a split, example by example, and its usual figures."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -84,12 +84,44 @@ class EvalResult:
             for direction, arguments in self.retrievals(name):
                 result |= rank_metrics(ranks(*arguments), f"{name}/{direction}")
             # In-batch figures say nothing where the whole gallery was searched.
-            result.pop(f"{name}/batch_accuracy")
+            result.pop(f"{name}/batch_accuracy", None)
         for name, (predicted, truth) in self.texts.items():
             if truth:
                 result |= {f"{name}/{metric}": value for metric, value in text_metrics(predicted, truth).items()}
-        result["loss"] = sum(weight * result[f"{name}/loss"] for name, weight in self.weights.items())
+        result["loss"] = sum(weight * result.get(f"{name}/loss", 0.0) for name, weight in self.weights.items())
         return result
+
+    def subset(self, rows: Bool[np.ndarray, "E"]) -> "EvalResult":
+        """The result on some of the examples, without metrics that are of all together or that none of them has."""
+        metrics: Metrics = {
+            name: Average(metric.totals[rows], metric.weights[rows])
+            for name, metric in self.metrics.items()
+            if isinstance(metric, Average) and np.ndim(metric.totals) and metric.weights[rows].any()
+        }
+        texts: dict[str, tuple[list[str], list[str]]] = {}
+        for name, (predicted, true) in self.texts.items():
+            places = np.flatnonzero(rows[self.present[self.targets[name]]])
+            texts[name] = [predicted[place] for place in places], [true[place] for place in places]
+        arrays = (self.predictions, self.truth, self.present, self.text_groups)
+        predictions, truth, present, groups = jax.tree.map(lambda array: array[rows], arrays)
+        pairs = {name: pair for name, pair in self.pairs.items() if np.all([present[each] for each in pair], 0).any()}
+        return dataclasses.replace(
+            self,
+            ids=tuple(id for id, kept in zip(self.ids, rows, strict=True) if kept),
+            metrics=metrics,
+            predictions=predictions,
+            truth=truth,
+            present=present,
+            texts=texts,
+            pairs=pairs,
+            text_groups=groups,
+        )
+
+    def figures_of_parts(self, part_of: Callable[[str], str]) -> dict[str, float]:
+        """The usual ones of each source of a mixture, as "source/output/metric"."""
+        parts = np.array([part_of(id) for id in self.ids])
+        subsets = {part: self.subset(parts == part) for part in dict.fromkeys(parts.tolist()) if part}
+        return {f"{part}/{name}": value for part, each in subsets.items() for name, value in each.figures().items()}
 
 
 class ResultCollector:
@@ -113,7 +145,7 @@ class ResultCollector:
         def real(array: np.ndarray) -> np.ndarray:
             return array[rows] if np.ndim(array) and len(array) == size else array
 
-        metrics = {
+        metrics: Metrics = {
             name: Average(real(metric.totals), real(metric.weights)) if isinstance(metric, Average) else metric
             for name, metric in batch.metrics.items()
         }

@@ -32,7 +32,7 @@ from mmjax.training.state import TrainState
 from mmjax.types import Metrics
 from mmjax.writers import RunInfo
 
-# The fingerprint of each split's examples, as the run began with them.
+# The fingerprint of the examples of each split, or of each source's in a mixture, as the run began with them.
 DATA_FILE = "data.json"
 # A batch of the last split, with the model's predictions for it by output.
 PredictedBatch = tuple[HostBatch, dict[str, dict[str, np.ndarray]]]
@@ -58,12 +58,17 @@ class RunDir:
         splits = self.data.source.splits
         opened = {split: self.data.open(experiment.data_dir, split) for split in splits}
         self.sizes = {split: len(records) for split, records in opened.items()}
-        self.data_fingerprints = {split: records.fingerprint for split, records in opened.items()}
+        self.data_fingerprints = {
+            f"{split}/{part}" if part else split: of_part.fingerprint
+            for split, records in opened.items()
+            for part, of_part in self.data.source.parts(records).items()
+        }
         if self.lead and not self.new:
             self._check_data()
         self.warnings = self.data.check_fields(experiment.data_dir)
         self.data = self.data.fit_packing(experiment.data_dir, size, experiment.train.steps)
         self.loader = Loader(self.data, experiment.data_dir, "train", size, seed=experiment.seed, rows=rows)
+        self.loader.ids(experiment.train.steps - 1)  # a mixture may have too few examples
         self.bad_values = BadValueMonitor(experiment.data.max_bad_share)
         self.init_key, self.key = jax.random.split(jax.random.key(experiment.seed))
         self.digest, self.start, self.waited, self.retries = "", 0, 0.0, 0
@@ -76,10 +81,12 @@ class RunDir:
             began = read_json(self.run_dir / DATA_FILE)
         except (OSError, ValueError):
             return
-        for split, fingerprint in self.data_fingerprints.items():
-            if isinstance(began, dict) and began.get(split, fingerprint) != fingerprint:
+        for name, fingerprint in self.data_fingerprints.items():
+            if isinstance(began, dict) and began.get(name, fingerprint) != fingerprint:
+                split, _, part = name.partition("/")
+                of = f"data.source.sources.{part} in the split" if part else "the split"
                 raise UserError(
-                    f"the data of the split {split} have changed since {self.run_dir} began: put the old ones back, "
+                    f"the data of {of} {split} have changed since {self.run_dir} began: put the old ones back, "
                     "set another run_dir, or fresh=true to start from the beginning"
                 )
 
@@ -187,6 +194,8 @@ class RunDir:
             for name in self.fills[0]:
                 values[f"train/{name}_fill"] = sum(fill[name] for fill in self.fills) / len(self.fills)
             values["train/cut_sequences"], self.fills = self.cut, []
+        read = self.loader.order.metrics(step * self.loader.step_examples)
+        values |= {f"data/{name}": value for name, value in read.items()}
         if self.retries:  # of this session, since a bucket stalled or failed
             values["train/retried_reads"] = self.retries
         self.write(step, {**values, **more})

@@ -119,7 +119,8 @@ class RunGroup:
             with self._pause(), self._phase(f"evaluating on {split}") if shown else contextlib.nullcontext():
                 results = self._evaluator.evaluate(self.state.eval_model, split, on_batch)
             for of_run, result in zip(metrics, results, strict=True):
-                of_run |= {f"{split}/{name}": value for name, value in result.figures().items()}
+                figures = result.figures() | result.figures_of_parts(self.program.data.source.part_of)
+                of_run |= {f"{split}/{name}": value for name, value in figures.items()}
         for run, of_run in zip(self.runs, metrics, strict=True):
             run.write(step, of_run)
         return metrics

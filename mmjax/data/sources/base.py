@@ -3,13 +3,17 @@
 import abc
 import dataclasses
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import chz
 import numpy as np
 
+from mmjax.data.order import Order, ShuffledEpochs
 from mmjax.types import Information
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +78,40 @@ class Source(abc.ABC):
         Confidence intervals then resample clusters of examples. None: all examples are independent.
         """
         return None
+
+    def order(self, records: Records, seed: int, batch_size: int) -> Order:
+        """The order in which a training with that seed reads the train split, opened as `records`."""
+        return ShuffledEpochs(len(records), seed)
+
+    def parts(self, records: Records) -> Mapping[str, Records]:
+        """What a split, opened as `records`, consists of, by name; "" is the one part of all but mixtures."""
+        return {"": records}
+
+    def part_of(self, id: str) -> str:
+        """The name of the part that an example belongs to."""
+        return ""
+
+    def inputs_of(self, part: str, inputs: Mapping[str, T]) -> Mapping[str, T]:
+        """The inputs that read a part's examples, by feature: those of `Data`, if it has not its own."""
+        return inputs
+
+    def fit_inputs(self, fit: Callable[[str, Any], Any], inputs: Mapping[str, Any]) -> "Source":
+        """This source with its own inputs fitted to the training data by `fit(feature, input)`.
+
+        `inputs` are those of `Data`, fitted. Raises UserError where the source's own inputs do not agree with them.
+        """
+        return self
+
+    def feature_records(self, records: Records, feature: str, field: str) -> Records:
+        """The examples with what is read for a feature in the field that the input of `Data` reads."""
+        return records
+
+    def changed(self, old: "Source", step: int) -> str | None:
+        """Why a run that began with `old`, which differs, cannot go on with this one after `step` steps.
+
+        None where it can.
+        """
+        return ""
 
     @abc.abstractmethod
     def open(self, data_dir: str, split: str) -> Records:
