@@ -1,4 +1,4 @@
-"""mixture: one model of scenes, emoji and spoken digits, read together by weights, with packed texts and recordings."""
+"""mixture: one model of scenes, emoji and spoken digits, with packed texts and recordings."""
 
 from mmjax.checkpoint.manager import Checkpoint
 from mmjax.config.experiment import Experiment
@@ -22,18 +22,30 @@ from mmjax.optim.optimizers import AdamW
 from mmjax.optim.schedules import Cosine
 
 
+LABELS = ("shape", "colour", "count")
+
+
+def _without(*fields: str) -> dict[str, str | None]:
+    """Says of a source that it does not have these fields."""
+    return dict.fromkeys(fields)
+
+
 def mixture() -> Experiment:
-    """Three sources with different modalities: what an example lacks is absent, and no output learns from it."""
+    """Three sources with different modalities: what an example lacks is absent."""
     return Experiment(
         name="mixture",
         data=Data(
             source=Mixture(
                 sources={
-                    "scenes": MixtureSource(source=Scenes(), weight=0.6),
-                    "emoji": MixtureSource(source=Emoji(skin_tones="all"), weight=0.2),
+                    "scenes": MixtureSource(source=Scenes(), weight=0.6, fields={"digit": None}),
+                    "emoji": MixtureSource(
+                        source=Emoji(skin_tones="all"), weight=0.2, fields=_without("speech", *LABELS, "digit")
+                    ),
                     # The recordings of FSDD; the digits' images are left out.
                     "digits": MixtureSource(
-                        source=AvDigits(noise="clean"), weight=0.2, fields={"image": None, "digit": "label"}
+                        source=AvDigits(noise="clean"),
+                        weight=0.2,
+                        fields={**_without("image", "text", *LABELS), "digit": "label"},
                     ),
                 },
                 # Emoji need the most steps, digits the fewest.

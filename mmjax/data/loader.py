@@ -375,6 +375,8 @@ class Loader:
             shared = grain.experimental.DatasetOptions(min_shm_size=self._smallest_shared_array())
             dataset = grain.experimental.WithOptionsIterDataset(dataset, shared)
             dataset = dataset.mp_prefetch(options, worker_init_fn=end_with_parent)
+            # Shared memory lasts as long as its arrays, and these must not outlive this process.
+            dataset = dataset.map(lambda host: jax.tree.map(np.array, host))
         if transform is not None:
             dataset = dataset.map(transform)
         with signals_kept():
