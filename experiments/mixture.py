@@ -21,7 +21,6 @@ from mmjax.model import Model
 from mmjax.optim.optimizers import AdamW
 from mmjax.optim.schedules import Cosine
 
-
 LABELS = ("shape", "colour", "count")
 
 

@@ -88,6 +88,7 @@ _MODULES = {
     "Packing": "data.packing",
     "Parquet": "data.formats.arrow",
     "PatchCritic": "generators.critics",
+    "PatchesInput": "data.patches_input",
     "Perceptual": "generators.perceptual",
     "Probe": "evaluation.suites.probe",
     "Quantizer": "generators.codes",

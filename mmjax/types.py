@@ -17,6 +17,7 @@ class Batch:
 
     `values[name]` is one of
       an image     Float[B H W C] in [0, 1]
+      patches      Float[B N P]      N patches of an image, with their places
       a text       Int[B N]          token ids
       a spectrogram  Float[B T M]    log-mel frames
       a waveform   Float[B T]        samples
@@ -248,6 +249,41 @@ class Image(Feature):
         grid = tokens.reshape(-1, columns)
         rows = np.arange(self.height) * len(grid) // self.height
         return grid[rows][:, np.arange(self.width) * columns // self.width]
+
+
+@dataclasses.dataclass(frozen=True)
+class Patches(Feature):
+    """Square patches of an image in its own aspect ratio, row by row, as Float[B N P].
+
+    At most `length` of `side` x `side` pixels. A patch holds its pixels in [0, 1] row by row, then its centre's y and x
+    as shares of the image's height and width: P = side * side * channels + 2.
+    """
+
+    is_media = True
+
+    length: int
+    side: int
+    channels: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.length, self.side**2 * self.channels + 2
+
+    @property
+    def windows(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        return (self.length,), (64,)
+
+    def baseline(self, x: Array, real: Array) -> Array:
+        """The mean of the image's own colours, at the same places."""
+        totals = jnp.where(real, x[..., :-2], 0).sum(1, keepdims=True)
+        count = self.side**2 * jnp.maximum(real.sum(1, keepdims=True), 1)
+        means = [totals[..., channel :: self.channels].sum(-1) for channel in range(self.channels)]
+        colour = jnp.tile(jnp.stack(means, -1) / count, self.side**2)
+        return jnp.concatenate([jnp.broadcast_to(colour, x[..., :-2].shape), x[..., -2:]], -1)
+
+    def add_noise(self, x: Array, real: Array, amount: Array | float, key: jax.Array) -> Array:
+        pixels = super().add_noise(x[..., :-2], real[..., :-2], amount, key)
+        return jnp.concatenate([pixels, x[..., -2:]], -1)
 
 
 # The ids that stand for no text: padding, and the end of every text.

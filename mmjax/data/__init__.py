@@ -4,9 +4,11 @@ from mmjax.data.audio_inputs import SpectrogramInput, WaveformInput
 from mmjax.data.formats import FORMATS
 from mmjax.data.inputs import ImageInput, Input, LabelInput, TextInput, VectorInput
 from mmjax.data.mixture import Mixture
+from mmjax.data.patches_input import PatchesInput
 
 __all__ = ["FORMATS", "TABLE", "Mixture"]
 
 TABLE: dict[str, type[Input]] = {
-    cls.__name__: cls for cls in (ImageInput, TextInput, SpectrogramInput, WaveformInput, LabelInput, VectorInput)
+    cls.__name__: cls
+    for cls in (ImageInput, PatchesInput, TextInput, SpectrogramInput, WaveformInput, LabelInput, VectorInput)
 }

@@ -109,6 +109,25 @@ def decode_image(
     return np.repeat(pixels, 3, axis=2)
 
 
+def image_shape(raw: Any, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """Height and width of what `decode_image` takes; of a file by its header, before it is turned upright."""
+    if isinstance(raw, bytes):
+        with bad_input_on_error(_unreadable(raw)):
+            width, height = image_size(raw)
+        if width * height > max_pixels:
+            raise BadInput(f"the image has {width} x {height} pixels, more than max_pixels={max_pixels}")
+        return height, width
+    if not isinstance(raw, np.ndarray):
+        raise WrongType(f"an image must be bytes or uint8 pixels, not {_kind(raw)}")
+    if raw.ndim not in (2, 3) or 0 in raw.shape:
+        raise BadInput(f"pixels of shape {raw.shape} are not an image")
+    return raw.shape[0], raw.shape[1]
+
+
+def _unreadable(content: bytes) -> str:
+    return f"{len(content)} bytes are not an image that OpenCV can decode"
+
+
 def _decode_picture(content: bytes, side: int | None, max_pixels: int) -> np.ndarray:
     """uint8[H W], RGB or RGBA, as stored; a JPEG no larger than needed for sides of `side` pixels."""
     cv2 = opencv()
@@ -117,17 +136,14 @@ def _decode_picture(content: bytes, side: int | None, max_pixels: int) -> np.nda
     for start, (name, end) in _PICTURES.items():
         if content.startswith(start) and end not in content[-_TAIL:]:
             raise BadInput(f"the {name} ends early")
-    unreadable = f"{len(content)} bytes are not an image that OpenCV can decode"
-    with bad_input_on_error(unreadable):
-        width, height = image_size(content)
-        if width * height > max_pixels:
-            raise BadInput(f"the image has {width} x {height} pixels, more than max_pixels={max_pixels}")
+    height, width = image_shape(content, max_pixels)
+    with bad_input_on_error(_unreadable(content)):
         # Only the colour mode turns a photograph as its camera was held, only the unchanged mode keeps transparency.
         jpeg = content.startswith(b"\xff\xd8")
         mode = _jpeg_mode(min(width, height), side) if jpeg else cv2.IMREAD_UNCHANGED
         pixels = cv2.imdecode(np.frombuffer(content, np.uint8), mode)
         if pixels is None:
-            raise BadInput(unreadable)
+            raise BadInput(_unreadable(content))
         if pixels.dtype == np.uint16:
             pixels = (pixels // 256).astype(np.uint8)
         if pixels.ndim == 3 and pixels.shape[2] in (3, 4):

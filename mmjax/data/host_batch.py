@@ -96,7 +96,10 @@ def set_example(batch: Batch, place: int, name: str, values: np.ndarray, mask: n
 def set_packed(
     batch: Batch, place: int, name: str, values: np.ndarray, mask: np.ndarray, row: int, start: int, most: int
 ) -> None:
-    """Sets a packed feature of the example at `place`: at most `most` positions of a row of its part, from `start`."""
+    """Sets a packed feature of the example at `place` to at most `most` positions of a row.
+
+    `row` counts within its part of the batch; the sequence begins at `start`.
+    """
     packed = batch.packed[name]
     own_rows = packed.row_count // packed.parts
     length = min(int(mask.sum()), most)

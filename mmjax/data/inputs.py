@@ -9,7 +9,7 @@ from typing import Any
 
 import chz
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float32, UInt8
 
 from mmjax.data import clean
 from mmjax.data.augment import ImageAugment
@@ -127,20 +127,24 @@ class ImageInput(Input):
         return self.augment.active
 
     def read(self, raw: Any, rng: np.random.Generator | None) -> tuple[np.ndarray, None]:
-        cv2 = clean.opencv()
-        height, width = self._shape
         with clean.bad_input_on_error("the picture cannot be resized"):
             pixels = clean.decode_image(raw, self.channels, max(self._shape), self.max_pixels)
-            if pixels.shape[:2] != (height, width):
-                # Averaging over areas when shrinking is what keeps fine structure from turning into noise.
-                how = cv2.INTER_AREA if pixels.shape[0] > height and pixels.shape[1] > width else cv2.INTER_LINEAR
-                pixels = cv2.resize(pixels, (width, height), interpolation=how)
-        pixels = pixels.reshape(height, width, self.channels)
-        picture = np.multiply(pixels, np.float32(1 / 255), dtype=np.float32)
+            picture = resize(pixels, *self._shape)
         return (picture if rng is None else self.augment(picture, rng)), None
 
     def to_raw(self, row: Mapping[str, np.ndarray]) -> UInt8[np.ndarray, "H W C"]:
         return (row["values"] * 255).round().astype(np.uint8)
+
+
+def resize(pixels: UInt8[np.ndarray, "h w C"], height: int, width: int) -> Float32[np.ndarray, "H W C"]:
+    """The picture at another size, in [0, 1]."""
+    cv2 = clean.opencv()
+    channels = pixels.shape[2]
+    if pixels.shape[:2] != (height, width):
+        # Averaging over areas when shrinking is what keeps fine structure from turning into noise.
+        how = cv2.INTER_AREA if pixels.shape[0] > height and pixels.shape[1] > width else cv2.INTER_LINEAR
+        pixels = cv2.resize(pixels, (width, height), interpolation=how)
+    return np.multiply(pixels.reshape(height, width, channels), np.float32(1 / 255), dtype=np.float32)
 
 
 @chz.chz

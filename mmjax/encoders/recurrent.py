@@ -103,7 +103,10 @@ CELLS: dict[str, type[GRUCell] | type[LSTMCell]] = {"gru": GRUCell, "lstm": LSTM
 
 
 class RecurrentLayer(nnx.Module):
-    """One direction over time; the state does not change where the mask is false, and each segment has its own."""
+    """One direction over time; the state does not change where the mask is false.
+
+    Each segment of packed sequences begins with a new state.
+    """
 
     def __init__(self, inputs: int, width: int, cell: str, reverse: bool, *, rules: Rules, rngs: nnx.Rngs):
         kind = CELLS[cell]

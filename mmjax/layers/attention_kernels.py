@@ -60,7 +60,7 @@ def choose_kernel(query: Float[Array, "B N H K"], key: Float[Array, "B M H K"]) 
 
 
 def visible(mask: Array) -> Bool[Array, "B 1 #N M"]:
-    """Which keys a query sees, by a mask [B 1 1 M]; with segment ids those of its own segment, padding none."""
+    """The keys that a query sees by a mask [B 1 1 M]: with segment ids those of its own segment."""
     return (mask == jnp.swapaxes(mask, 2, 3)) & (mask > 0) if has_segments(mask) else mask
 
 

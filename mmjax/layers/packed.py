@@ -29,7 +29,7 @@ def segment_positions(segments: Int[Array, "B N"]) -> Int[Array, "B N"]:
 
 
 def select_positions(position: nnx.Param, mask: Array, dtype: jnp.dtype, rules: Rules) -> Array:
-    """The learned positions [N D] of a sequence's tokens: [N D], or [B N D] for segments, each from its start."""
+    """The learned positions of a sequence's tokens: [N D], or [B N D] where the mask is segments."""
     table = position[...].astype(dtype)
     return look_up(table, segment_positions(mask), rules) if has_segments(mask) else table
 
@@ -69,7 +69,7 @@ def unpack_tokens(tokens: Tokens, packed: Packed, rules: Rules) -> Tokens:
 
 
 def unpack_batch(batch: Batch, rules: Rules) -> Batch:
-    """The batch with every packed feature as one row an example, as encoders and outputs without packing read it."""
+    """The batch with every packed feature padded, one row an example."""
     if not batch.packed:
         return batch
     values, mask = dict(batch.values), dict(batch.mask)

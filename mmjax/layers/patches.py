@@ -34,7 +34,7 @@ def group_sequence(x: Array, length: int, *, rules: Rules) -> Array:
 def pad_to_multiple(
     x: Float[Array, "B T C"], mask: Bool[Array, "B T"] | Int[Array, "B T"], length: int
 ) -> tuple[Array, Array]:
-    """Pads a sequence and its mask or segments to a multiple of `length`, with zeros at every masked entry.
+    """Pads a sequence and its mask, or segments, to a multiple of `length`, with zeros where masked.
 
     So a masked entry's value cannot reach the group it falls into.
     """

@@ -12,8 +12,9 @@ from mmjax.data.audio_inputs import AudioInput, SpectrogramInput, WaveformInput
 from mmjax.data.clean import BadInput, decode_image
 from mmjax.data.headers import image_size
 from mmjax.data.inputs import ImageInput, Input, LabelInput, TextInput, VectorInput
+from mmjax.data.patches_input import PatchesInput
 from mmjax.data.sources.base import Recording
-from mmjax.types import Image, Label, Spectrogram, Text, Vector, Waveform
+from mmjax.types import Image, Label, Patches, Spectrogram, Text, Vector, Waveform
 from tests.data.examples import damaged, samples
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
@@ -232,6 +233,7 @@ def test_features_tell_the_shapes():
     speech = SpectrogramInput(rate=16000, seconds=1.234, hop=0.02, window=0.04, bands=32)
     cases = [
         (ImageInput(size=8), picture(), Image(8, 8, 3)),
+        (PatchesInput(side=4, length=10, channels=1), picture(), Patches(10, 4, 1)),
         (TextInput(length=5), "hello", Text(5, 258)),
         (speech, Recording(samples(), 8000), Spectrogram(62, 32, 0.02)),
         (WaveformInput(rate=4000, seconds=0.1), Recording(samples(), 8000), Waveform(400, 4000)),
@@ -241,7 +243,15 @@ def test_features_tell_the_shapes():
     for node, raw, feature in cases:
         assert node.feature == feature
         values, mask = node.read(raw, None)
-        shapes = {Image: (8, 8, 3), Text: (5,), Spectrogram: (62, 32), Waveform: (400,), Label: (2,), Vector: (2, 3)}
+        shapes = {
+            Image: (8, 8, 3),
+            Patches: (10, 18),
+            Text: (5,),
+            Spectrogram: (62, 32),
+            Waveform: (400,),
+            Label: (2,),
+            Vector: (2, 3),
+        }
         shape = shapes[type(feature)]
         assert values.shape == shape
         assert mask is None or (mask.shape == shape[:1] and mask.dtype == bool)

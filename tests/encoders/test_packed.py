@@ -6,19 +6,21 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mmjax.encoders import AudioTransformer, Recurrent, TextTransformer
+from mmjax.encoders import AudioTransformer, Recurrent, TextTransformer, ViT
 from mmjax.layers.packed import segment_positions, unpack, unpack_tokens
 from mmjax.layers.settings import Settings
 from mmjax.sharding.mesh import MeshShape
 from mmjax.sharding.rules import PRESETS
-from mmjax.types import Batch, Spectrogram, Text, Tokens
+from mmjax.types import Batch, Patches, Spectrogram, Text, Tokens
 from tests.packing import pack
 
 TEXT, SOUND = Text(length=12, vocabulary=50), Spectrogram(frames=22, bands=6, seconds=0.01)
+PATCHES = Patches(length=12, side=2, channels=3)
 ENCODERS = {
     "text": (TextTransformer(depth=2, heads=2), TEXT),
     "audio": (AudioTransformer(depth=1, heads=2), SOUND),
     "gru of text": (Recurrent(depth=2), TEXT),
+    "vit of patches": (ViT(patch=2, depth=2, heads=2), PATCHES),
     "lstm of frames": (Recurrent(cell="lstm", patch=3), SOUND),
 }
 SETTINGS = Settings(width=16, rules=PRESETS["data"], dtype=jnp.dtype("float32"), dropout=0.0, remat="none", unroll=True)
@@ -33,7 +35,7 @@ def padded(feature, absent=(3,)) -> Batch:
     lengths[0], lengths[1] = longest, 1
     shape = (EXAMPLES, *feature.shape)
     text = isinstance(feature, Text)
-    values = rng.integers(2, 50, shape).astype(np.int32) if text else rng.normal(size=shape).astype(np.float32)
+    values = rng.integers(2, 50, shape).astype(np.int32) if text else rng.uniform(size=shape).astype(np.float32)
     mask = np.arange(longest) < lengths[:, None]
     present = ~np.isin(np.arange(EXAMPLES), absent)
     return Batch({"x": values}, {"x": mask}, {"x": present})

@@ -30,7 +30,7 @@ from mmjax.heads import Classify
 from mmjax.model import Model
 from mmjax.sharding.mesh import MeshShape
 from mmjax.sharding.rules import PRESETS
-from mmjax.types import PADDING, Image, Label, Spectrogram, Text, Vector, Waveform
+from mmjax.types import PADDING, Image, Label, Patches, Spectrogram, Text, Vector, Waveform
 from tests.reference import draw
 from tests.small import FEATURES, SIZE, make_batch, put
 
@@ -181,7 +181,7 @@ def test_windows():
     assert tall.count == 16 * 4
     assert (tall.places[0, :11, :10] == 0).all()
     assert tall.places[0, 11, 9] == 4
-    sizes = {64: Waveform(640, 8000), 5: Text(5, 16), 2: Label(("a", "b"), 2), 3: Vector(7, 3)}
+    sizes = {64: Waveform(640, 8000), 60: Patches(60, 4, 3), 5: Text(5, 16), 2: Label(("a", "b"), 2), 3: Vector(7, 3)}
     for count, feature in sizes.items():
         found = windows(feature)
         assert found.count == count

@@ -99,6 +99,21 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
     ("data/inputs.py", "data/test_inputs.py -k 'shrinking or grey or sentences'"): {
         "shrunk_by_interpolation": ("cv2.INTER_AREA if", "cv2.INTER_LINEAR if"),
     },
+    ("data/patches_input.py", "data/test_patches_input.py"): {
+        "patches_of_the_largest_picture_alone": ("min(longest, self.largest)", "self.largest"),
+        "sides_cut_down": ("(2 * dividend + divisor) // (2 * divisor)", "dividend // divisor"),
+        "a_picture_on_its_side": ("rows, columns = columns, rows", "pass"),
+        "pixels_in_columns": (
+            "self.channels).swapaxes(1, 2)\n        values",
+            "self.channels).swapaxes(1, 2).swapaxes(2, 3)\n        values",
+        ),
+        "places_of_corners": ("[(y + 0.5) / rows, (x + 0.5) / columns]", "[y / rows, x / columns]"),
+        "shrunk_until_far_below": ("along -= 1", "along //= 2"),
+    },
+    ("types.py", "data/test_patches_input.py -k 'noise or baseline'"): {
+        "noise_moves_patches": ("[pixels, x[..., -2:]], -1)\n\n\n#", "[pixels, pixels[..., -2:]], -1)\n\n\n#"),
+        "a_baseline_of_padding_too": ("totals = jnp.where(real, x[..., :-2], 0)", "totals = x[..., :-2]"),
+    },
     ("data/formats/splits.py", "data/formats -k 'group or hashed or names'"): {
         "groups_by_id": ("value = id if self.group is None else", "value = id if True else"),
         "salt_is_ignored": ('f"{self.salt}{value}"', 'f"{value}"'),

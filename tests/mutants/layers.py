@@ -92,8 +92,25 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
         "factors_without_the_one": ("product * (1 + factor(means[:, index]))", "product * factor(means[:, index])"),
     },
     # Layers.
+    ("layers/packed.py", "encoders/test_packed.py"): {
+        "positions_of_the_row": ("places - jax.lax.cummax(", "places - 0 * jax.lax.cummax("),
+        "examples_of_the_first_part": ("rows * x.shape[1] + starts", "starts"),
+        "a_token_too_few": ("-(-lengths // stride)", "(lengths // stride)"),
+    },
+    ("layers/attention_kernels.py", "encoders/test_packed.py -k equals"): {
+        "segments_see_each_other": ("(mask == jnp.swapaxes(mask, 2, 3)) & (mask > 0)", "(mask > 0)"),
+    },
+    ("layers/patches.py", "encoders/test_packed.py -k audio"): {
+        "windows_over_the_ends_of_segments": ("jnp.where(own, windows, 0)", "windows"),
+    },
+    ("encoders/recurrent.py", "encoders/test_packed.py -k 'gru or lstm'"): {
+        "states_cross_segments": ("if first is not None:", "if False:"),
+    },
     ("layers/attention.py", "layers/test_layers.py -k 'attention or masked_mean or block'"): {
-        "attention_to_nothing_is_something": ("jnp.where(mask.any(1)[:, None, None], y, 0)", "y"),
+        "attention_to_nothing_is_something": (
+            "jnp.where((mask > 0 if has_segments(mask) else mask.any(1)[:, None])[..., None], y, 0)",
+            "y",
+        ),
         "mean_over_all_places": ("jnp.maximum(weights.sum(1, keepdims=True), 1)", "weights.shape[1]"),
         "perceptron_without_residual": (
             "return x + dropout(self.mlp(self.mlp_norm(x))",
