@@ -52,7 +52,7 @@ def mixture() -> Experiment:
             ),
             inputs={
                 "image": ImageInput(size=64, augment=ImageAugment(crop=0.05, rotate=5)),
-                "text": TextInput(length=40, tokenizer=Bpe(vocabulary=1024)),
+                "text": TextInput(length=24, tokenizer=Bpe(vocabulary=1024)),
                 "speech": SpectrogramInput(
                     seconds=3.4, hop=0.02, bands=40, augment=SpectrogramAugment(time_masks=1, band_masks=1)
                 ),
@@ -62,7 +62,9 @@ def mixture() -> Experiment:
                 "digit": LabelInput(names=CLASSES),
             },
             packing=Packing(
-                features={"text": PackedRows(length=80), "speech": PackedRows(length=176, multiple=8)}, parts=1
+                features={"text": PackedRows(length=40), "speech": PackedRows(length=352, multiple=8)},
+                window=32,
+                parts=2,  # so that one or two devices can share a batch
             ),
         ),
         model=Model(

@@ -122,7 +122,7 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
             "preferred_element_type=jnp.float32) * query.shape[-1] ** -0.5",
             "preferred_element_type=jnp.float32) / query.shape[-1]",
         ),
-        "masked_tokens_are_seen": ("jnp.where(mask, logits, lowest)", "logits"),
+        "masked_tokens_are_seen": ("jnp.where(visible(mask), logits, lowest)", "logits"),
     },
     ("layers/attention_kernels.py", "generators/test_text.py -k memories"): {
         "the_next_token_is_seen": (
