@@ -128,13 +128,15 @@ class Mixture(Source):
         return CLUSTER if any(part.source.cluster_field for part in self._parts.values()) else None
 
     def open(self, data_dir: str, split: str) -> "MixtureRecords":
-        having = {name: part for name, part in self._parts.items() if split in part.source.splits}
-        return MixtureRecords(
-            [
-                PartRecords(name, part.source.open(data_dir, split), part.fields, part.source.cluster_field)
-                for name, part in having.items()
-            ]
-        )
+        opened = []
+        for name, part in self._parts.items():
+            try:
+                if split in part.source.splits:
+                    records = part.source.open(data_dir, split)
+                    opened.append(PartRecords(name, records, part.fields, part.source.cluster_field))
+            except UserError as error:
+                raise UserError(f"{KEY}.{name}: {error}") from error
+        return MixtureRecords(opened)
 
     def prepare(self, data_dir: str, manual_dir: str | None = None) -> Path:
         if manual_dir:

@@ -63,20 +63,26 @@ def open_index(
 
     Raises UserError for two examples of one name, and for a key that an example lacks.
     """
-    mirror.download(folder)
-    if not (folder / META).is_file():
-        with explained(folder):
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder.parent))
-            try:
-                _build(partial, entries(), split, key, media, folder.name)
-                with contextlib.suppress(OSError):  # another process was first, with the same
-                    os.rename(partial, folder)
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
-        mirror.upload(folder)
+    build_folder(folder, META, lambda partial: _build(partial, entries(), split, key, media, folder.name))
     meta = json.loads((folder / META).read_text())
     return Index(folder, meta["fingerprint"], meta["counts"], tuple(meta["media"]))
+
+
+def build_folder(folder: Path, last: str, build: Callable[[Path], None]) -> None:
+    """Builds a folder by `build(partial)`, whole or not at all, unless it is there with the file `last`."""
+    mirror.download(folder)
+    if (folder / last).is_file():
+        return
+    with explained(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder.parent))
+        try:
+            build(partial)
+            with contextlib.suppress(OSError):  # another process was first, with the same
+                os.rename(partial, folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    mirror.upload(folder)
 
 
 def _build(
