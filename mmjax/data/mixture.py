@@ -241,7 +241,7 @@ def _check_part(
         raise UserError(f"{key}.fields.{unknown[0]} is for a field that no input reads; they read {_names(read)}")
 
 
-def _exact(weights: Mapping[str, float | None]) -> dict[str, Fraction]:
+def _exact(weights: Mapping[str, Any]) -> dict[str, Fraction]:
     """Weights as the fractions that their decimals are: 0.1 is a tenth."""
     return {name: Fraction(str(weight)) for name, weight in weights.items()}
 

@@ -146,7 +146,9 @@ def test_the_end_of_all_sources_is_one_sentence():
     order = MixtureOrder({"a": 10, "b": 10}, [Shares(0, {"a": Fraction(1), "b": Fraction(3)})], {"a": 5, "b": 20}, 0)
     assert order.end == 25
     assert order.counts(25) == {"a": 5, "b": 20}
-    with pytest.raises(UserError, match=r"^all sources of the mixture reach their limits of epochs after 25 examples; "):
+    with pytest.raises(
+        UserError, match=r"^all sources of the mixture reach their limits of epochs after 25 examples; "
+    ):
         _ = order[25]
 
 
