@@ -107,7 +107,7 @@ class MixtureOrder:
     def _segment(self, position: int) -> "_Segment":
         if self.end is not None and position >= self.end:
             raise UserError(
-                f"all sources of the mixture reach their limits of epochs after {self.end:,} examples; raise "
+                f"every source with a weight has reached its limit of epochs after {self.end:,} examples; raise "
                 "data.source.sources.NAME.epochs of one, or train for fewer steps"
             )
         return self._segments[bisect.bisect_right(self._segments, position, key=lambda each: each.start) - 1]

@@ -61,6 +61,10 @@ class RunDir:
         self.sizes = {split: len(records) for split, records in opened.items()}
         parts = {split: self.data.source.parts(records) for split, records in opened.items()}
         self.parts = dict.fromkeys(itertools.chain.from_iterable(parts.values()))
+        if same := [name for name in self.parts if name in experiment.model.outputs]:
+            raise UserError(
+                f"data.source.sources.{same[0]} and model.outputs.{same[0]} share a name: rename one of them"
+            )
         self.data_fingerprints = {
             f"{split}/{part}" if part else split: records.fingerprint
             for split, each in parts.items()

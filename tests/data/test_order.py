@@ -147,7 +147,7 @@ def test_the_end_of_all_sources_is_one_sentence():
     assert order.end == 25
     assert order.counts(25) == {"a": 5, "b": 20}
     with pytest.raises(
-        UserError, match=r"^all sources of the mixture reach their limits of epochs after 25 examples; "
+        UserError, match=r"^every source with a weight has reached its limit of epochs after 25 examples; "
     ):
         _ = order[25]
 

@@ -1,10 +1,13 @@
 """A run of a mixture that is killed and resumed reads what it would have read, on whatever mesh."""
 
 import json
+import re
 import signal
 import time
 
-from tests.system.conftest import finish, start
+import mmjax as mm
+from launch import prepare
+from tests.system.conftest import ROOT, finish, start
 
 EXPERIMENT = '''
 import mmjax as mm
@@ -62,3 +65,26 @@ def test_a_killed_mixture_resumes_exactly(tmp_path, data_dir):
     last = json.loads((tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()[-1])
     # 12 steps of 16 at three to one; then 30 of `late` at five to two, and the rest of `few`.
     assert [last[f"data/{name}/examples"] for name in ("blind", "few", "late")] == [144, 60 * 16 - 144 - 30, 30]
+
+
+def test_the_examples_of_the_docs_can_be_made():
+    page = (ROOT / "docs" / "data.md").read_text()
+    names = {"mm": mm}
+    for code in re.findall(r"```python\n(def .*?)```", page, re.DOTALL):
+        exec(code, names)
+    mixture, filtered = names["several_sources"](), names["short_captions"]()
+    assert [stage.start for stage in mixture.stages] == [10_000, 20_000]
+    assert filtered.where["caption"].holds("a short one")
+    assert not filtered.where["caption"].holds("A" * 9)
+
+
+def test_the_command_of_the_docs_converts_what_is_kept(tmp_path):
+    (line,) = re.findall(
+        r"^mmjax (prepare convert .*source=Filtered.*)$", (ROOT / "docs" / "data.md").read_text(), re.M
+    )
+    path = tmp_path / "captions.jsonl"
+    path.write_text("".join(json.dumps({"caption": f"number {n}", "score": n / 100}) + "\n" for n in range(100)))
+    words = line.replace("captions.jsonl", str(path)).replace("out=good", f"out={tmp_path / 'good'}").split()
+    assert prepare.main([*words[1:], f"data_dir={tmp_path}"]) == 0
+    copy = mm.ArrayRecord(path=str(tmp_path / "good"))
+    assert sum(len(copy.open("", split)) for split in copy.splits) == 50

@@ -116,7 +116,12 @@ def test_too_few_epochs_are_one_sentence_before_anything_is_compiled(train, tmp_
     monkeypatch.setattr(loop, "TrainProgram", lambda *_: pytest.fail("it came to the program"))
     sources = {name: chz.replace(part, epochs=0.5) for name, part in SOURCES.items()}
     with pytest.raises(
-        UserError, match=r"^all sources of the mixture reach their limits of epochs after 32 examples; "
+        UserError, match=r"^every source with a weight has reached its limit of epochs after 32 examples; "
     ):
         train(tmp_path, sources=sources)
     assert not tmp_path.joinpath("experiment.json").exists()
+
+
+def test_a_source_with_the_name_of_an_output_is_one_sentence(train, tmp_path):
+    with pytest.raises(UserError, match=r"^data.source.sources.label and model.outputs.label share a name"):
+        train(tmp_path, sources={"label": SOURCES["one"]})
