@@ -128,13 +128,15 @@ class Mixture(Source):
         return CLUSTER if any(part.source.cluster_field for part in self._parts.values()) else None
 
     def open(self, data_dir: str, split: str) -> "MixtureRecords":
-        having = {name: part for name, part in self._parts.items() if split in part.source.splits}
-        return MixtureRecords(
-            [
-                PartRecords(name, part.source.open(data_dir, split), part.fields, part.source.cluster_field)
-                for name, part in having.items()
-            ]
-        )
+        opened = []
+        for name, part in self._parts.items():
+            try:
+                if split in part.source.splits:
+                    records = part.source.open(data_dir, split)
+                    opened.append(PartRecords(name, records, part.fields, part.source.cluster_field))
+            except UserError as error:
+                raise UserError(f"{KEY}.{name}: {error}") from error
+        return MixtureRecords(opened)
 
     def prepare(self, data_dir: str, manual_dir: str | None = None) -> Path:
         if manual_dir:
@@ -225,7 +227,7 @@ def _names(inputs: Mapping[str, Any]) -> str:
 def _check_part(
     key: str, fields: Mapping[str, Any], own: Mapping[str, Input | None], inputs: Mapping[str, Input]
 ) -> None:
-    """Raises UserError where a source's inputs do not agree with the shared ones, or nothing reads a field."""
+    """Raises UserError where a source's inputs do not suit the shared ones, or no input reads a field."""
     for feature, input in own.items():
         shared = inputs[feature]
         if input is not None and input.feature != shared.feature:
@@ -239,7 +241,7 @@ def _check_part(
         raise UserError(f"{key}.fields.{unknown[0]} is for a field that no input reads; they read {_names(read)}")
 
 
-def _exact(weights: Mapping[str, float | None]) -> dict[str, Fraction]:
+def _exact(weights: Mapping[str, Any]) -> dict[str, Fraction]:
     """Weights as the fractions that their decimals are: 0.1 is a tenth."""
     return {name: Fraction(str(weight)) for name, weight in weights.items()}
 

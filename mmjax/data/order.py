@@ -59,8 +59,9 @@ class MixtureOrder:
     The sources' examples are numbered one source after the other. After any number of examples each source has had
     within 1 of its share, which is the sum of its weights so far: at most 1 - 1 / (2 K - 2) away with K sources
     (Tijdeman 1980, The chairman assignment problem), as long as weights do not change. What comes before a change does
-    not depend on it, so that soon after one the distance can exceed 1: of 12,000 random mixtures of 2 to 8 sources with
-    2 to 4 stages it did in fewer than 1 in 200, and was 1.2 at most; of 180 with 35 sources it never did.
+    not depend on it, so that soon after one the distance can exceed 1. It did in 21 of 4,000 random mixtures of 2 to 8
+    sources with 2 to 4 stages, in 50 of 2,000 where some had limits, too, and was 1.23 at most; in none of 100 with 35
+    sources.
 
     Weights are exact where their common period is at most `LONGEST_PERIOD` examples (see `integer_weights`). What is
     kept is a table per change of weights, however far the position.
@@ -106,7 +107,7 @@ class MixtureOrder:
     def _segment(self, position: int) -> "_Segment":
         if self.end is not None and position >= self.end:
             raise UserError(
-                f"all sources of the mixture reach their limits of epochs after {self.end:,} examples; raise "
+                f"every source with a weight has reached its limit of epochs after {self.end:,} examples; raise "
                 "data.source.sources.NAME.epochs of one, or train for fewer steps"
             )
         return self._segments[bisect.bisect_right(self._segments, position, key=lambda each: each.start) - 1]

@@ -1,7 +1,6 @@
 """Tokenizers: bytes, or byte pairs learned from the training texts."""
 
 import abc
-import contextlib
 import functools
 import hashlib
 import os
@@ -48,19 +47,22 @@ class Corpus:
         return self.folder / f"{kind}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
 
     def values(self) -> Iterator[Any]:
-        """The field's raw value of every example, in order; examples that cannot be read are left out."""
+        """The field's raw value of every example, in order; None where it cannot be read."""
         return column(self.records, self.field)
 
 
 def column(records: Records, field: str) -> Iterator[Any]:
-    """The field's value of every example, in order; examples that cannot be read are left out."""
-    of = getattr(records, "column", None)
-    if of is not None:  # records that read a column without the rest
-        yield from of(field)
-        return
-    for index in range(len(records)):
-        with contextlib.suppress(BadInput):
-            yield read_example(records, index).get(field)
+    """The field's raw value of every example, in order; None where it cannot be had."""
+    of = getattr(records, "column", None)  # of records that read a column without the rest
+    return (field_value(records, index, field) for index in range(len(records))) if of is None else of(field)
+
+
+def field_value(records: Records, index: int, field: str) -> Any:
+    """The field's raw value of an example; None where it is missing or the example cannot be read."""
+    try:
+        return read_example(records, index).get(field)
+    except BadInput:
+        return None
 
 
 @chz.chz

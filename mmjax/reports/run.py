@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from mmjax.files import to_path
 from mmjax.formatting import duration, number, percent
-from mmjax.reports.curves import curve_sections
+from mmjax.reports.curves import PRIMARY, curve_sections
 from mmjax.reports.page import Cell, Section, Table, write_page
 from mmjax.types import Feature, Label, Text, Vector
 
@@ -34,26 +34,30 @@ def write_report(
     facts: Mapping[str, Any],
     targets: Mapping[str, Feature],
     sizes: Mapping[str, int],
+    sources: Sequence[str] = (),
     stopped: str = "",
 ) -> Path:
     """Writes `run_dir`/report.html, all at once, and returns its path.
 
     `experiment_json` is what experiment.json holds, `history` the lines of metrics.jsonl, `summary` what summary.json
     holds; `examples` are those of `mmjax.reports.examples`, `facts` stand under the title beside steps and time,
-    `targets` are the features that outputs predict, `sizes` the examples of each split, and `stopped` is why the run
-    could not go on. What data_errors.jsonl in `run_dir` lists is summed up. Raises UserError where the page cannot be
-    written.
+    `targets` are the features that outputs predict, `sizes` the examples of each split, `sources` the names of those of
+    a mixture, and `stopped` is why the run could not go on. What data_errors.jsonl in `run_dir` lists is summed up.
+    Raises UserError where the page cannot be written.
     """
     run_dir = to_path(run_dir)
     steps = {"steps": summary["step"], "time": duration(summary["seconds"])}
     digests = f"parameters {summary['parameters_digest']}, examples {summary['examples_digest']}"
+    metrics = summary["metrics"]
+    shared = [_without(line, sources) for line in history]
     sections = [
         *_warnings(summary, history, stopped),
-        _key_results(summary["metrics"], history, targets, sizes),
-        *curve_sections(history),
+        _key_results(_without(metrics, sources), shared, targets, sizes),
+        *_by_source({**(history[-1] if history else {}), **metrics}, sources),
+        *curve_sections(shared),
         *examples,
         _skipped(run_dir / "data_errors.jsonl"),
-        *_all_metrics(summary["metrics"]),
+        *_all_metrics(metrics),
         Section(
             "Resolved configuration",
             f"SHA-256 digests: {digests}.",
@@ -113,6 +117,30 @@ def _key_results(
     titles = ["train, last logged" if split == "train" else _sized(split, sizes) for split in splits]
     about = "" if set(splits) - {"train"} else "The run has not been evaluated: these are of the last training steps."
     return Section("Key results", about, [Table(["output", *titles, "chance", "what it says"], rows)])
+
+
+def _source_of(name: str, sources: Sequence[str]) -> str | None:
+    """The source that a metric is of, as in "test/SOURCE/label/accuracy" and "data/SOURCE/epochs"; None: of all."""
+    _, *middle, _ = name.split("/") if "/" in name else ("", "")
+    return middle[0] if middle and middle[0] in sources else None
+
+
+def _without(metrics: Mapping[str, Any], sources: Sequence[str]) -> dict[str, Any]:
+    return {name: value for name, value in metrics.items() if _source_of(name, sources) is None}
+
+
+def _by_source(metrics: Mapping[str, Any], sources: Sequence[str]) -> list[Section]:
+    """What was read of each source of a mixture, and its main metrics."""
+    rows: dict[str, dict[str, str]] = {}
+    for name, value in metrics.items():
+        source, metric = _source_of(name, sources), name.rpartition("/")[2]
+        if source is not None and (name.startswith("data/") or metric == "loss" or PRIMARY.fullmatch(metric)):
+            shown = name.replace(f"/{source}/", "/", 1).removeprefix("data/")
+            rows.setdefault(shown, {})[source] = "" if value is None else number(value)
+    if not rows:
+        return []
+    cells = [[name, *(row.get(source, "") for source in sources)] for name, row in rows.items()]
+    return [Section("By source", "What training read of each source, and its metrics.", [Table(["", *sources], cells)])]
 
 
 def _sized(split: str, sizes: Mapping[str, int]) -> str:

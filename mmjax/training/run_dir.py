@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import itertools
 import json
 import sys
 import time
@@ -58,10 +59,16 @@ class RunDir:
         splits = self.data.source.splits
         opened = {split: self.data.open(experiment.data_dir, split) for split in splits}
         self.sizes = {split: len(records) for split, records in opened.items()}
+        parts = {split: self.data.source.parts(records) for split, records in opened.items()}
+        self.parts = dict.fromkeys(itertools.chain.from_iterable(parts.values()))
+        if same := [name for name in self.parts if name in experiment.model.outputs]:
+            raise UserError(
+                f"data.source.sources.{same[0]} and model.outputs.{same[0]} share a name: rename one of them"
+            )
         self.data_fingerprints = {
-            f"{split}/{part}" if part else split: of_part.fingerprint
-            for split, records in opened.items()
-            for part, of_part in self.data.source.parts(records).items()
+            f"{split}/{part}" if part else split: records.fingerprint
+            for split, each in parts.items()
+            for part, records in each.items()
         }
         if self.lead and not self.new:
             self._check_data()
@@ -261,6 +268,7 @@ class RunDir:
             facts={"parameters": count(self.parameters), "devices": devices},
             targets={output: self.data.features[name] for output, name in target_features.items()},
             sizes=self.sizes,
+            sources=[*filter(None, self.parts)],
             stopped=stopped,
         )
 

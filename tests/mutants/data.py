@@ -23,7 +23,10 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
             "[self.seed, zlib.crc32(name.encode())]",
         ),
         "the_first_examples_alone": ("position * len(self.records) // self.examples if", "position if"),
-        "rows_drawn_by_their_place": ("step * self.batch_size + int(row)", "step * self.batch_size + place"),
+        "rows_drawn_by_their_place": (
+            "self._read(index, positions[row], put)",
+            "self._read(index, positions[place], put)",
+        ),
     },
     ("data/order.py", "data/test_loader.py -k seed"): {
         "the_order_of_every_seed": ("[seed, zlib.crc32(name.encode())]", "[zlib.crc32(name.encode())]"),
@@ -39,10 +42,6 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
         "dealt_by_count_alone": ("loads @ spans[place] + used", "used"),
         "cut_more_than_must_be": ("while high - low > 1:", "while high - low > 2:"),
         "rows_for_all_parts_together": ("each * packing.parts for", "each for"),
-        "empty_slots_count": (
-            "examples = packing.window_examples(batch_size)",
-            "examples = packing.window * batch_size",
-        ),
     },
     ("data/lengths.py", "data/test_lengths.py"): {
         "a_tokenizer_by_its_place": ('.replace(repr(str(file)), "")', ""),
@@ -60,12 +59,63 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
             "min(shifted, self._samples) // self._hop",
         ),
     },
+    ("data/order.py", "data/test_order.py"): {
+        "the_largest_deficit_alone": ("if due[place] >= least]", "if False]"),
+        "whoever_comes_next_is_ready": ("if due[place] >= least]", "if True]"),
+        "deficits_are_forgotten_at_stages": (
+            "counts, owed, position = segment.counts(segment.length), segment.owed,",
+            ("counts, position = segment.counts(segment.length),"),
+        ),
+        "a_limit_one_later": ("divmod(left - 1 - int(", "divmod(left - int("),
+        "the_repeated_part_is_counted_from_nothing": (
+            "rounds * self._repeated[source] +",
+            "0 * self._repeated[source] +",
+        ),
+        "sources_share_a_permutation": ("ShuffledEpochs(size, seed, name) for", "ShuffledEpochs(size, seed) for"),
+        "weights_are_cut_and_not_rounded": ("max(able, key=lambda row: step", "min(able, key=lambda row: step"),
+    },
+    ("data/mixture.py", "data/test_mixture.py"): {
+        "stages_count_examples": ("Shares(stage.start * batch_size,", "Shares(stage.start,"),
+        "the_shared_input_reads_all": ("{name: own.get(name, input) for", "{name: input for"),
+        "tokenizers_read_the_shared_field": ("if feature not in own:", "if True:"),
+        "names_are_those_of_the_source": (
+            'return f"{self.name}/{self._records.id(index)}"',
+            "return self._records.id(index)",
+        ),
+        "stages_may_change_the_past": ("if stage.start < step] for each", "if stage.start < 0] for each"),
+        "weights_of_new_sources_count_at_once": (
+            "if step and name not in old._parts",
+            "if False and name not in old._parts",
+        ),
+        "a_power_of_one": ("Fraction(str(size**alpha))", "Fraction(str(size))"),
+    },
+    ("data/filters.py", "data/test_filters.py"): {
+        "one_item_is_enough": ("return all(map(self._holds_of_item,", "return any(map(self._holds_of_item,"),
+        "the_start_alone_matches": ("re.search(self.matches, item)", "re.match(self.matches, item)"),
+        "any_condition_is_the_same": (
+            "decides = [VERSION, records.fingerprint, split, conditions]",
+            ("decides = [VERSION, records.fingerprint, split]"),
+        ),
+        "names_of_others": ("return self._records.id(int(self._kept[index]))", "return self._records.id(index)"),
+    },
+    ("data/check.py", "data/test_mixture.py -k fit"): {
+        "the_key_of_all_sources": ("        if part:\n            key = ", "        if False:\n            key = "),
+    },
+    ("evaluation/eval_result.py", "training/test_mixture.py -k own"): {
+        "every_source_has_the_metrics_of_all": ("self.subset(parts == part) for", "self.subset(parts != '') for"),
+    },
     ("data/host_batch.py", "data/test_loader.py -k chain"): {
         "a_chain_without_its_past": ('"\\n".join([digest, *ids])', '"\\n".join(ids)'),
     },
     ("data/device_batches.py", "data/test_device_batches.py -k 'device or part or process'"): {
-        "the_offset_of_another_host": ("at = np.searchsorted(host.rows, first)", "at = first"),
-        "rows_one_off": ("at = np.searchsorted(host.rows, first)", "at = np.searchsorted(host.rows, first) - 1"),
+        "the_offset_of_another_host": (
+            "at = np.searchsorted(host.rows, first * host.size // size)",
+            "at = first * host.size // size",
+        ),
+        "rows_one_off": (
+            "// len(host.rows)\n            return local",
+            "// len(host.rows) - 1\n            return local",
+        ),
     },
     ("data/augment.py", "data/test_augment.py"): {
         "flips_half_as_often": ("mirror < 2 * self.flip - 1", "mirror < self.flip - 1"),

@@ -150,7 +150,7 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
     },
     ("layers/patches.py", "encoders/test_encoders.py -k 'masked or whole_tokens'"): {
         "masked_frames_reach_their_group": (
-            "jnp.pad(jnp.where(mask[..., None], x, 0), ((0, 0), (0, missing)",
+            "jnp.pad(jnp.where(mask[..., None] > 0, x, 0), ((0, 0), (0, missing)",
             "jnp.pad(x, ((0, 0), (0, missing)",
         ),
     },
@@ -198,14 +198,14 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
         ),
     },
     ("encoders/audio.py", "encoders/test_encoders.py -k whole_tokens"): {
-        "time_of_the_first_frame": ("(jnp.arange(self.count) + 0.5)", "jnp.arange(self.count)"),
+        "time_of_the_first_frame": ("(places + 0.5) * self.stride", "places * self.stride"),
         "masked_frames_reach_the_convolution": (
-            "sliding_windows(jnp.where(mask[..., None], x, 0), STEM_KERNEL, 2)",
-            "sliding_windows(x, STEM_KERNEL, 2)",
+            "x = jnp.where(mask[..., None] > 0, x, 0)",
+            "pass",
         ),
     },
     ("encoders/text.py", "encoders/test_encoders.py -k text_transformer"): {
-        "tokens_without_position": (" + self.position[...].astype(self.dtype)", ""),
+        "tokens_without_position": (" + select_positions(self.position, mask, self.dtype, self.rules)", ""),
     },
     # The model.
     ("model.py", "test_model.py -k 'absent or makes or weighted or hides or see or add'"): {

@@ -185,7 +185,8 @@ class FileRecords:
     def column(self, name: str) -> Iterator[Any]:
         """The values of a column, without reading files; None where an example lacks it."""
         for index in range(len(self)):
-            yield self._read(self._entries[index][1], only=name).get(name)
+            value = self._read(self._entries[index][1], only=name).get(name)
+            yield Unreadable(value[UNREADABLE]) if isinstance(value, dict) and UNREADABLE in value else value
 
 
 def typed(rows: Iterator[Mapping[str, str | None]], first: int = 1000) -> Iterator[dict[str, Any]]:
