@@ -1,9 +1,11 @@
-"""A training step of a text encoder on the names of Unicode's symbols, packed and padded, with its loader.
+"""Packed and padded training of a text encoder, and batches of a packed mixture at any step.
 
-Width 256, depth 4; the bytes of 128 names a batch, which are up to 83 and on average 26 long; two reader processes.
+The texts are the names of Unicode's symbols, which have up to 89 bytes and 27 on average. The encoder has width 256 and
+depth 4; a batch has 128 names, which two processes read. The mixture has three sources and batches of 64.
 """
 
 import functools
+import itertools
 import tempfile
 import time
 import unicodedata
@@ -129,8 +131,48 @@ def padded(dtype: str) -> Callable[[], dict[str, float]]:
     return _step(dtype, packed=False)
 
 
+def _mixture(first: int) -> Callable[[], dict[str, float]]:
+    from mmjax.data.inputs import LabelInput, TextInput
+    from mmjax.data.loader import Data, Loader
+    from mmjax.data.mixture import Mixture, MixtureSource, MixtureStage
+    from mmjax.data.packing import PackedRows, Packing
+
+    weights = {"a": 0.5, "b": 0.3, "c": 0.2}
+    sources = {name: MixtureSource(source=SymbolNames(), weight=weight) for name, weight in weights.items()}
+    folder = tempfile.mkdtemp(prefix="benchmark-mixture-")
+    data = Data(
+        source=Mixture(sources=sources, stages=(MixtureStage(start=500, weights={"a": 0.2, "c": 0.8}),)),
+        inputs={"text": TextInput(length=96), "label": LabelInput(names=("other", "arrow"))},
+        packing=Packing(features={"text": PackedRows(length=ROW)}),
+    ).fit_packing(folder, 64, 10**6)
+    loader = Loader(data, folder, "train", 64, seed=0)
+    loader.batch(first)
+    steps = itertools.count(first, 1000)
+
+    def measure() -> dict[str, float]:
+        began = time.perf_counter()
+        for step in itertools.islice(steps, 10):
+            loader.batch(step)
+        return {"batch": (time.perf_counter() - began) / 10}
+
+    return measure
+
+
+def far(dtype: str) -> Callable[[], dict[str, float]]:
+    """Batches of a packed mixture, a thousand steps apart, from step 1,000,000 on."""
+    return _mixture(10**6)
+
+
+def near(dtype: str) -> Callable[[], dict[str, float]]:
+    """The same from the first step on."""
+    return _mixture(0)
+
+
 BENCHMARK = Benchmark(
     about="training on captions, packed and padded",
-    implementations={"packed": packed, "padded": padded},
-    ratios=(Ratio("a caption's token, packed over padded", "packed", "padded", "token"),),
+    implementations={"packed": packed, "padded": padded, "mixture, far": far, "mixture, near": near},
+    ratios=(
+        Ratio("a caption's token, packed over padded", "packed", "padded", "token"),
+        Ratio("a batch of a mixture at step 1,000,000 over one at step 0", "mixture, far", "mixture, near", "batch"),
+    ),
 )

@@ -146,7 +146,8 @@ class Data:
             return self
         self.packing.check(self.features, batch_size)
         loader = Loader(self, data_dir, "train", batch_size, seed=0)
-        chosen = sample_windows(-(-steps // self.packing.window))
+        examples = self.packing.window_examples(batch_size)
+        chosen = sample_windows(-(-steps // self.packing.window), examples)
         each = [loader.window_lengths(window) for window in chosen]
         lengths = {name: np.stack([found[name] for found in each]) for name in self.packing.features}
         return chz.replace(self, packing=rows_for(lengths, self.packing, batch_size))

@@ -15,7 +15,8 @@ from jaxtyping import Int
 from mmjax.errors import UserError
 from mmjax.types import Feature
 
-WINDOWS = 64  # of training examples tell how many rows a batch needs
+# So many windows of training examples tell how many rows a batch needs: fewer where they are large, and so alike.
+WINDOWS, LEAST_WINDOWS, SAMPLED_EXAMPLES = 64, 8, 2**16
 # Loads are compared as integers: a part's mean load of a feature, and what no load reaches.
 _MEAN_LOAD, _FULL = 2**18, 2**62
 
@@ -149,10 +150,11 @@ def arrange(lengths: Mapping[str, Int[np.ndarray, "W"]], packing: Packing, batch
     return steps
 
 
-def sample_windows(count: int) -> list[int]:
-    """Some of a training's `count` windows, the same for every seed."""
+def sample_windows(count: int, examples: int) -> list[int]:
+    """Some of a training's `count` windows of so many examples each, the same for every seed."""
+    windows = max(LEAST_WINDOWS, min(WINDOWS, SAMPLED_EXAMPLES // examples))
     # The generator whose numbers NumPy never changes.
-    return np.random.RandomState(0).permutation(min(count, 2**20))[:WINDOWS].tolist()
+    return np.random.RandomState(0).permutation(min(count, 2**20))[:windows].tolist()
 
 
 def rows_for(lengths: Mapping[str, Int[np.ndarray, "V W"]], packing: Packing, batch_size: int) -> Packing:
