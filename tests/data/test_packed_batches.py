@@ -76,7 +76,7 @@ def test_fewer_examples_than_slots(packed):
     ids = [id for host in hosts for id in host.ids if id]
     assert len(ids) == 48
     assert ids != [id for host in hosts for id in host.ids]
-    order = [loader.records.id(loader._order[position]) for position in range(48, 96)]
+    order = [loader.records.id(loader.order[position]) for position in range(48, 96)]
     assert sorted(ids) == sorted(order)
     for host in hosts:
         assert [bool(id) for id in host.ids] == host.real.tolist() == host.batch.present["label"].tolist()
