@@ -87,6 +87,10 @@ class Data:
             )
         return records
 
+    def inputs_of(self, id: str) -> Mapping[str, Input]:
+        """The inputs that read an example, by feature; a source of a mixture may have its own."""
+        return self.source.inputs_of(self.source.part_of(id), self.inputs)
+
     def check_fields(self, data_dir: str) -> list[str]:
         """A line for each input that cuts some of the sampled texts.
 
@@ -220,16 +224,15 @@ class Loader:
             index = indices[row]
             if index is None:
                 continue
-            for feature, reason in self._read(batch, place, index, step * self.batch_size + int(row)):
+            for feature, reason in self._read(batch, place, index, ids[row], step * self.batch_size + int(row)):
                 errors.append(BadValue(index, ids[row], feature, reason))
         seconds = time.perf_counter() - start
         retries = RETRIES.count - retries
         return HostBatch(step, self.batch_size, self.rows, batch, ids, tuple(errors), seconds, retries)
 
-    def _read(self, batch: Batch, place: int, index: int, position: int) -> Iterator[tuple[str, str]]:
+    def _read(self, batch: Batch, place: int, index: int, id: str, position: int) -> Iterator[tuple[str, str]]:
         """Fills one row; yields unusable features with reasons. A field that is None is absent, not bad."""
-        source = self.data.source
-        inputs = source.inputs_of(source.part_of(self.records.id(index)), self.data.inputs)
+        inputs = self.data.inputs_of(id)
         try:
             raw = read_example(self.records, index)
         except BadInput as error:

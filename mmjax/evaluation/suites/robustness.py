@@ -100,13 +100,13 @@ class Swapped(Loader):
         super().__init__(plain.data, plain.data_dir, plain.split, plain.batch_size, rows=plain.rows)
         self._modality = modality
 
-    def _read(self, batch: Batch, place: int, index: int, position: int) -> Iterator[tuple[str, str]]:
-        yield from super()._read(batch, place, index, position)
+    def _read(self, batch: Batch, place: int, index: int, id: str, position: int) -> Iterator[tuple[str, str]]:
+        yield from super()._read(batch, place, index, id, position)
         other = (index + len(self.records) // 2) % len(self.records)
-        input, raw = self.data.inputs[self._modality], self.records[other]
+        input, raw = self.data.inputs_of(self.records.id(other)).get(self._modality), self.records[other]
         # Where the other example has none, neither has this one.
         batch.present[self._modality][place] = False
-        value = raw.get(input.field or self._modality)
-        if value is not None:
+        value = None if input is None else raw.get(input.field or self._modality)
+        if input is not None and value is not None:
             with contextlib.suppress(BadInput):
                 set_example(batch, place, self._modality, *input.read(value, None))
