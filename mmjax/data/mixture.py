@@ -227,7 +227,7 @@ def _names(inputs: Mapping[str, Any]) -> str:
 def _check_part(
     key: str, fields: Mapping[str, Any], own: Mapping[str, Input | None], inputs: Mapping[str, Input]
 ) -> None:
-    """Raises UserError where a source's inputs do not agree with the shared ones, or nothing reads a field."""
+    """Raises UserError where own inputs do not agree with the shared ones, or nothing reads a field."""
     for feature, input in own.items():
         shared = inputs[feature]
         if input is not None and input.feature != shared.feature:

@@ -52,7 +52,7 @@ class Corpus:
 
 
 def column(records: Records, field: str) -> Iterator[Any]:
-    """The field's raw value of every example, in order; None where it is missing or the example cannot be read."""
+    """The raw value of every example, in order; None where it is missing or cannot be read."""
     of = getattr(records, "column", None)  # of records that read a column without the rest
     return (field_value(records, index, field) for index in range(len(records))) if of is None else of(field)
 
