@@ -96,6 +96,10 @@ class Data:
             )
         return records
 
+    def inputs_of(self, id: str) -> Mapping[str, Input]:
+        """The inputs that read an example, by feature; a source of a mixture may have its own."""
+        return self.source.inputs_of(self.source.part_of(id), self.inputs)
+
     def check_fields(self, data_dir: str) -> list[str]:
         """A line for each input that cuts some of the sampled texts.
 
@@ -301,7 +305,7 @@ class Loader:
             if index is None:
                 continue
             put = functools.partial(self._put, batch, place, row, packed)
-            for feature, reason in self._read(index, positions[row], put):
+            for feature, reason in self._read(index, ids[row], positions[row], put):
                 errors.append(BadValue(index, ids[row], feature, reason))
         seconds, retries = time.perf_counter() - start, RETRIES.count - retries
         host = HostBatch(step, self.batch_size, self.rows, batch, ids, tuple(errors), seconds, retries)
@@ -329,10 +333,9 @@ class Loader:
         where = (int(found[name][row]) for found in (packed.rows, packed.starts, packed.lengths))
         set_packed(batch, place, name, values, mask, *where)
 
-    def _read(self, index: int, position: int, put: Put) -> Iterator[tuple[str, str]]:
+    def _read(self, index: int, id: str, position: int, put: Put) -> Iterator[tuple[str, str]]:
         """Puts each feature of an example; yields unusable ones with reasons. None is absent, not bad."""
-        source = self.data.source
-        inputs = source.inputs_of(source.part_of(self.records.id(index)), self.data.inputs)
+        inputs = self.data.inputs_of(id)
         try:
             raw = read_example(self.records, index)
         except BadInput as error:

@@ -279,7 +279,9 @@ class PartRecords:
     def column(self, name: str) -> Iterator[Any]:
         """The values of a field, read without the others where the source can."""
         own = self.fields.get(name, name)
-        return itertools.repeat(None, len(self)) if own is None else column(self._records, own)
+        if own is None or name == SOURCE:
+            return itertools.repeat(self.name if name == SOURCE else None, len(self))
+        return column(self._records, own)
 
 
 class MixtureRecords:

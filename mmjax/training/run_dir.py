@@ -88,8 +88,8 @@ class RunDir:
             began = read_json(self.run_dir / DATA_FILE)
         except (OSError, ValueError):
             return
-        for name, fingerprint in self.data_fingerprints.items():
-            if isinstance(began, dict) and began.get(name, fingerprint) != fingerprint:
+        for name, fingerprint in began.items() if isinstance(began, dict) else ():
+            if self.data_fingerprints.get(name) != fingerprint:
                 split, _, part = name.partition("/")
                 of = f"data.source.sources.{part} in the split" if part else "the split"
                 raise UserError(

@@ -171,6 +171,7 @@ def test_raw_examples_name_their_source_and_their_fields():
     assert [records.id(index) for index in (0, 11, 12, 23)] == ["a/train/0", "a/train/11", "b/train/0", "b/train/11"]
     assert records[1] == {"text": "aaa 1", "kind": "a", "speaker": 0, "source": "a", "$cluster": "a/0"}
     assert records[14] == {"said": "bbb 2", "text": "bbb 2", "kind": None, "speaker": 1, "source": "b"}
+    assert list(records.column("source")) == ["a"] * 12 + ["b"] * 12
     assert list(records.column("text")) == [records[index]["text"] for index in range(24)]
     assert pickle.loads(pickle.dumps(records))[14] == records[14]
     clusters = Data(source=source, inputs={"text": TextInput(length=12)}).clusters("", "train")

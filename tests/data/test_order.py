@@ -63,6 +63,14 @@ def test_without_stages_the_bound_of_the_theorem_holds(seed):
     assert max(found) <= 1 - Fraction(1, max(2, 2 * len(shares[0].weights) - 2))
 
 
+@pytest.mark.parametrize("weights", [(3, 1, 3, 12, 12, 5, 1, 12), (12, 2, 1, 12, 1, 1, 12), (7, 2, 11, 11, 7, 11, 2)])
+def test_the_bound_holds_where_drawing_what_is_owed_most_exceeds_one(weights):
+    shares = [Shares(0, {f"source_{place}": Fraction(weight) for place, weight in enumerate(weights)})]
+    sizes = dict.fromkeys(shares[0].weights, 10)
+    found = deviations(MixtureOrder(sizes, shares, {}, 0), sizes, shares, {}, 2 * sum(weights))
+    assert max(found) <= 1 - Fraction(1, 2 * len(weights) - 2)
+
+
 def test_random_access_is_sequential_reading():
     for seed in SEEDS:
         sizes, shares, limits = random_mixture(seed, limited=True)

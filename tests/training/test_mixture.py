@@ -107,9 +107,13 @@ def test_a_source_that_has_changed_is_named(train, tmp_path, monkeypatch):
     train(tmp_path, "train.steps=3")
     path = tmp_path / "data.json"
     began = json.loads(path.read_text())
-    path.write_text(json.dumps(began | {"train/two": "of others"}))
-    with pytest.raises(UserError, match=r"^the data of data.source.sources.two in the split train have changed since"):
-        train(tmp_path, "train.steps=3")
+    for name in ("train/two", "validation/three"):  # other examples, and a split that is gone
+        split, _, source = name.partition("/")
+        path.write_text(json.dumps(began | {name: "of others"}))
+        with pytest.raises(
+            UserError, match=f"^the data of data.source.sources.{source} in the split {split} have changed"
+        ):
+            train(tmp_path, "train.steps=3")
 
 
 def test_too_few_epochs_are_one_sentence_before_anything_is_compiled(train, tmp_path, monkeypatch):

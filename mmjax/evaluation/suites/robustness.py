@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import chz
 import jax
+import numpy as np
 
 from mmjax.data.clean import BadInput
 from mmjax.data.loader import Loader, Put
@@ -98,12 +99,16 @@ class Swapped(Loader):
         super().__init__(plain.data, plain.data_dir, plain.split, plain.batch_size, rows=plain.rows)
         self._modality = modality
 
-    def _read(self, index: int, position: int, put: Put) -> Iterator[tuple[str, str]]:
-        yield from super()._read(index, position, lambda name, *arrays: name != self._modality and put(name, *arrays))
+    def _read(self, index: int, id: str, position: int, put: Put) -> Iterator[tuple[str, str]]:
+        def put_others(name: str, values: np.ndarray, mask: np.ndarray | None) -> None:
+            if name != self._modality:
+                put(name, values, mask)
+
+        yield from super()._read(index, id, position, put_others)
         other = (index + len(self.records) // 2) % len(self.records)
-        input, raw = self.data.inputs[self._modality], self.records[other]
+        input, raw = self.data.inputs_of(self.records.id(other)).get(self._modality), self.records[other]
         # Where the other example has none, neither has this one.
-        value = raw.get(input.field or self._modality)
-        if value is not None:
+        value = None if input is None else raw.get(input.field or self._modality)
+        if input is not None and value is not None:
             with contextlib.suppress(BadInput):
                 put(self._modality, *input.read(value, None))
