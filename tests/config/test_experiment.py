@@ -17,9 +17,11 @@ from mmjax.config.schema import choices, is_builtin
 from mmjax.config.train import Train
 from mmjax.data import sources
 from mmjax.data.audio_inputs import SpectrogramInput
+from mmjax.data.filters import Filtered
 from mmjax.data.formats import FORMATS
 from mmjax.data.inputs import ImageInput, LabelInput
 from mmjax.data.loader import Data
+from mmjax.data.mixture import Mixture
 from mmjax.data.sources import AvDigits
 from mmjax.encoders import AudioTransformer, ViT
 from mmjax.errors import UserError
@@ -301,7 +303,7 @@ def test_only_a_run_directory_is_moved_aside(tmp_path: Path):
 @pytest.mark.parametrize(
     ("base", "table"),
     [
-        (sources.Source, sources.TABLE | {source.__name__: source for source in FORMATS}),
+        (sources.Source, sources.TABLE | {source.__name__: source for source in (*FORMATS, Filtered, Mixture)}),
         (encoders.Encoder, encoders.TABLE),
         (fusion.Fusion, fusion.TABLE),
         (Output, OUTPUTS),
