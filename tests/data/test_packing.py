@@ -66,8 +66,8 @@ def rows_for_examples(lengths, packing, batch_size):
     """The rows that random windows of examples of these lengths need."""
     count, size = len(next(iter(lengths.values()))), packing.window_examples(batch_size)
     rng = np.random.RandomState(0)
-    order = np.concatenate([rng.permutation(count) for _ in range(-(-64 * size // count))])[: 64 * size]
-    return rows_for({name: each[order].reshape(64, size) for name, each in lengths.items()}, packing, batch_size)
+    order = np.concatenate([rng.permutation(count) for _ in range(-(-16 * size // count))])[: 16 * size]
+    return rows_for({name: each[order].reshape(16, size) for name, each in lengths.items()}, packing, batch_size)
 
 
 @pytest.mark.parametrize("parts", [1, 4])

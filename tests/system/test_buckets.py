@@ -50,6 +50,7 @@ def summary(url):
     return json.loads((to_path(url) / "summary.json").read_bytes())
 
 
+@pytest.mark.slow
 def test_a_run_in_a_bucket_resumes_exactly_after_sigkill(servers, files, tmp_path):
     put(files, "gs://bucket/data")
     experiment = tmp_path / "own.py"

@@ -162,6 +162,7 @@ def profile(experiment: Experiment, steps: int, folder: Path, say: Callable[[str
         data = experiment.data.fit_tokenizers(experiment.data_dir)
         data.open(experiment.data_dir, "train")
         data.check_fields(experiment.data_dir)
+        data = data.fit_packing(experiment.data_dir, experiment.train.batch_size, experiment.train.steps)
         flops, bandwidth = peak_flops(experiment.model.dtype)[0], peak_bandwidth()
         program = TrainProgram(experiment, data, rules)
         size = experiment.train.batch_size
