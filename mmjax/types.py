@@ -167,6 +167,8 @@ class Feature:
 
     dtype: ClassVar[type[np.generic]] = np.float32
     has_mask: ClassVar[bool] = True
+    # Whether it has positions in an order, and so may be packed.
+    is_sequence: ClassVar[bool] = False
     # Whether it is an image or audio, which people look at or listen to.
     is_media: ClassVar[bool] = False
     is_text: ClassVar[bool] = False
@@ -259,6 +261,7 @@ class Patches(Feature):
     as shares of the image's height and width: P = side * side * channels + 2.
     """
 
+    is_sequence = True
     is_media = True
 
     length: int
@@ -294,6 +297,7 @@ PADDING, END = 0, 1
 class Text(Feature):
     """Token ids Int[B N] below `vocabulary`, at most `length` of them. Id 0 is padding."""
 
+    is_sequence = True
     dtype = np.int32
     is_text = True
 
@@ -327,6 +331,7 @@ class Text(Feature):
 class Spectrogram(Feature):
     """Log-mel frames Float[B T M]: at most `frames` of `bands` bands, one every `seconds`."""
 
+    is_sequence = True
     is_media = True
     drawn_as = "spectrogram"
 
@@ -358,6 +363,7 @@ class Spectrogram(Feature):
 class Waveform(Feature):
     """Samples Float[B T]: at most `samples` of them, `rate` per second."""
 
+    is_sequence = True
     is_media = True
     is_waveform = True
 

@@ -125,6 +125,7 @@ def claim(experiment: Experiment, run_dir: str | Path, critics: bool = False) ->
     extended. Returns the fingerprints that its checkpoints may have, the
     run's own first. Raises UserError, and touches nothing, as `check_owner` does.
     """
+    begun = _begun(run_dir)
     start, earlier = check_owner(experiment, run_dir, critics), []
     if has_begun(run_dir):
         own = fingerprint(experiment)
@@ -132,7 +133,10 @@ def claim(experiment: Experiment, run_dir: str | Path, critics: bool = False) ->
     if start is not None:
         kept = extension.keep_shorter_run(run_dir, start)
         more = f"; the shorter run, whose later checkpoints it cannot use, is kept in {kept}" if kept else ""
-        _say_once(f"extending {run_dir} to {experiment.train.steps} steps from step {start}{more}")
+        steps = experiment.train.steps
+        longer = begun is not None and begun.train.steps != steps
+        does = f"extending {run_dir} to {steps} steps" if longer else f"continuing {run_dir} with the changed mixture"
+        _say_once(f"{does} from step {start}{more}")
     write(experiment, run_dir, earlier)
     return [fingerprint(experiment), *earlier]
 

@@ -143,10 +143,12 @@ class Filtered(Source):
         )
         kept = [index for index, row in enumerate(rows) if self._keeps(records, index, row)]
         if not kept and len(records):
-            fields = ", ".join(f"where.{field}" for field in self.where)
+            fields, first = ", ".join(f"where.{field}" for field in self.where), records[0]
+            unknown = [field for field in self.where if field not in first]
+            lacks = f"no {unknown[0]}, but " if unknown else ""
             raise UserError(
                 f"{fields} of a Filtered source keeps none of the {len(records):,} examples of the split {split}; the "
-                f"first, {records.id(0)}, has {', '.join(records[0])}: change the conditions"
+                f"first, {records.id(0)}, has {lacks}{', '.join(first)}: change the conditions"
             )
         np.save(folder / KEPT, np.array(kept, np.int64))
 

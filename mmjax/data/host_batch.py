@@ -36,8 +36,8 @@ class HostBatch:
 
     `rows` are their indices in the global batch of `size`, ascending. `ids` names all examples of the *global* batch,
     "" for the padding at the end of an evaluation. `seconds` is the time that loading took, `retries` how many reads of
-    a bucket were tried again. `fill` is the share of the positions of the global batch that hold something, by packed
-    feature, and `cut` the number of its sequences that were cut to fit their rows.
+    a bucket were tried again. `fill` is the share of the positions of these rows that hold something, by packed
+    feature, and `cut` how many sequences were cut to fit.
     """
 
     step: int
@@ -94,15 +94,17 @@ def set_example(batch: Batch, place: int, name: str, values: np.ndarray, mask: n
 
 
 def set_packed(
-    batch: Batch, place: int, name: str, values: np.ndarray, mask: np.ndarray, row: int, start: int, most: int
-) -> None:
+    batch: Batch, place: int, name: str, values: np.ndarray, mask: np.ndarray | None, row: int, start: int, most: int
+) -> bool:
     """Sets a packed feature of the example at `place` to at most `most` positions of a row.
 
-    `row` counts within its part of the batch; the sequence begins at `start`.
+    `row` counts within its part of the batch; the sequence begins at `start`. Returns whether it was cut.
     """
     packed = batch.packed[name]
     own_rows = packed.row_count // packed.parts
-    length = min(int(mask.sum()), most)
+    assert mask is not None
+    whole = int(mask.sum())
+    length = min(whole, most)
     packed.rows[place], packed.starts[place], packed.lengths[place] = row, start, length
     # Of this process's parts.
     own_examples = len(packed.rows) * own_rows // len(batch.values[name])
@@ -110,6 +112,12 @@ def set_packed(
     batch.values[name][row, start : start + length] = values[:length]
     batch.mask[name][row, start : start + length] = place + 1
     batch.present[name][place] = length > 0
+    return length < whole
+
+
+def filled_share(batch: Batch) -> dict[str, float]:
+    """The share of the positions of all rows that hold a part of a sequence, by packed feature."""
+    return {name: float(np.mean(batch.mask[name] > 0)) for name in batch.packed}
 
 
 def chain_digest(digest: str, ids: Sequence[str]) -> str:

@@ -22,11 +22,11 @@ from jaxtyping import Int
 from mmjax.buckets import RETRIES
 from mmjax.data.check import check_inputs, cut_texts
 from mmjax.data.clean import BadInput, read_example
-from mmjax.data.host_batch import BadValue, HostBatch, empty_batch, set_example, set_packed
+from mmjax.data.host_batch import BadValue, HostBatch, empty_batch, filled_share, set_example, set_packed
 from mmjax.data.inputs import Input
 from mmjax.data.lengths import feature_lengths
 from mmjax.data.order import Order
-from mmjax.data.packing import PackedStep, Packing, arrange, rows_for, sample_windows, share_of_positions
+from mmjax.data.packing import PackedStep, Packing, arrange, rows_for, sample_windows
 from mmjax.data.prefetch import BatchIterator
 from mmjax.data.sources.base import Records, Source
 from mmjax.data.tokenize import Corpus, write_tokenizer
@@ -40,8 +40,8 @@ from mmjax.types import Batch, Feature
 SHARED_MEMORY, SMALLEST_SHARED = "/dev/shm", 2**16
 
 
-# Sets a feature of an example: its name, values and mask.
-Put = Callable[[str, np.ndarray, np.ndarray | None], Any]
+# The values and the mask of a feature of an example, or why it cannot be used.
+Found = tuple[np.ndarray, np.ndarray | None] | str
 
 
 @chz.chz
@@ -199,7 +199,10 @@ class Loader:
         # Evaluations read each example once, in order: nothing is dealt.
         self.packing = None if seed is None else data.packing
         if self.packing is not None and len(self.rows) % (batch_size // self.packing.parts):
-            raise UserError(f"set data.packing.parts={self.packing.parts} to a multiple of the mesh's batch parts")
+            raise UserError(
+                f"this process loads {len(self.rows)} examples of a batch of {batch_size}, and packed rows cannot be "
+                f"split so: set data.packing.parts to a multiple of {batch_size // len(self.rows)}"
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         """Without open files: a worker process opens its own."""
@@ -299,42 +302,27 @@ class Loader:
         if self.packing is not None:
             window, within = divmod(step, self.packing.window)
             packed = self._arranged(window)[within]
-        batch, errors = self._empty_batch(), []
+        batch, errors, cut = self._empty_batch(), [], 0
         for place, row in enumerate(self.rows.tolist()):
             index = indices[row]
             if index is None:
                 continue
-            put = functools.partial(self._put, batch, place, row, packed)
-            for feature, reason in self._read(index, ids[row], positions[row], put):
-                errors.append(BadValue(index, ids[row], feature, reason))
+            for feature, found in self._read(index, ids[row], positions[row]):
+                if isinstance(found, str):
+                    errors.append(BadValue(index, ids[row], feature, found))
+                elif packed is not None and feature in packed.rows:
+                    cut += set_packed(batch, place, feature, *found, *packed.place(feature, row))
+                else:
+                    set_example(batch, place, feature, *found)
         seconds, retries = time.perf_counter() - start, RETRIES.count - retries
         host = HostBatch(step, self.batch_size, self.rows, batch, ids, tuple(errors), seconds, retries)
-        if packed is None or self.packing is None:
-            return host
-        return dataclasses.replace(host, fill=share_of_positions([packed], self.packing), cut=packed.cut)
+        return dataclasses.replace(host, cut=cut, fill=filled_share(batch)) if batch.packed else host
 
     def _empty_batch(self) -> Batch:
         return empty_batch(self.data.features, len(self.rows), self.packing, self.batch_size)
 
-    def _put(
-        self,
-        batch: Batch,
-        place: int,
-        row: int,
-        packed: PackedStep | None,
-        name: str,
-        values: np.ndarray,
-        mask: np.ndarray | None,
-    ) -> None:
-        """Sets a feature of the example at `place` of this process's rows, which is `row` of the global batch."""
-        if packed is None or name not in packed.rows or mask is None:
-            set_example(batch, place, name, values, mask)
-            return
-        where = (int(found[name][row]) for found in (packed.rows, packed.starts, packed.lengths))
-        set_packed(batch, place, name, values, mask, *where)
-
-    def _read(self, index: int, id: str, position: int, put: Put) -> Iterator[tuple[str, str]]:
-        """Puts each feature of an example; yields unusable ones with reasons. None is absent, not bad."""
+    def _read(self, index: int, id: str, position: int) -> Iterator[tuple[str, Found]]:
+        """Reads each feature of an example, or why it cannot be used. None is absent, not bad."""
         inputs = self.data.inputs_of(id)
         try:
             raw = read_example(self.records, index)
@@ -351,7 +339,7 @@ class Loader:
             except BadInput as error:
                 yield name, str(error)
                 continue
-            put(name, values, mask)
+            yield name, (values, mask)
 
     def _random(self, name: str, position: int) -> np.random.Generator | None:
         """The random generator of one feature at a position, independent of what else is read."""

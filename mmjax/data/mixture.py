@@ -14,7 +14,7 @@ import chz
 from mmjax.data.inputs import Input, TextInput
 from mmjax.data.mirror import data_root
 from mmjax.data.order import MixtureOrder, Order, Shares
-from mmjax.data.sources.base import Records, Source
+from mmjax.data.sources.base import Records, Source, Unreadable
 from mmjax.data.tokenize import column
 from mmjax.errors import UserError
 
@@ -216,7 +216,7 @@ class Mixture(Source):
                 return f"{KEY}.{name}.weight must be 0, and a stage from step {step} on may give it another"
         mine, theirs = ([stage for stage in each.stages if stage.start < step] for each in (self, old))
         if mine != theirs:
-            return f"data.source.stages may differ only from step {step} on, which the run has reached"
+            return f"data.source.stages may change from step {step} on only, as what is before it has been read"
         return None
 
 
@@ -267,8 +267,8 @@ class PartRecords:
         whole = self._records[index]
         example = {field: value for field, value in whole.items() if field not in self.fields}
         for field, own in self.fields.items():
-            if own is None or own in whole:
-                example[field] = None if own is None else whole[own]
+            lacking = Unreadable(f"it has no field {own}, which fields.{field} names; it has {', '.join(whole)}")
+            example[field] = None if own is None else whole.get(own, lacking)
         if self._cluster_field is not None and self._cluster_field in whole:
             example[CLUSTER] = f"{self.name}/{whole[self._cluster_field]}"
         return example | {SOURCE: self.name}

@@ -6,7 +6,7 @@ whole window of steps, so that a batch stays a function of the seed and the step
 
 import bisect
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import chz
 import numpy as np
@@ -43,7 +43,7 @@ class PackedRows:
 class Packing:
     """Which features are packed, and how examples are dealt over steps."""
 
-    features: Mapping[str, PackedRows] = chz.field(doc="the rows of each packed feature, by name")
+    features: Mapping[str, PackedRows] = chz.field(default_factory=dict, doc="the rows of each packed feature, by name")
     window: int = chz.field(
         default=16, doc="steps over which examples are dealt together, so that all have as many positions"
     )
@@ -58,8 +58,6 @@ class Packing:
 
     @chz.validate
     def _valid(self) -> None:
-        if not self.features:
-            raise ValueError("features must not be empty")
         for name in ("window", "parts"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be 1 or more")
@@ -71,14 +69,17 @@ class Packing:
 
     def check(self, features: Mapping[str, Feature], batch_size: int) -> None:
         """Raises UserError where it does not suit the features of a model or the batch size."""
+        if not self.features:
+            raise UserError("data.packing.features is empty: add a feature as PackedRows, or set data.packing=None")
         for name in self.features:
             if name not in features:
                 raise UserError(
                     f"data.packing.features.{name}: there is no such feature; there are {', '.join(features)}"
                 )
-            if not features[name].has_mask:
+            if not features[name].is_sequence:
                 raise UserError(
-                    f"data.packing.features.{name}: {name} has no mask, so it is not a sequence; set it to None"
+                    f"data.packing.features.{name}: a feature of the kind {type(features[name]).__name__} is not a "
+                    "sequence and cannot be packed; leave it out (images of any size are sequences with PatchesInput)"
                 )
         if batch_size % self.parts:
             raise UserError(
@@ -104,14 +105,17 @@ class PackedStep:
 
     `places` are the places of the examples in their window, -1 for an empty slot. By feature, `rows` are counted within
     the part of the batch, `starts` are positions in the row, and `lengths` the number of positions there: 0 where the
-    feature is absent, and less than was asked for where it was cut, which `cut` counts.
+    feature is absent, and less than was asked for where it was cut.
     """
 
     places: Int[np.ndarray, "B"]
     rows: dict[str, Int[np.ndarray, "B"]]
     starts: dict[str, Int[np.ndarray, "B"]]
     lengths: dict[str, Int[np.ndarray, "B"]]
-    cut: int = 0
+
+    def place(self, name: str, slot: int) -> tuple[int, int, int]:
+        """The row, the start and the length of the packed sequence in a slot."""
+        return int(self.rows[name][slot]), int(self.starts[name][slot]), int(self.lengths[name][slot])
 
 
 def arrange(lengths: Mapping[str, Int[np.ndarray, "W"]], packing: Packing, batch_size: int) -> list[PackedStep]:
@@ -131,22 +135,19 @@ def arrange(lengths: Mapping[str, Int[np.ndarray, "W"]], packing: Packing, batch
     shape = packing.window, batch_size
     places = np.full(packing.window * batch_size, -1)
     places[slots] = order
-    found, cut = {}, np.zeros(packing.window, np.int64)
+    found = {}
     for name, packed in packing.features.items():
         assert packed.rows is not None
         arrays = np.zeros((3, packing.window * batch_size), np.int64)
-        asked = np.zeros(packing.window * batch_size, np.int64)
-        asked[slots] = lengths[name][order]
-        arrays[2] = asked
+        arrays[2, slots] = lengths[name][order]
         for first in range(0, arrays.shape[1], size):
             _pack_part(arrays[:, first : first + size], packed.rows // packing.parts, packed)
         found[name] = arrays.reshape(3, *shape)
-        cut += (arrays[2] < asked).reshape(shape).sum(1)
 
     steps = []
     for step, each in enumerate(places.reshape(shape)):
         rows, starts, kept = ({name: arrays[part, step] for name, arrays in found.items()} for part in range(3))
-        steps.append(PackedStep(each, rows, starts, kept, int(cut[step])))
+        steps.append(PackedStep(each, rows, starts, kept))
     return steps
 
 
@@ -165,8 +166,6 @@ def rows_for(lengths: Mapping[str, Int[np.ndarray, "V W"]], packing: Packing, ba
 
     Raises UserError where rows are too short for an example, and where given rows are too few for a mean batch.
     """
-    needed: dict[str, int] | None = None
-    filled = {}
     for name, packed in packing.features.items():
         longest = int(lengths[name].max(initial=0))
         if longest > packed.length:
@@ -174,6 +173,9 @@ def rows_for(lengths: Mapping[str, Int[np.ndarray, "V W"]], packing: Packing, ba
                 f"data.packing.features.{name}.length={packed.length} is shorter than an example of {longest} "
                 f"positions; raise it, or lower the length of data.inputs.{name}"
             )
+    needed: dict[str, int] | None = None
+    filled = {}
+    for name, packed in packing.features.items():
         mean = float(_spans(lengths[name], packed).mean()) * (packing.examples or batch_size)
         if packed.rows is None or mean > packed.rows * packed.length:
             needed = needed or _needed_rows(lengths, packing, batch_size)
@@ -185,14 +187,6 @@ def rows_for(lengths: Mapping[str, Int[np.ndarray, "V W"]], packing: Packing, ba
             packed = chz.replace(packed, rows=needed[name])
         filled[name] = packed
     return chz.replace(packing, features=filled)
-
-
-def share_of_positions(steps: Sequence[PackedStep], packing: Packing) -> dict[str, float]:
-    """The share of the positions of all rows that hold a part of a sequence, by packed feature."""
-    return {
-        name: sum(int(step.lengths[name].sum()) for step in steps) / (len(steps) * (packed.rows or 0) * packed.length)
-        for name, packed in packing.features.items()
-    }
 
 
 def _needed_rows(lengths: Mapping[str, np.ndarray], packing: Packing, batch_size: int) -> dict[str, int]:

@@ -4,6 +4,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from multiprocessing import resource_tracker
@@ -16,7 +17,10 @@ def signals_kept() -> Iterator[None]:
     This process ends them itself: if a signal to the whole process group ended a worker, this process would wait for it
     for ever.
     """
+    # It removes what a worker leaves in shared memory when it is stopped, and would warn of that.
+    sys.warnoptions.append("ignore:resource_tracker:UserWarning")
     resource_tracker.ensure_running()  # its start would unblock the signals in the thread that starts the workers
+    sys.warnoptions.pop()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
     try:
         yield

@@ -88,7 +88,9 @@ class EvalResult:
         for name, (predicted, truth) in self.texts.items():
             if truth:
                 result |= {f"{name}/{metric}": value for metric, value in text_metrics(predicted, truth).items()}
-        result["loss"] = sum(weight * result.get(f"{name}/loss", 0.0) for name, weight in self.weights.items())
+        losses = [weight * result[f"{name}/loss"] for name, weight in self.weights.items() if f"{name}/loss" in result]
+        if losses:
+            result["loss"] = sum(losses)
         return result
 
     def subset(self, rows: Bool[np.ndarray, "E"]) -> "EvalResult":

@@ -15,7 +15,7 @@ from mmjax.layers.linear import Linear, make_parameter
 from mmjax.layers.norm import unit_norm
 from mmjax.layers.output import Output, OutputModule, find_feature
 from mmjax.layers.settings import Settings
-from mmjax.types import Average, Batch, Feature, Fused, Image, Metrics, Spectrogram, Text, Tokens
+from mmjax.types import Average, Batch, Feature, Fused, Image, Metrics, Patches, Spectrogram, Text, Tokens
 
 # Logarithm of the largest factor of similarities (Radford et al. 2021, section 2.5).
 MAX_TEMPERATURE = math.log(100.0)
@@ -41,7 +41,7 @@ class Contrast(Output):
 
     def build(self, features: dict[str, Feature], settings: Settings, rngs: nnx.Rngs) -> "ContrastHead":
         for key, name in (("Contrast.first", self.first), ("Contrast.second", self.second)):
-            find_feature(key, name, features, Image, Text, Spectrogram)
+            find_feature(key, name, features, Image, Patches, Text, Spectrogram)
         check_heads("Contrast", self.heads, settings.width)
         texts = tuple(name for name in (self.first, self.second) if isinstance(features[name], Text))
         return ContrastHead(self, texts, settings, rngs)

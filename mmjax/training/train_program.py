@@ -40,12 +40,12 @@ class TrainProgram:
         self.experiment, self.data, self.rules = experiment, data, rules
         self.sharding = NamedSharding(current_mesh(), rules.spec("batch"))
         train, model = experiment.train, experiment.model
-        if data.packing is not None:
-            size = train.batch_size
-            _check_packing(experiment, data, data.packing, size // self.sharding.shard_shape((size,))[0])
         self._build_model = functools.partial(build_model, model=model, features=self.data.features, rules=rules)
         self.key = jax.eval_shape(lambda: jax.random.key(0))
         abstract_model = jax.eval_shape(self._build_model, self.key)
+        if data.packing is not None:
+            size = train.batch_size
+            _check_packing(experiment, data, data.packing, size // self.sharding.shard_shape((size,))[0])
         self.optimizer = experiment.optimizer.build(train.steps, abstract_model)
         self._build_critics = functools.partial(build_critics, model=model, features=self.data.features, rules=rules)
         abstract_critics = jax.eval_shape(self._build_critics, self.key)

@@ -330,7 +330,7 @@ def test_a_weight_of_a_source_without_train_examples_is_one_sentence():
     [
         ({}, 0, None),
         ({"stages": (MixtureStage(start=9, weights={"bare": 1.0}),)}, 9, None),
-        ({"stages": (MixtureStage(start=9, weights={"bare": 1.0}),)}, 10, "data.source.stages may differ only from"),
+        ({"stages": (MixtureStage(start=9, weights={"bare": 1.0}),)}, 10, "data.source.stages may change from"),
         ({"alpha": 0.5}, 0, "a run goes on with new sources and stages only"),
         ({"sources": {"new": MixtureSource(source=InMemory(), weight=0.0)}}, 9, None),
         (

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from mmjax.data.packing import PackedRows, PackedStep, Packing, arrange, rows_for, share_of_positions
+from mmjax.data.packing import PackedRows, PackedStep, Packing, arrange, rows_for
 from mmjax.errors import UserError
 from mmjax.types import Image, Spectrogram, Text
 
@@ -60,6 +60,14 @@ def check(steps: list[PackedStep], lengths: dict[str, np.ndarray], packing: Pack
                 taken[slot * parts // batch_size, rows[slot], stretch] += 1
             assert taken.max(initial=0) <= 1
     return cuts
+
+
+def share_of_positions(steps, packing):
+    """The share of the positions of all rows that hold a part of a sequence, by packed feature."""
+    return {
+        name: sum(int(step.lengths[name].sum()) for step in steps) / (len(steps) * (packed.rows or 0) * packed.length)
+        for name, packed in packing.features.items()
+    }
 
 
 def rows_for_examples(lengths, packing, batch_size):
@@ -226,7 +234,6 @@ def test_every_process_arranges_alike(seed):
         lambda: PackedRows(length=8, rows=0),
         lambda: PackedRows(length=8, multiple=9),
         lambda: PackedRows(length=8, multiple=0),
-        lambda: Packing(features={}),
         lambda: Packing(features=ROWS, window=0),
         lambda: Packing(features=ROWS, parts=0),
         lambda: Packing(features=ROWS, examples=0),
@@ -241,9 +248,10 @@ def test_settings_that_make_no_sense(make):
 @pytest.mark.parametrize(
     ("packing", "batch_size", "reason"),
     [
+        (Packing(), 64, "data.packing.features is empty"),
         (Packing(features=ROWS, parts=3), 64, "parts=3 does not divide batch_size=64"),
         (Packing(features=ROWS, examples=65), 64, "examples=65 is above batch_size=64"),
-        (Packing(features={"image": PackedRows(length=8)}), 64, "image has no mask, so it is not a sequence"),
+        (Packing(features={"image": PackedRows(length=8)}), 64, "a feature of the kind Image is not a sequence"),
         (Packing(features={"speach": PackedRows(length=8)}), 64, "no such feature; there are text, speech, image"),
     ],
 )

@@ -24,8 +24,8 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
         ),
         "the_first_examples_alone": ("position * len(self.records) // self.examples if", "position if"),
         "rows_drawn_by_their_place": (
-            "ids[row], positions[row], put)",
-            "ids[row], positions[place], put)",
+            "ids[row], positions[row])",
+            "ids[row], positions[place])",
         ),
     },
     ("data/order.py", "data/test_loader.py -k seed"): {

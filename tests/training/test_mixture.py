@@ -95,8 +95,8 @@ def test_a_stage_and_a_source_may_be_added_from_the_newest_step_on(train, whole,
     assert train(other, "train.steps=8", sources=added, stages=stages)["examples_digest"] == longer["examples_digest"]
 
     for change, reason in (
-        ({"sources": added, "stages": [MixtureStage(start=3, weights={"one": 1.0})]}, "may differ only from step 8 on"),
-        ({"sources": added}, "may differ only from step 8 on"),
+        ({"sources": added, "stages": [MixtureStage(start=3, weights={"one": 1.0})]}, "may change from step 8 on only"),
+        ({"sources": added}, "may change from step 8 on only"),
         ({"stages": [MixtureStage(start=STEPS, weights={"two": 1.0})]}, "new sources and stages only"),
     ):
         with pytest.raises(UserError, match=f"belongs to another experiment .*{reason}.*; set another run_dir"):

@@ -76,10 +76,15 @@ def test_losses_and_gradients_are_those_of_padded_sequences(devices):
 
 PACKED = (
     "data.packing=Packing",
+    "data.packing.features.a=PackedRows",
     "data.packing.features.a.length=24",
     *("data.source.b=sound", "data.inputs.b=SpectrogramInput", "data.inputs.b.seconds=0.48"),
-    *("model.encoders.b=AudioTransformer", "model.encoders.b.depth=1"),
+    *("model.encoders.b=AudioTransformer",),
 )
+
+
+def _packs(name, keys):
+    return any(key.startswith(f"data.packing.features.{name}.") for key in keys)
 
 
 @pytest.fixture(scope="module")
@@ -90,8 +95,11 @@ def small(tmp_path_factory):
     tiny = [word for word in TINY if not word.startswith(("seeds", "match"))]
 
     def experiment(run_dir, *keys):
-        base = load_experiment("interactions")
-        return resolve(base, [*tiny, *PACKED, *keys, f"data_dir={folder}", f"run_dir={run_dir}"])
+        given = {word.partition("=")[0] for word in keys}
+        usual = [word for word in (*tiny, *PACKED) if word.partition("=")[0] not in given]
+        added = [f"data.packing.features.{name}=PackedRows" for name in ("b", "words") if _packs(name, keys)]
+        words = [*usual, *added, *keys, f"data_dir={folder}", f"run_dir={run_dir}"]
+        return resolve(load_experiment("interactions"), words)
 
     return experiment
 
@@ -101,8 +109,8 @@ def small(tmp_path_factory):
     [
         (["mesh.data=2"], "set data.packing.parts to a multiple of 2"),
         (
-            ["data.packing.features.b.length=50"],
-            r"length=50 must be a multiple of 4, the positions that a token of model.e",
+            ["data.packing.features.b.length=50", "data.packing.features.b.multiple=4"],
+            r"length=50 must be a multiple of 4, the positions",
         ),
         (["data.packing.features.b.length=52"], r"multiple=1 must be a multiple of 4"),
         (["train.accumulate=2"], r"train.accumulate cannot split packed rows: set train.accumulate=1"),

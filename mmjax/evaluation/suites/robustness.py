@@ -6,10 +6,9 @@ from collections.abc import Iterator
 
 import chz
 import jax
-import numpy as np
 
 from mmjax.data.clean import BadInput
-from mmjax.data.loader import Loader, Put
+from mmjax.data.loader import Found, Loader
 from mmjax.evaluation.context import EvalContext
 from mmjax.evaluation.eval_result import EvalResult, truth_features
 from mmjax.evaluation.noise import corrupt
@@ -99,16 +98,14 @@ class Swapped(Loader):
         super().__init__(plain.data, plain.data_dir, plain.split, plain.batch_size, rows=plain.rows)
         self._modality = modality
 
-    def _read(self, index: int, id: str, position: int, put: Put) -> Iterator[tuple[str, str]]:
-        def put_others(name: str, values: np.ndarray, mask: np.ndarray | None) -> None:
-            if name != self._modality:
-                put(name, values, mask)
-
-        yield from super()._read(index, id, position, put_others)
+    def _read(self, index: int, id: str, position: int) -> Iterator[tuple[str, Found]]:
+        for name, found in super()._read(index, id, position):
+            if name != self._modality or isinstance(found, str):
+                yield name, found
         other = (index + len(self.records) // 2) % len(self.records)
         input, raw = self.data.inputs_of(self.records.id(other)).get(self._modality), self.records[other]
         # Where the other example has none, neither has this one.
         value = None if input is None else raw.get(input.field or self._modality)
         if input is not None and value is not None:
             with contextlib.suppress(BadInput):
-                put(self._modality, *input.read(value, None))
+                yield self._modality, input.read(value, None)
