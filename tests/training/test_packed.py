@@ -96,7 +96,9 @@ def small(tmp_path_factory):
 
     def experiment(run_dir, *keys):
         given = {word.partition("=")[0] for word in keys}
+        replaced = tuple(f"{key}." for key in given)
         usual = [word for word in (*tiny, *PACKED) if word.partition("=")[0] not in given]
+        usual = [word for word in usual if not word.startswith(replaced)]
         added = [f"data.packing.features.{name}=PackedRows" for name in ("b", "words") if _packs(name, keys)]
         words = [*usual, *added, *keys, f"data_dir={folder}", f"run_dir={run_dir}"]
         return resolve(load_experiment("interactions"), words)
