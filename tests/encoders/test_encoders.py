@@ -224,7 +224,7 @@ def test_the_table_has_every_encoder():
 @pytest.mark.parametrize(
     ("config", "feature", "says"),
     [
-        (ViT(), Text(4, 8), "ViT encodes Image, not Text"),
+        (ViT(), Text(4, 8), "ViT encodes Image or Patches, not Text"),
         (ConvNet(), Text(4, 8), "ConvNet encodes Image or Spectrogram, not Text"),
         (TextTransformer(), Image(8, 8, 1), "TextTransformer encodes Text, not Image"),
         (AudioTransformer(), Image(8, 8, 1), "AudioTransformer encodes Spectrogram, not Image"),
