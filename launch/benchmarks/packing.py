@@ -74,6 +74,7 @@ def _step(dtype: str, packed: bool) -> Callable[[], dict[str, float]]:
     from mmjax.fusion import Sum
     from mmjax.heads import Classify
     from mmjax.model import Model
+    from mmjax.optim.optimizers import AdamW
     from mmjax.sharding.mesh import MeshShape, choose_rules
     from mmjax.training.train_program import TrainProgram
 
@@ -93,7 +94,8 @@ def _step(dtype: str, packed: bool) -> Callable[[], dict[str, float]]:
         outputs={"label": Classify(target="label")},
         unroll=True,
     )
-    experiment = Experiment(name="names", data=data, model=model, train=Train(batch_size=BATCH))
+    optimizer = AdamW(learning_rate=1e-4)
+    experiment = Experiment(name="names", data=data, model=model, optimizer=optimizer, train=Train(batch_size=BATCH))
     mesh = MeshShape().build()
     jax.set_mesh(mesh)
     program = TrainProgram(experiment, data, choose_rules(experiment.rules, mesh))
