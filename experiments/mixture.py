@@ -5,10 +5,10 @@ from mmjax.config.experiment import Experiment
 from mmjax.config.train import Train
 from mmjax.data.audio_inputs import SpectrogramInput
 from mmjax.data.augment import ImageAugment, SpectrogramAugment
+from mmjax.data.batching.packing import PackedRows, Packing
 from mmjax.data.inputs import ImageInput, LabelInput, TextInput
 from mmjax.data.loader import Data
 from mmjax.data.mixture import Mixture, MixtureSource, MixtureStage
-from mmjax.data.packing import PackedRows, Packing
 from mmjax.data.sources.av_digits import CLASSES, AvDigits
 from mmjax.data.sources.drawing import COLOURS, COUNTS, SHAPES
 from mmjax.data.sources.emoji import Emoji

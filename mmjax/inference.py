@@ -18,8 +18,8 @@ from jaxtyping import Array, Float
 
 from mmjax.checkpoint.restore import restore_model
 from mmjax.config import experiment_file
+from mmjax.data.batching.host_batch import empty_batch, set_example
 from mmjax.data.clean import BadInput
-from mmjax.data.host_batch import empty_batch, set_example
 from mmjax.data.prompt import check_text, read_file
 from mmjax.errors import UserError
 from mmjax.evaluation.intermediates import intermediates

@@ -42,7 +42,7 @@ class Packed:
     """Where the B examples of a batch have their sequences in the R rows of a packed feature.
 
     A batch has `parts` equal parts of consecutive examples and rows; the sequences of a part's examples lie in its
-    rows. `rows` counts within the part.
+    rows. `rows` counts within the part, `longest` the positions of a sequence at most.
     """
 
     # Int[Array, "B"], on devices or on the host.
@@ -53,7 +53,6 @@ class Packed:
     row_count: int = dataclasses.field(metadata={"static": True})
     row_length: int = dataclasses.field(metadata={"static": True})
     longest: int = dataclasses.field(metadata={"static": True})
-    """Of a sequence, in positions."""
 
 
 @jax.tree_util.register_dataclass
@@ -363,7 +362,6 @@ class Spectrogram(Feature):
 class Waveform(Feature):
     """Samples Float[B T]: at most `samples` of them, `rate` per second."""
 
-    is_sequence = True
     is_media = True
     is_waveform = True
 

@@ -66,10 +66,10 @@ def _step(dtype: str, packed: bool) -> Callable[[], dict[str, float]]:
 
     from mmjax.config.experiment import Experiment
     from mmjax.config.train import Train
+    from mmjax.data.batching.packing import PackedRows, Packing
     from mmjax.data.device_batches import DevicePrefetcher
     from mmjax.data.inputs import LabelInput, TextInput
     from mmjax.data.loader import Data, Loader
-    from mmjax.data.packing import PackedRows, Packing
     from mmjax.encoders import TextTransformer
     from mmjax.fusion import Sum
     from mmjax.heads import Classify
@@ -134,10 +134,10 @@ def padded(dtype: str) -> Callable[[], dict[str, float]]:
 
 
 def _mixture(first: int) -> Callable[[], dict[str, float]]:
+    from mmjax.data.batching.packing import PackedRows, Packing
     from mmjax.data.inputs import LabelInput, TextInput
     from mmjax.data.loader import Data, Loader
     from mmjax.data.mixture import Mixture, MixtureSource, MixtureStage
-    from mmjax.data.packing import PackedRows, Packing
 
     weights = {"a": 0.5, "b": 0.3, "c": 0.2}
     sources = {name: MixtureSource(source=SymbolNames(), weight=weight) for name, weight in weights.items()}

@@ -9,9 +9,9 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
-from mmjax.data.host_batch import HostBatch, empty_batch
+from mmjax.data.batching.host_batch import HostBatch, empty_batch
+from mmjax.data.batching.packing import Packing
 from mmjax.data.loader import Loader
-from mmjax.data.packing import Packing
 from mmjax.errors import UserError
 from mmjax.types import Batch, Feature
 

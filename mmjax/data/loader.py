@@ -20,13 +20,13 @@ import numpy as np
 from jaxtyping import Int
 
 from mmjax.buckets import RETRIES
+from mmjax.data.batching.host_batch import BadValue, HostBatch, empty_batch, filled_share, set_example, set_packed
+from mmjax.data.batching.lengths import feature_lengths
+from mmjax.data.batching.order import Order
+from mmjax.data.batching.packing import PackedStep, Packing, arrange, rows_for, sample_windows
 from mmjax.data.check import check_inputs, cut_texts
 from mmjax.data.clean import BadInput, read_example
-from mmjax.data.host_batch import BadValue, HostBatch, empty_batch, filled_share, set_example, set_packed
 from mmjax.data.inputs import Input
-from mmjax.data.lengths import feature_lengths
-from mmjax.data.order import Order
-from mmjax.data.packing import PackedStep, Packing, arrange, rows_for, sample_windows
 from mmjax.data.prefetch import BatchIterator
 from mmjax.data.sources.base import Records, Source
 from mmjax.data.tokenize import Corpus, write_tokenizer

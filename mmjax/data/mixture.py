@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 
 import chz
 
+from mmjax.data.batching.order import MixtureOrder, Order, Shares
 from mmjax.data.inputs import Input, TextInput
 from mmjax.data.mirror import data_root
-from mmjax.data.order import MixtureOrder, Order, Shares
 from mmjax.data.sources.base import Records, Source, Unreadable
 from mmjax.data.tokenize import column
 from mmjax.errors import UserError
@@ -78,7 +78,7 @@ class MixtureStage:
 class Mixture(Source):
     """Several sources as one, read by weights, each in a permutation of its own per epoch.
 
-    After any number of examples each source has had within 1 of its share (see `mmjax.data.order.MixtureOrder`). An
+    After any number of examples each source has had within 1 of its share (see `mmjax.data.batching.order.MixtureOrder`). An
     example is named SOURCE/ID and has the field `source`. Each source keeps its splits, and what it lacks is absent.
     """
 

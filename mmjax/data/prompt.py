@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mmjax.data.batching.host_batch import empty_batch, set_example
 from mmjax.data.clean import BadInput, decode_text
-from mmjax.data.host_batch import empty_batch, set_example
 from mmjax.data.inputs import Input, TextInput
 from mmjax.errors import UserError
 from mmjax.files import read_regular, to_path

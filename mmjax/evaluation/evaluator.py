@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmjax.data.host_batch import HostBatch
+from mmjax.data.batching.host_batch import HostBatch
 from mmjax.data.loader import Loader
 from mmjax.evaluation.context import EvalContext
 from mmjax.evaluation.eval_result import BatchResult, EvalResult, ResultCollector, evaluated_outputs, truth_features

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from mmjax.checkpoint.restore import restore_model
 from mmjax.config import experiment_file
-from mmjax.data.host_batch import empty_batch
+from mmjax.data.batching.host_batch import empty_batch
 from mmjax.data.inputs import Input
 from mmjax.errors import UserError
 from mmjax.model import Multimodal

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mmjax.data.host_batch import HostBatch
+from mmjax.data.batching.host_batch import HostBatch
 from mmjax.data.inputs import Input, TextInput
 from mmjax.data.loader import Data
 from mmjax.reports.page import Card, Cell, Drawing, Key, Picture, Section, Table

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mmjax.data.host_batch import BadValue
+from mmjax.data.batching.host_batch import BadValue
 from mmjax.files import explained
 from mmjax.growing_file import GrowingFile, read_growing, rewrite_growing
 from mmjax.sharding.distributed import gather_lines

@@ -18,8 +18,8 @@ from mmjax.buckets import is_remote
 from mmjax.checkpoint.manager import FOLDER, Checkpoints, run_folder
 from mmjax.config import experiment_file
 from mmjax.config.experiment import Experiment
+from mmjax.data.batching.host_batch import BadValueMonitor, HostBatch, chain_digest
 from mmjax.data.device_batches import rows_of
-from mmjax.data.host_batch import BadValueMonitor, HostBatch, chain_digest
 from mmjax.data.loader import Data, Loader
 from mmjax.errors import Diverged, UserError
 from mmjax.files import explained, read_json, step_of, write_atomic

@@ -10,8 +10,8 @@ from pathlib import Path
 import jax
 
 from mmjax.compilation import jit_once
+from mmjax.data.batching.host_batch import BadValueMonitor, HostBatch
 from mmjax.data.device_batches import DeviceBatch, DevicePrefetcher
-from mmjax.data.host_batch import BadValueMonitor, HostBatch
 from mmjax.errors import Preempted, UserError
 from mmjax.hardware.flops import peak_flops
 from mmjax.sharding.distributed import any_process

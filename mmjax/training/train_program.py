@@ -10,9 +10,9 @@ from jax.sharding import Mesh, NamedSharding
 from mmjax.checkpoint.initialize import initialize
 from mmjax.compilation import jit_once, usable_cores
 from mmjax.config.experiment import Experiment
+from mmjax.data.batching.packing import Packing
 from mmjax.data.device_batches import shapes
 from mmjax.data.loader import Data
-from mmjax.data.packing import Packing
 from mmjax.errors import UserError
 from mmjax.evaluation.context import EvalContext
 from mmjax.evaluation.evaluator import Evaluator

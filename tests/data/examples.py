@@ -12,7 +12,7 @@ import pytest
 
 from mmjax.data.audio_inputs import SpectrogramInput
 from mmjax.data.augment import ImageAugment, SpectrogramAugment
-from mmjax.data.host_batch import HostBatch
+from mmjax.data.batching.host_batch import HostBatch
 from mmjax.data.inputs import ImageInput, LabelInput, TextInput, VectorInput
 from mmjax.data.loader import Data, Loader
 from mmjax.data.sources.base import Recording, Source

@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
+from mmjax.data.batching.host_batch import BadValueMonitor
 from mmjax.data.check import check_inputs
-from mmjax.data.host_batch import BadValueMonitor
 from mmjax.errors import UserError
 from tests.data.examples import COUNT, DAMAGE, SIZE, Memory, arrays, data, loader
 

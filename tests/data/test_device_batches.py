@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from mmjax.data.batching.host_batch import HostBatch
 from mmjax.data.device_batches import DevicePrefetcher, rows_of, to_global_arrays
-from mmjax.data.host_batch import HostBatch
 from mmjax.data.loader import Loader
 from mmjax.errors import UserError
 from mmjax.types import Batch

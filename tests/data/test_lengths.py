@@ -4,13 +4,13 @@ import chz
 import numpy as np
 import pytest
 
-import mmjax.data.lengths
+import mmjax.data.batching.lengths
 from mmjax.data.audio_inputs import SpectrogramInput, WaveformInput
 from mmjax.data.augment import SpectrogramAugment
+from mmjax.data.batching.lengths import feature_lengths
 from mmjax.data.clean import BadInput
 from mmjax.data.formats.manifest import Manifest
 from mmjax.data.inputs import ImageInput, Input, LabelInput, TextInput, VectorInput
-from mmjax.data.lengths import feature_lengths
 from mmjax.data.sources.base import Recording
 from mmjax.data.tokenize import Bpe, Corpus
 from mmjax.errors import UserError
@@ -182,5 +182,5 @@ def test_texts_of_a_manifest_are_read_without_its_files(tmp_path, monkeypatch):
     (tmp_path / "train.jsonl").write_text("\n".join([*rows, '{"speech": "d.wav"}', '{"text": ""}']))
     records = Manifest(path=str(tmp_path / "train.jsonl")).open(str(tmp_path), "train")
     assert feature_lengths(records, "speech", SpectrogramInput(), str(tmp_path)).tolist() == [20, 30, 20, 0, 0]
-    monkeypatch.setattr(mmjax.data.lengths, "read_example", None)
+    monkeypatch.setattr(mmjax.data.batching.lengths, "read_example", None)
     assert feature_lengths(records, "text", TextInput(length=8), str(tmp_path)).tolist() == [4, 4, 4, 0, 0]

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from mmjax.data.audio_inputs import SpectrogramInput
-from mmjax.data.host_batch import chain_digest
+from mmjax.data.batching.host_batch import chain_digest
 from mmjax.data.inputs import ImageInput, TextInput
 from mmjax.data.loader import Data, Loader
 from mmjax.data.tokenize import Bpe

@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import pytest
 
-from mmjax.data.order import LONGEST_PERIOD, MixtureOrder, Shares, ShuffledEpochs, integer_weights
+from mmjax.data.batching.order import LONGEST_PERIOD, MixtureOrder, Shares, ShuffledEpochs, integer_weights
 from mmjax.errors import UserError
 
 # Of every hundred random mixtures with stages, fewer than one is farther away soon after a stage begins.

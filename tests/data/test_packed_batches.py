@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mmjax.data.batching.host_batch import HostBatch
+from mmjax.data.batching.packing import PackedRows, Packing
 from mmjax.data.device_batches import rows_of, shapes, to_global_arrays
-from mmjax.data.host_batch import HostBatch
 from mmjax.data.loader import Loader
-from mmjax.data.packing import PackedRows, Packing
 from mmjax.data.sources.base import Recording
 from mmjax.errors import UserError
 from mmjax.layers.packed import unpack_batch

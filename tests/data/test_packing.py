@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from mmjax.data.packing import PackedRows, PackedStep, Packing, arrange, rows_for
+from mmjax.data.batching.packing import PackedRows, PackedStep, Packing, arrange, rows_for
 from mmjax.errors import UserError
 from mmjax.types import Image, Spectrogram, Text
 

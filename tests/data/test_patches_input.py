@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from mmjax.data.augment import ImageAugment
+from mmjax.data.batching.host_batch import empty_batch, set_example
 from mmjax.data.clean import BadInput, decode_image
-from mmjax.data.host_batch import empty_batch, set_example
 from mmjax.data.inputs import ImageInput
 from mmjax.data.patches_input import PatchesInput
 from mmjax.reports.gallery import show_given

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from mmjax.data.batching.packing import PackedRows, Packing
 from mmjax.data.loader import Data, Loader
 from mmjax.data.mixture import Mixture, MixtureSource
-from mmjax.data.packing import PackedRows, Packing
 from mmjax.data.patches_input import PatchesInput
 from mmjax.data.sources.base import Source
 from mmjax.encoders import ViT

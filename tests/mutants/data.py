@@ -28,10 +28,10 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
             "ids[row], positions[place])",
         ),
     },
-    ("data/order.py", "data/test_loader.py -k seed"): {
+    ("data/batching/order.py", "data/test_loader.py -k seed"): {
         "the_order_of_every_seed": ("[seed, zlib.crc32(name.encode())]", "[zlib.crc32(name.encode())]"),
     },
-    ("data/packing.py", "data/test_packing.py -k 'not process and not milliseconds'"): {
+    ("data/batching/packing.py", "data/test_packing.py -k 'not process and not milliseconds'"): {
         "sequences_start_anywhere": ("room -= -(-size // packed.multiple) * packed.multiple", "room -= size"),
         "the_first_row_with_room": (
             "bisect.insort(open_rows, room * rows + row)",
@@ -43,7 +43,7 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
         "cut_more_than_must_be": ("while high - low > 1:", "while high - low > 2:"),
         "rows_for_all_parts_together": ("each * packing.parts for", "each for"),
     },
-    ("data/lengths.py", "data/test_lengths.py"): {
+    ("data/batching/lengths.py", "data/test_lengths.py"): {
         "a_tokenizer_by_its_place": ('.replace(repr(str(file)), "")', ""),
         "a_tokenizer_whatever_it_holds": ("hashlib.sha256(read_regular(file)).hexdigest()", '""'),
         "columns_of_recordings": ("and input.feature.is_text:", "and len(input.reads(name)) == 1:"),
@@ -59,7 +59,7 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
             "min(shifted, self._samples) // self._hop",
         ),
     },
-    ("data/order.py", "data/test_order.py"): {
+    ("data/batching/order.py", "data/test_order.py"): {
         "the_largest_deficit_alone": ("if due[place] >= least]", "if False]"),
         "whoever_comes_next_is_ready": ("if due[place] >= least]", "if True]"),
         "deficits_are_forgotten_at_stages": (
@@ -104,7 +104,7 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
     ("evaluation/eval_result.py", "training/test_mixture.py -k own"): {
         "every_source_has_the_metrics_of_all": ("self.subset(parts == part) for", "self.subset(parts != '') for"),
     },
-    ("data/host_batch.py", "data/test_loader.py -k chain"): {
+    ("data/batching/host_batch.py", "data/test_loader.py -k chain"): {
         "a_chain_without_its_past": ('"\\n".join([digest, *ids])', '"\\n".join(ids)'),
     },
     ("data/device_batches.py", "data/test_device_batches.py -k 'device or part or process'"): {

@@ -13,7 +13,7 @@ import soundfile
 
 from launch import command_line
 from mmjax.config import experiment_file
-from mmjax.data.host_batch import chain_digest
+from mmjax.data.batching.host_batch import chain_digest
 from mmjax.data.loader import Loader
 from mmjax.data.sources.base import Recording
 from mmjax.training.run_dir import RunDir

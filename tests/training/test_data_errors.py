@@ -2,7 +2,7 @@
 
 import json
 
-from mmjax.data.host_batch import BadValue
+from mmjax.data.batching.host_batch import BadValue
 from mmjax.training.data_errors import DataErrorsLog
 
 

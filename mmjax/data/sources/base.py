@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import chz
 import numpy as np
 
-from mmjax.data.order import Order, ShuffledEpochs
+from mmjax.data.batching.order import Order, ShuffledEpochs
 from mmjax.types import Information
 
 T = TypeVar("T")

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from mmjax.data.host_batch import empty_batch, set_example
+from mmjax.data.batching.host_batch import empty_batch, set_example
 from mmjax.data.prompt import make_prompt
 from mmjax.errors import UserError
 from mmjax.evaluation.context import EvalContext

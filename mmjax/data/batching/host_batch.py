@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Int
 
-from mmjax.data.packing import Packing
+from mmjax.data.batching.packing import Packing
 from mmjax.errors import UserError
 from mmjax.types import Batch, Feature, Packed
 
