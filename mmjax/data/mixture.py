@@ -78,8 +78,8 @@ class MixtureStage:
 class Mixture(Source):
     """Several sources as one, read by weights, each in a permutation of its own per epoch.
 
-    After any number of examples each source has had within 1 of its share (see `mmjax.data.batching.order.MixtureOrder`). An
-    example is named SOURCE/ID and has the field `source`. Each source keeps its splits, and what it lacks is absent.
+    Each source has its share (see `mmjax.data.batching.order.MixtureOrder`). An example is named SOURCE/ID and has the
+    field `source`. Each source keeps its splits, and what it lacks is absent.
     """
 
     sources: Mapping[str, MixtureSource | None] = chz.field(
