@@ -1,16 +1,19 @@
 """Mixtures: fields and inputs of their own, batches on any number of processes, tokenizers, and what is refused."""
 
+import itertools
 import pickle
 from pathlib import Path
 from typing import Any
 
 import chz
+import jax
 import numpy as np
 import pytest
 
 from mmjax.config import tree
 from mmjax.config.overrides import resolve
 from mmjax.data.audio_inputs import SpectrogramInput
+from mmjax.data.batching.packing import PackedRows, Packing
 from mmjax.data.inputs import ImageInput, LabelInput, TextInput, VectorInput
 from mmjax.data.loader import Data, Loader
 from mmjax.data.mixture import Mixture, MixtureSource, MixtureStage
@@ -139,6 +142,38 @@ def test_a_batch_does_not_depend_on_the_number_of_processes(processes):
             assert part.ids == whole.ids
             for name, value in arrays(part).items():
                 np.testing.assert_array_equal(value, arrays(whole)[name][rows], err_msg=name)
+
+
+def test_twenty_stops_on_other_numbers_of_processes_change_no_batch(tmp_path):
+    """A staged, packed mixture is read in 21 pieces, each by new loaders of 1, 2 or 4 processes."""
+    steps, rng = 40, np.random.default_rng(0)
+    lengths = {index: {"caption": "w" * (index % 20 + 1)} for index in range(COUNT)}
+    sources = {
+        "long": MixtureSource(source=InMemory(broken=lengths), weight=3),
+        "short": MixtureSource(source=InMemory(count=9), weight=1),
+    }
+    stages = (MixtureStage(start=16, weights={"long": 1, "short": 2}), MixtureStage(start=32, weights={"short": 1}))
+    packing = Packing(features={"text": PackedRows(length=60)}, window=4, parts=4)
+    given = chz.replace(mixed(sources=sources, stages=stages), packing=packing).fit_packing(str(tmp_path), SIZE, steps)
+
+    def read(start: int, stop: int, processes: int) -> list[tuple[tuple[str, ...], list[np.ndarray]]]:
+        """The ids of every step, and the arrays of all processes in the order of their rows."""
+        found = []
+        parts = np.split(np.arange(SIZE), processes)
+        loaders = [Loader(given, str(tmp_path), "train", SIZE, seed=7, rows=rows) for rows in parts]
+        for hosts in zip(*(loader.iterate(start, stop) for loader in loaders), strict=True):
+            assert len({host.ids for host in hosts}) == 1
+            leaves = [jax.tree.leaves((host.batch.values, host.batch.present)) for host in hosts]
+            found.append((hosts[0].ids, [np.concatenate(arrays) for arrays in zip(*leaves, strict=True)]))
+        return found
+
+    stops = [0, *sorted(rng.choice(np.arange(1, steps), 20, replace=False).tolist()), steps]
+    pieces = [read(*piece, int(rng.choice([1, 2, 4]))) for piece in itertools.pairwise(stops)]
+    resumed, whole = [step for piece in pieces for step in piece], read(0, steps, 1)
+    assert [ids for ids, _ in resumed] == [ids for ids, _ in whole]
+    for (_, one), (_, other) in zip(resumed, whole, strict=True):
+        for array, wanted in zip(one, other, strict=True):
+            np.testing.assert_array_equal(array, wanted)
 
 
 def test_a_source_of_a_later_stage_changes_no_batch_before_it():

@@ -88,12 +88,12 @@ def test_far_positions_take_no_longer_and_no_memory():
     order = MixtureOrder(sizes, [Shares(0, weights), Shares(10**6, dict(reversed(weights.items())))], {}, 0)
     assert order[5] >= 0
     tracemalloc.start()
-    start = time.perf_counter()
+    start = time.process_time()
     for position in range(10**9, 10**9 + 50):
         name, before = order.place(position)
         assert order.counts(position)[name] == before
         assert 0 <= order[position] < sum(sizes.values())
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
     assert tracemalloc.get_traced_memory()[1] < 2**20
     tracemalloc.stop()
     exact = {name: 10**9 * weight / sum(weights.values()) for name, weight in weights.items()}

@@ -58,18 +58,35 @@ def test_a_loop_of_ones_own_learns_without_a_mesh(fusion: mm.Fusion):
     assert losses[-1] < 0.5 * losses[0]
 
 
-@pytest.mark.parametrize("name", sorted(choices(Fusion)))
-def test_gradients_are_those_under_a_mesh(name: str):
-    fusion, given = choices(Fusion)[name](), examples()
-    bare = jax.jit(jax.grad(loss))(build(fusion), *given)
+def check_gradients(build, loss, *given) -> None:
+    """The loss and the gradients of a model with plain arrays, and with the same split over a mesh."""
+    bare = jax.jit(lambda *given: jax.value_and_grad(loss)(build(), *given))(*given)
     with jax.set_mesh(MeshShape(data=1).build(jax.devices()[:1])):
         split = jax.device_put(given, RULES.spec("batch"))
-        meshed = jax.jit(jax.grad(loss))(build(fusion), *split)
+        meshed = jax.jit(lambda *given: jax.value_and_grad(loss)(build(), *given))(*split)
     ours, theirs = jax.tree.leaves(bare), jax.tree.leaves(meshed)
     assert len(ours) == len(theirs)
     for one, other in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6 + 1e-4 * float(jnp.abs(other).max()))
     assert max(float(jnp.abs(leaf).max()) for leaf in ours) > 0
+
+
+def test_gradients_are_those_under_a_mesh():
+    check_gradients(lambda: build(mm.SingleStream(heads=2)), loss, *examples())
+
+
+@pytest.mark.parametrize("name", sorted(choices(Fusion)))
+def test_gradients_of_a_fusion_are_those_under_a_mesh(name: str):
+    rng = np.random.default_rng(0)
+    values = {"image": rng.normal(size=(8, 4, 16)), "text": rng.normal(size=(8, 6, 16))}
+    mask = {"image": np.ones((8, 4), bool), "text": np.arange(6) < rng.integers(1, 7, (8, 1))}
+    streams = {each: Tokens(jnp.asarray(values[each], jnp.float32), jnp.asarray(mask[each])) for each in values}
+
+    def of_pooled(fuse, streams):
+        return (fuse(streams, None)[1] ** 3).mean()
+
+    config = choices(Fusion)[name]()
+    check_gradients(lambda: config.build(("image", "text"), SETTINGS, nnx.Rngs(0)), of_pooled, streams)
 
 
 def test_a_batch_that_is_not_split_over_the_mesh_is_a_sentence():

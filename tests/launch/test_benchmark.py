@@ -61,6 +61,7 @@ def test_implementations_take_turns(monkeypatch, tmp_path, capsys):
     assert "ours over theirs" in (tmp_path / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_implementation_measures_as_often_as_it_is_asked():
     """The loader of mmjax on its files, in a process of its own."""
     with runner._worker("input", "mmjax", "float32") as process:

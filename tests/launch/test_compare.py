@@ -28,6 +28,7 @@ def read(run, step=4):
     return json.loads((run / "evaluations" / f"{step}.json").read_text())
 
 
+@pytest.mark.slow
 def test_numbers_are_the_same_on_any_number_of_devices(run):
     """Of seven examples, which no number of devices but one divides; compiled as users compile."""
     found = []

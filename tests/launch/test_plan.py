@@ -82,6 +82,7 @@ def test_time_is_what_it_is_made_of(flat):
     assert not re.search(r'(src|href)="(?!data:|#)', page)
 
 
+@pytest.mark.slow
 def test_slices_talk_over_the_slow_network(tmp_path):
     whole = planned(tmp_path, *DEEP, "topology=v5p:2x2x1", "slices=2", "mesh.replica=2", "mesh.fsdp=4", "mesh.data=1")
     assert (whole["topology"], whole["chips"], whole["devices"]) == ("2 x v5p:2x2x1", 8, 8)

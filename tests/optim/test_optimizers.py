@@ -308,10 +308,10 @@ def test_no_pattern_takes_long(net):
     """As a regular expression with nested repetitions does, tried on a name that it does not match."""
     patterns = ["^(([a-z_/]+)+)+$X", "*" + "*[a-z_/]" * 30 + "X", "*a" * 10000 + "X"]
     for pattern in patterns:
-        start = time.perf_counter()
+        start = time.process_time()
         with pytest.raises(UserError, match="matches no parameter"):
             AdamW(rules=(Rule(pattern=pattern),)).build(STEPS, net)
-        assert time.perf_counter() - start < 5
+        assert time.process_time() - start < 5
 
 
 def test_the_rate_is_that_of_the_schedule():

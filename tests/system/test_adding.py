@@ -12,7 +12,10 @@ from tests.system.conftest import ROOT, environment
 
 FOLDER = ROOT / "docs" / "adding"
 PAGES = sorted(FOLDER.glob("*.md"))
-SHORT = ("train.steps=2", "train.batch_size=8", "train.log_every=1", "data.source.train=32", "mesh.data=1")
+SHORT = (
+    *("train.steps=2", "train.batch_size=8", "train.log_every=1", "data.source.train=32", "mesh.data=1"),
+    *("model.unroll=false", "data.workers=0"),
+)
 FEW = ("data.source.validation=8", "data.source.test=8")
 
 

@@ -104,6 +104,7 @@ def test_a_run_in_a_bucket_resumes_exactly_after_sigkill(servers, files, tmp_pat
     assert summary(killed)["step"] == 3
 
 
+@pytest.mark.slow
 def test_training_reads_s3_as_it_reads_the_disk(servers, files, tmp_path):
     put(files, "s3://bucket/data")
     digests = set()

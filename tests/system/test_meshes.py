@@ -16,6 +16,7 @@ from mmjax.sharding.mesh import choose_rules
 from mmjax.training.state import init_state
 from mmjax.training.step import train_step
 from tests.golden import check_collectives
+from tests.slow import slow_but
 from tests.system.conftest import TINY
 
 STEPS = 20
@@ -57,7 +58,7 @@ def one_device(data_dir) -> list[float]:
     return run(ONE, data_dir, STEPS)[0]
 
 
-@pytest.mark.parametrize("name", MESHES)
+@pytest.mark.parametrize("name", slow_but(MESHES, "data", "fsdp_tensor"))
 def test_meshes_train_alike(name, data_dir, one_device, request):
     losses, program = run(MESHES[name], data_dir, STEPS)
     np.testing.assert_allclose(losses, one_device, rtol=1e-4)

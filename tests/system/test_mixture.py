@@ -5,6 +5,8 @@ import re
 import signal
 import time
 
+import pytest
+
 import mmjax as mm
 from launch import prepare
 from tests.system.conftest import ROOT, finish, start
@@ -46,6 +48,7 @@ def mixed() -> mm.Experiment:
 '''
 
 
+@pytest.mark.slow
 def test_a_killed_mixture_resumes_exactly(tmp_path, data_dir):
     path = tmp_path / "mixed.py"
     path.write_text(EXPERIMENT)

@@ -27,6 +27,7 @@ from mmjax.training.state import TrainState, init_state
 from mmjax.training.step import compute_gradients, train_step
 from mmjax.vmap_runs import stack, vmap_runs
 from tests.reference import draw
+from tests.slow import slow_but
 from tests.small import FEATURES, make_batch, put
 
 ALL = Model(
@@ -105,7 +106,7 @@ def vector(tree) -> np.ndarray:
     return np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(tree)])
 
 
-@pytest.mark.parametrize("name", MESHES)
+@pytest.mark.parametrize("name", slow_but(MESHES, "fsdp_tensor"))
 def test_every_mesh_computes_the_same_gradients(name):
     _, expected, reference, expected_metrics = first_step("one")
     _, after, gradients, metrics = first_step(name)
@@ -118,7 +119,7 @@ def test_every_mesh_computes_the_same_gradients(name):
     assert int(after.step) == int(expected.step) == 1
 
 
-@pytest.mark.parametrize("name", MESHES)
+@pytest.mark.parametrize("name", slow_but(MESHES, "fsdp_tensor"))
 def test_a_step_returns_the_types_it_was_given(name):
     """Else the second step would be compiled again."""
     before, after, _, _ = first_step(name)

@@ -21,6 +21,10 @@ METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 LARGEST_TEXT = 2**20
 
 
+# Files beside the data that are not data, by their stems.
+NOTES = ("readme", "license", "licence")
+
+
 @chz.chz
 class Folder(FileSource):
     """Files in folders: those of one stem are one example, and its subfolder is its `label`.
@@ -44,6 +48,8 @@ class Folder(FileSource):
         examples: dict[str, dict[str, str]] = {}
         for name in files:
             stem, suffix = os.path.splitext(name)
+            if Path(stem).name.lower() in NOTES:
+                continue
             field = FIELDS.get(suffix.lower(), "json")
             others = examples.setdefault(stem, {})
             if field in others:

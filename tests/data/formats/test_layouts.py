@@ -5,6 +5,7 @@ import json
 import pytest
 
 from mmjax.data.formats.array_record import ArrayRecord, convert
+from mmjax.data.formats.folder import Folder
 from mmjax.data.formats.manifest import Manifest
 from mmjax.data.formats.recognise import recognise
 from mmjax.data.formats.splits import SplitByName
@@ -58,3 +59,13 @@ def test_a_conversion_leaves_out_empty_splits_and_spares_other_files(tmp_path, c
     folder = convert(source, cache, tmp_path / "converted")
     assert ArrayRecord(path=str(folder)).splits == ("train",)
     assert convert(source, cache, folder) == folder
+
+
+def test_notes_beside_the_files_are_not_examples(examples, tmp_path, cache):
+    for each in examples[:3]:
+        (tmp_path / f"{each['id']}.png").write_bytes(each["image"])
+    (tmp_path / "README.txt").write_text("What these are.")
+    (tmp_path / "LICENSE.txt").write_text("CC0")
+    source = Folder(path=str(tmp_path))
+    records = [source.open(cache, split) for split in source.splits]
+    assert [set(each[index]) for each in records for index in range(len(each))] == [{"image"}] * 3

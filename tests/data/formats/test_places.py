@@ -23,11 +23,12 @@ from tests.data.formats import examples as written
 from tests.data.formats.batches import digest
 from tests.data.formats.conftest import written_sources
 from tests.servers import gcs_server, s3_server
+from tests.slow import slow_but
 
 SERVERS = {"gs": gcs_server, "s3": s3_server}
 
 
-@pytest.fixture(scope="module", params=[*SERVERS])
+@pytest.fixture(scope="module", params=slow_but(SERVERS, "gs"))
 def bucket(request):
     """The URL of a bucket on loopback."""
     with SERVERS[request.param]("bucket") as environment, pytest.MonkeyPatch.context() as patch:
