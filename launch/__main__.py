@@ -11,6 +11,7 @@ COMMANDS = {
     "ablate": "compare choices of a key",
     "evaluate": "evaluate a run's checkpoints, or compare runs",
     "generate": "generate images, text or speech with a trained model",
+    "export": "export a trained model for use elsewhere",
     "plan": "predict memory and step time on other devices",
     "profile": "see where the time of a step goes",
     "benchmark": "compare speed with other libraries",

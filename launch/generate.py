@@ -290,7 +290,8 @@ def _voice(
         decode = jit_once(lambda model, values, mask: model.outputs[name].decode(values, mask))
         seconds = 0.0
         for output, target in spoken.items():
-            differing = [key for key, value in inputs[target].scale.items() if scale[key] != value]
+            own = inputs[target].scale
+            differing = [key for key in own | scale if own.get(key) != scale.get(key)]
             if differing:
                 raise UserError(
                     f"vocoder={run_dir} has learned from other spectra than {target} ({', '.join(differing)} differ); "

@@ -22,6 +22,7 @@ _MODULES = {
     "AudioTransformer": "encoders.audio",
     "AvDigits": "data.sources.av_digits",
     "Bilinear": "fusion.bilinear",
+    "BlockOptions": "layers.block_options",
     "Bottleneck": "fusion.bottleneck",
     "Bpe": "data.tokenize",
     "BuiltSource": "data.sources.building",
@@ -70,6 +71,7 @@ _MODULES = {
     "LeastSquares": "generators.adversary",
     "Linear": "optim.schedules",
     "Lion": "optim.optimizers",
+    "Lora": "layers.lora",
     "LowRankTensor": "fusion.low_rank_tensor",
     "MLflow": "writers",
     "Manifest": "data.formats.manifest",
@@ -92,6 +94,9 @@ _MODULES = {
     "PatchCritic": "generators.critics",
     "PatchesInput": "data.patches_input",
     "Perceptual": "generators.perceptual",
+    "Pool": "layers.pool",
+    "Pretrained": "checkpoint.pretrained.load",
+    "PretrainedTokenizer": "data.pretrained_tokenizer",
     "Probe": "evaluation.suites.probe",
     "Quantizer": "generators.codes",
     "Recurrent": "encoders.recurrent",
@@ -136,8 +141,10 @@ _MODULES = {
     "WandB": "writers",
     "WaveformCritic": "generators.waveform_critics",
     "WaveformInput": "data.audio_inputs",
+    "WaveformTransformer": "encoders.waveform",
     "WebDataset": "data.formats.web_dataset",
     "WeightedSum": "fusion.pooled",
+    "WhisperInput": "data.whisper_input",
     "ZeroShot": "evaluation.suites.zero_shot",
 }
 """By configuration class: its module below mmjax."""
@@ -150,7 +157,11 @@ _OTHERS = {
     "Tokens": "types",
     "TrainedRun": "inference",
     "UserError": "errors",
+    "import_weights": "checkpoint.pretrained.load",
     "load": "inference",
+    "merge_lora": "layers.lora",
+    "read_pretrained": "checkpoint.pretrained.load",
+    "save_pretrained": "checkpoint.pretrained.save",
 }
 """What else the surface has, by name: its module below mmjax."""
 

@@ -16,6 +16,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Float
 
+from mmjax.checkpoint.exported import CONFIG, is_export, load_tokenizers, read_manifest, restore_exported
 from mmjax.checkpoint.restore import restore_model
 from mmjax.config import experiment_file
 from mmjax.data.batching.host_batch import empty_batch, set_example
@@ -36,15 +37,15 @@ Raw = Any  # uint8[H W C], a Recording, a text, raw bytes, or the path of a file
 
 
 def load(run_dir: str | Path, step: int | None = None, mesh: MeshShape | None = None) -> "TrainedRun":
-    """The model of a run directory, ready to use.
+    """The model of a run directory or of an export, ready to use.
 
     Args:
-        run_dir: the directory of a run, finished or still training.
+        run_dir: the directory of a run, finished or still training, or a folder that `launch.export` wrote.
         step: which checkpoint; None: the newest.
         mesh: the mesh that it computes on; None: one device.
 
     Raises:
-        UserError: there is no run, no such checkpoint, or it is damaged.
+        UserError: there is no run, no such checkpoint, or it is damaged; or an export is damaged or of another version.
     """
     return TrainedRun(run_dir, step, mesh)
 
@@ -66,23 +67,27 @@ class TrainedRun:
     """
 
     def __init__(self, run_dir: str | Path, step: int | None = None, mesh: MeshShape | None = None):
-        self.experiment = experiment_file.read(run_dir)
+        exported = read_manifest(run_dir) if is_export(run_dir) else None
+        self.experiment = experiment_file.read(run_dir, experiment_file.FILE if exported is None else CONFIG)
         shape = mesh or MeshShape(data=1)
         self.mesh = shape.build(jax.local_devices() if mesh is not None else jax.local_devices()[:1])
-        self.data = self.experiment.data.fit_tokenizers(self.experiment.data_dir, run_dir)
+        data, model = self.experiment.data, self.experiment.model
+        if exported is None:
+            self.data = data.fit_tokenizers(self.experiment.data_dir, run_dir)
+        elif step not in (None, exported["step"]):
+            raise UserError(f"{run_dir} is an export of step {exported['step']}, and has no step {step}")
+        else:
+            self.data = load_tokenizers(data, run_dir)
         with jax.set_mesh(self.mesh):
             self._rules = choose_rules(self.experiment.rules, self.mesh)
             self._sharding = NamedSharding(self.mesh, self._rules.spec("batch"))
-            self.model, self.step = restore_model(
-                self.experiment.model,
-                run_dir,
-                self.data.features,
-                self._rules,
-                step,
-                ema=self.experiment.train.ema is not None,
-            )
-        self._embed = jax.jit(functools.partial(_embed, rules=self._rules))
-        self._predict = jax.jit(_predict, static_argnames="outputs")
+            features, ema = self.data.features, self.experiment.train.ema is not None
+            if exported is None:
+                self.model, self.step = restore_model(model, run_dir, features, self._rules, step, ema=ema)
+            else:
+                self.model, self.step = restore_exported(model, run_dir, features, self._rules), exported["step"]
+        self._embed = jax.jit(functools.partial(embed_batch, rules=self._rules))
+        self._predict = jax.jit(predict_batch, static_argnames="outputs")
 
     @property
     def params(self) -> dict[str, Array]:
@@ -107,8 +112,7 @@ class TrainedRun:
         Of a label a list of N lists of (class, probability), one pair a slot; of a text N strings; of an image or audio
         N arrays or recordings; of anything else the output's arrays.
         """
-        outputs = tuple(name for name in self.model.outputs if self.model.is_defined(name))
-        found = self._run(functools.partial(self._predict, outputs=outputs), given)
+        found = self._run(functools.partial(self._predict, outputs=defined_outputs(self.model)), given)
         return {name: self._read(name, arrays) for name, arrays in found.items()}
 
     def generate(self, to: str, *, n: int = 1, seed: int = 0, **given: Raw) -> list[Any]:
@@ -194,14 +198,21 @@ class TrainedRun:
         return dict(arrays) if raws[0] is None else raws
 
 
-def _predict(
+def defined_outputs(model: Multimodal) -> tuple[str, ...]:
+    """The outputs that predict something, by name."""
+    return tuple(name for name in model.outputs if model.is_defined(name))
+
+
+def predict_batch(
     model: Multimodal, batch: Batch, key: jax.Array | None, *, outputs: tuple[str, ...]
 ) -> dict[str, dict[str, Array]]:
+    """What these outputs predict of a batch."""
     # Draws do not depend on which outputs are asked for; the others are not computed.
     return {name: found for name, found in model.predict(batch, key).items() if name in outputs}
 
 
-def _embed(model: Multimodal, batch: Batch, key: jax.Array | None, *, rules: Rules) -> dict[str, Array]:
+def embed_batch(model: Multimodal, batch: Batch, key: jax.Array | None, *, rules: Rules) -> dict[str, Array]:
+    """Vectors of a batch by name; see `TrainedRun.embed`."""
     found = intermediates(model, batch, rules=rules)
     streams, _ = model.encode(batch, None)
     for name, head in model.outputs.items():

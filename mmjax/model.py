@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import dataclasses
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Literal
 
@@ -13,18 +14,20 @@ from jaxtyping import Array, Float, Int
 
 from mmjax import generators, heads
 from mmjax.encoders import Encoder
+from mmjax.encoders.base import build_encoder
 from mmjax.errors import UserError
 from mmjax.fields import OPERATIONAL
 from mmjax.fusion import CrossAttention, Fusion
 from mmjax.generators.decoding import Decoding
 from mmjax.hardware.machine import Machine, this_machine
+from mmjax.layers.lora import Lora, add_lora
 from mmjax.layers.low_precision import Precision, quantize_matmuls
 from mmjax.layers.output import Output
 from mmjax.layers.packed import unpack_batch, unpack_tokens
 from mmjax.layers.settings import Settings
 from mmjax.layers.stack import Remat
 from mmjax.sharding.rules import Rules
-from mmjax.types import Average, Batch, Feature, Fused, Metrics, Tokens
+from mmjax.types import Average, Batch, DimSize, Feature, Fused, Metrics, Tokens
 
 # The critics' key is that of the model folded with a number that no count of the model's parameters reaches: these are
 # drawn from the same key folded with 0, 1, 2, ... (and of a stack, whose keys are split, `split(k, n)[i]` is
@@ -54,6 +57,9 @@ class Model:
     dropout: float = chz.field(default=0.0, doc="dropout rate of residual branches")
     modality_dropout: float = chz.field(
         default=0.0, doc="probability in training that a modality is hidden from the fusion"
+    )
+    lora: tuple[Lora, ...] = chz.field(
+        default=(), doc="low-rank updates of linear layers, trained in place of them; the first that matches counts"
     )
     remat: Remat = chz.field(default="none", doc="what the backward pass recomputes")
     unroll: bool | None = chz.field(
@@ -104,7 +110,7 @@ class Model:
                     raise UserError(
                         f"model.outputs.{name} reads the tokens of {modality}, which has no model.encoders.{modality}"
                     )
-        return Multimodal(self, encoders, outputs, features, settings, rngs)
+        return add_lora(Multimodal(self, encoders, outputs, features, settings, rngs), self.lora, rngs)
 
     def build_critics(self, features: dict[str, Feature], *, rules: Rules, rngs: nnx.Rngs) -> Any:
         """The critics of the outputs, by output, trained beside the model; None without any."""
@@ -153,7 +159,7 @@ class Multimodal(nnx.Module):
         parts = {}
         for name, encoder in encoders.items():
             with _named(f"model.encoders.{name}"):
-                parts[name] = encoder.build(features[name], settings, rngs)
+                parts[name] = build_encoder(encoder, features[name], settings, rngs)
         self.encoders = nnx.Dict(parts)
         with _named("model.fusion"):
             self.fusion = config.fusion.build(tuple(encoders), settings, rngs)
@@ -212,7 +218,7 @@ class Multimodal(nnx.Module):
             if packed is not None:
                 tokens = unpack_tokens(tokens, packed, self.rules)
             _check_tokens(f"model.encoders.{name}: {type(encoder).__name__}", tokens, present.shape[0], self.width)
-            streams[name] = Tokens(tokens.values, tokens.mask & present[:, None], tokens.time)
+            streams[name] = dataclasses.replace(tokens, mask=tokens.mask & present[:, None])
         return streams, intermediates
 
     def fuse(
@@ -367,13 +373,13 @@ def _named(key: str) -> Iterator[None]:
         raise UserError(f"{key} cannot be built with these values: {reason}") from error
 
 
-def _check_tokens(part: str, tokens: Tokens, examples: int, width: int) -> None:
+def _check_tokens(part: str, tokens: Tokens, examples: DimSize, width: int) -> None:
     """Raises UserError where a part, such as one of the user's own, returned tokens of a wrong shape."""
     _check_shape(f"{part} returned tokens", tokens.values, "B N D", B=examples, D=width)
     _check_shape(f"{part} returned a mask", tokens.mask, "B N", B=examples, N=tokens.values.shape[1])
 
 
-def _check_shape(what: str, array: Array, axes: str, **sizes: int) -> None:
+def _check_shape(what: str, array: Array, axes: str, **sizes: DimSize) -> None:
     shape, names = jnp.shape(array), axes.split()
     if len(shape) != len(names) or any(sizes.get(name, size) != size for name, size in zip(names, shape, strict=True)):
         wanted = " and ".join(f"{name}={size}" for name, size in sizes.items())

@@ -9,6 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+# The size of a dimension: an int, or a symbolic one while a function is exported.
+DimSize = Any
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -58,11 +61,15 @@ class Packed:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Tokens:
-    """A sequence of feature vectors with a mask and, optionally, times in seconds (example's clock)."""
+    """A sequence of feature vectors with a mask and, optionally, times in seconds (example's clock).
+
+    `pooled` is an encoder's own summary of them, where it makes one; see `Pool`.
+    """
 
     values: Float[Array, "B N D"]
     mask: Bool[Array, "B N"]
     time: Float[Array, "B N"] | None = None
+    pooled: Float[Array, "B E"] | None = None
 
 
 @jax.tree_util.register_dataclass

@@ -60,13 +60,13 @@ def difference(a: Experiment, b: Experiment) -> list[str]:
     return list(lines.values())
 
 
-def write(experiment: Experiment, run_dir: str | Path, earlier: Sequence[str] = ()) -> Path:
+def write(experiment: Experiment, run_dir: str | Path, earlier: Sequence[str] = (), file: str = FILE) -> Path:
     """Write `experiment.json` into a run directory, whole or not at all, and return its path.
 
     `earlier` are the fingerprints that the run had before it was extended. Beside it goes what is kept of the user's
     own modules.
     """
-    path = files.to_path(run_dir) / FILE
+    path = files.to_path(run_dir) / file
     about = {"format": FORMAT, "fingerprint": fingerprint(experiment), "earlier": list(earlier)}
     whole = about | {"experiment": _draft(experiment).data()}
     with files.explained(path):
@@ -183,14 +183,14 @@ def resolve_runs(experiments: Sequence[Experiment]) -> list[Experiment]:
     return [resolve_machine(experiment, machine) for experiment in experiments]
 
 
-def read(run_dir: str | Path) -> Experiment:
-    """The experiment of a run directory.
+def read(run_dir: str | Path, file: str = FILE) -> Experiment:
+    """The experiment of a run directory, or of the `file` of an export.
 
     Raises UserError where there is none, or one that was damaged or changed. It imports nothing: a class of the user's
     must be imported before. A line on standard error says where the file of one has changed since the run trained with
     it.
     """
-    path = files.to_path(run_dir) / FILE
+    path = files.to_path(run_dir) / file
     try:
         source = files.read_regular(path, LARGEST_EXPERIMENT).decode()
     except (FileNotFoundError, NotADirectoryError) as error:

@@ -23,6 +23,7 @@ from mmjax.config.schema import (
     describe,
     entry_annotation,
     item_annotations,
+    keyed_fields,
     text,
     union_members,
 )
@@ -151,15 +152,15 @@ def _below(root: ClassNode, parent: ConfigNode, name: str, key: str) -> ConfigNo
     if name not in children:
         raise _unknown(root, parent, key)
     child = children[name]
-    # What is None becomes its class where there is only one; None from the command line stays.
-    if (
-        isinstance(parent, ClassNode)
-        and isinstance(child, ValueNode)
-        and child.value is None
-        and child.origin != ORIGIN
-    ):
-        options = list(choices(child.annotation).values())
-        if len(options) == 1 and child.key != key:
+    # What is None becomes a tuple for the key of its first item, or the only class that has the key. None from the
+    # command line stays.
+    none = isinstance(child, ValueNode) and child.value is None and child.origin != ORIGIN
+    if isinstance(parent, ClassNode) and none and child.key != key:
+        after, kinds = key.removeprefix(f"{child.key}.").partition(".")[0], choices(child.annotation).values()
+        options = [cls for cls in kinds if len(kinds) == 1 or after in keyed_fields(cls)]
+        if after == "0" and item_annotations(child.annotation, 1) is not None:
+            child = parent.fields[name] = TupleNode(child.key, child.annotation, ORIGIN, [])
+        elif len(options) == 1:
             child = parent.fields[name] = tree_of_class(options[0], child.key, child.annotation, ORIGIN)
     return child
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import chz
 
 from mmjax.checkpoint.initialize import Initialize
+from mmjax.checkpoint.pretrained.load import Pretrained
 from mmjax.fields import OPERATIONAL
 from mmjax.writers import MetricWriter, TensorBoard
 
@@ -39,7 +40,9 @@ class Train:
         default=None, doc="decay of a moving average of the parameters, which is then evaluated"
     )
     stop_after_skipped: int = chz.field(default=10, doc="skipped steps in a row that end the run")
-    initialize: Initialize | None = chz.field(default=None, doc="start from another run's parameters")
+    initialize: Initialize | Pretrained | tuple[Initialize | Pretrained, ...] | None = chz.field(
+        default=None, doc="start from parameters of another run or project, or of several in order"
+    )
 
     @chz.validate
     def _positive(self) -> None:
@@ -53,3 +56,9 @@ class Train:
             raise ValueError(f"accumulate={self.accumulate} must divide batch_size={self.batch_size}")
         if self.ema is not None and not 0 < self.ema < 1:
             raise ValueError(f"ema={self.ema} must lie between 0 and 1")
+
+    @property
+    def origins(self) -> tuple[Initialize | Pretrained, ...]:
+        """What parameters are loaded from before the first step, in order."""
+        given = () if self.initialize is None else self.initialize
+        return given if isinstance(given, tuple) else (given,)

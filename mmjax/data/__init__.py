@@ -6,10 +6,14 @@ from mmjax.data.formats import FORMATS
 from mmjax.data.inputs import ImageInput, Input, LabelInput, TextInput, VectorInput
 from mmjax.data.mixture import Mixture
 from mmjax.data.patches_input import PatchesInput
+from mmjax.data.whisper_input import WhisperInput
 
 __all__ = ["FORMATS", "TABLE", "Filtered", "Mixture"]
 
 TABLE: dict[str, type[Input]] = {
     cls.__name__: cls
-    for cls in (ImageInput, PatchesInput, TextInput, SpectrogramInput, WaveformInput, LabelInput, VectorInput)
+    for cls in (
+        *(ImageInput, PatchesInput, TextInput, SpectrogramInput, WhisperInput, WaveformInput),
+        *(LabelInput, VectorInput),
+    )
 }

@@ -3,7 +3,7 @@
 import contextlib
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import chz
 import numpy as np
@@ -165,8 +165,8 @@ class SpectrogramInput(AudioInput):
         Loudness and contrast are those typical of spoken digits, because normalisation removed the recording's own.
         """
         log_mel = np.minimum(USUAL_MEAN + USUAL_DEVIATION * frames.astype(np.float64), LOUDEST)
-        samples = griffin_lim.mel_to_waveform(log_mel, **self.scale)
-        return Recording(samples / max(1.0, float(np.abs(samples).max(initial=0))), self.rate)
+        samples = griffin_lim.mel_to_waveform(log_mel, self._filters, window=self._window, hop=self._hop)
+        return within_full_scale(samples, self.rate)
 
     def _log_mel(self, samples: np.ndarray) -> np.ndarray:
         with np.errstate(over="ignore", invalid="ignore"):
@@ -177,8 +177,13 @@ class SpectrogramInput(AudioInput):
 class WaveformInput(AudioInput):
     """A recording as samples Float[T], T = seconds * rate, cut or padded at the end.
 
-    Samples are scaled to a root mean square of `LEVEL`, so loudness is removed as in `SpectrogramInput`.
+    By default samples are scaled to a root mean square of `LEVEL`, so loudness is removed as in `SpectrogramInput`.
     """
+
+    normalize: Literal["rms", "standard", "none"] = chz.field(
+        default="rms",
+        doc="rms: to a root mean square of 0.1; standard: to mean 0 and variance 1, as wav2vec 2.0; none: as it is",
+    )
 
     @chz.validate
     def _valid(self) -> None:
@@ -192,18 +197,31 @@ class WaveformInput(AudioInput):
     def read(self, raw: Any, rng: np.random.Generator | None) -> tuple[np.ndarray, np.ndarray]:
         length = self.feature.samples
         samples = self._read_samples(raw, self.seconds)[:length]
-        loudness = np.sqrt(np.mean(np.square(samples, dtype=np.float64)))
         values = np.zeros(length, np.float32)
-        values[: len(samples)] = samples * (LEVEL / (loudness + 1e-4))
+        values[: len(samples)] = self._normalize(samples)
         if not np.isfinite(values).all():
             raise BadInput(f"samples of up to {np.abs(samples).max():.1g} times full scale")
         return values, np.arange(length) < len(samples)
+
+    def _normalize(self, samples: Float[np.ndarray, "T"]) -> Float[np.ndarray, "T"]:
+        if self.normalize == "rms":
+            loudness = np.sqrt(np.mean(np.square(samples, dtype=np.float64)))
+            return samples * (LEVEL / (loudness + 1e-4))
+        if self.normalize == "standard":
+            wide = samples.astype(np.float64)
+            return (wide - wide.mean()) / np.sqrt(wide.var() + 1e-7)
+        return samples
 
     def count_positions(self, raw: Any) -> int:
         return min(self._count_samples(raw, self.seconds), self.feature.samples)
 
     def to_raw(self, row: Mapping[str, np.ndarray]) -> Recording:
         return Recording(row["values"][row["mask"]], self.rate)
+
+
+def within_full_scale(samples: Float[np.ndarray, "S"], rate: int) -> Recording:
+    """A recording of samples, made quieter where they are above full scale."""
+    return Recording(samples / max(1.0, float(np.abs(samples).max(initial=0))), rate)
 
 
 def real_frames(row: Mapping[str, np.ndarray]) -> Float[np.ndarray, "T M"]:

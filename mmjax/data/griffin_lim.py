@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Complex, Float
 
 from mmjax.layers import spectrogram
-from mmjax.layers.spectrogram import FLOOR, mel_filters
+from mmjax.layers.spectrogram import FLOOR
 
 OVERLAP = 4  # least number of frames per sample: with fewer the magnitudes hardly determine the phases
 FILL_STEPS = 50
@@ -15,20 +15,16 @@ TINY = 1e-12
 
 def mel_to_waveform(
     log_mel: Float[np.ndarray, "T M"],
+    filters: Float[np.ndarray, "F M"],
     *,
-    rate: int,
     window: int,
     hop: int,
-    bands: int,
-    low: float,
-    high: float,
     iterations: int = 60,
 ) -> Float[np.ndarray, "S"]:
-    """Samples whose `spectrogram.log_mel`, with the same settings, is about the given one; S = T hop.
+    """Samples whose `spectrogram.log_mel`, with the same filters, is about the given one; S = T hop.
 
     Where frames overlap little, interpolated frames are inserted before the phases are estimated.
     """
-    filters = mel_filters(rate, spectrogram.fft_size(window), bands, low, high)
     step = min(hop, max(1, window // OVERLAP))
     length = len(log_mel) * hop
     place = np.arange(math.ceil(length / step)) * (step / hop)

@@ -95,11 +95,15 @@ class Input(abc.ABC):
 
 @chz.chz
 class ImageInput(Input):
-    """An image as Float[size width channels] in [0, 1], resized (not cropped)."""
+    """An image as Float[size width channels] in [0, 1], resized, and cropped only with `shorter_side`."""
 
     size: int = chz.field(doc="height, pixels")
     width: int | None = chz.field(default=None, doc="width, pixels; None: the height")
     channels: int = chz.field(default=3, doc="1 is grey, 3 is RGB")
+    shorter_side: int | None = chz.field(
+        default=None,
+        doc="resize the shorter side to so many pixels and cut the middle out; None: resize both sides",
+    )
     augment: ImageAugment = chz.field(default=ImageAugment(), doc="random changes in training")
     max_pixels: int = chz.field(
         default=clean.MAX_PIXELS, doc="a larger image is bad input and not decoded", metadata=OPERATIONAL
@@ -109,6 +113,8 @@ class ImageInput(Input):
     def _valid(self) -> None:
         if min(self._shape) < 1:
             raise ValueError("size and width must be 1 or more")
+        if self.shorter_side is not None and self.shorter_side < max(self._shape):
+            raise ValueError("shorter_side must not be below size and width, which are cut out of the resized picture")
         if self.max_pixels < 1:
             raise ValueError("max_pixels must be 1 or more")
         if self.channels not in (1, 3):
@@ -128,9 +134,18 @@ class ImageInput(Input):
 
     def read(self, raw: Any, rng: np.random.Generator | None) -> tuple[np.ndarray, None]:
         with clean.bad_input_on_error("the picture cannot be resized"):
-            pixels = clean.decode_image(raw, self.channels, max(self._shape), self.max_pixels)
-            picture = resize(pixels, *self._shape)
+            side = self.shorter_side or max(self._shape)
+            pixels = clean.decode_image(raw, self.channels, side, self.max_pixels)
+            picture = resize(pixels, *self._shape) if self.shorter_side is None else self._crop(pixels, side)
         return (picture if rng is None else self.augment(picture, rng)), None
+
+    def _crop(self, pixels: UInt8[np.ndarray, "h w C"], side: int) -> Float32[np.ndarray, "H W C"]:
+        """The middle of the picture after its shorter side is `side` pixels long."""
+        shorter = min(pixels.shape[:2])
+        picture = resize(pixels, *(max(side, round(each * side / shorter)) for each in pixels.shape[:2]))
+        top, left = ((there - here) // 2 for there, here in zip(picture.shape, self._shape, strict=False))
+        height, width = self._shape
+        return picture[top : top + height, left : left + width]
 
     def to_raw(self, row: Mapping[str, np.ndarray]) -> UInt8[np.ndarray, "H W C"]:
         return (row["values"] * 255).round().astype(np.uint8)

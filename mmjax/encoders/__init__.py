@@ -7,7 +7,9 @@ from mmjax.encoders.recurrent import Recurrent
 from mmjax.encoders.text import TextTransformer
 from mmjax.encoders.vector import FTTransformer
 from mmjax.encoders.vit import ViT
+from mmjax.encoders.waveform import WaveformTransformer
 
 TABLE: dict[str, type[Encoder]] = {
-    encoder.__name__: encoder for encoder in (ViT, ConvNet, TextTransformer, AudioTransformer, Recurrent, FTTransformer)
+    encoder.__name__: encoder
+    for encoder in (ViT, ConvNet, TextTransformer, AudioTransformer, WaveformTransformer, Recurrent, FTTransformer)
 }

@@ -1,22 +1,23 @@
 """Log-mel transformer."""
 
+import math
+
 import chz
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from mmjax.encoders.base import Encoder, Intermediates, require_feature
-from mmjax.layers.attention import Block, Mask, check_heads
+from mmjax.encoders.base import Encoder, Intermediates, make_stack, require_feature
+from mmjax.layers.attention import Mask, check_heads
+from mmjax.layers.block_options import ACTIVATIONS, BlockOptions
 from mmjax.layers.linear import Linear
-from mmjax.layers.norm import RMSNorm
+from mmjax.layers.norm import make_norm
 from mmjax.layers.packed import has_segments, segment_positions, select_positions
 from mmjax.layers.patches import group_sequence, pad_to_multiple, sliding_windows
 from mmjax.layers.position import make_position
 from mmjax.layers.settings import Settings
 from mmjax.types import Feature, Spectrogram, Tokens
-
-STEM_KERNEL = 5  # frames that a convolution of the stem sees
 
 
 @chz.chz
@@ -27,16 +28,28 @@ class AudioTransformer(Encoder):
     """
 
     convolutions: int = chz.field(default=2, doc="convolutions, each of which halves the number of frames")
+    kernel: int = chz.field(default=5, doc="frames that a convolution sees, an odd number")
+    first_stride: int = chz.field(default=2, doc="frames from one to the next of the first convolution; Whisper's is 1")
     depth: int = chz.field(default=4, doc="transformer blocks")
     heads: int = chz.field(default=4, doc="attention heads")
+    block: BlockOptions = chz.field(default=BlockOptions(), doc="how the blocks are built")
 
     @chz.validate
     def _valid(self) -> None:
         if self.convolutions < 1:
             raise ValueError("convolutions must be 1 or more")
+        if self.kernel < 1 or self.kernel % 2 == 0:
+            raise ValueError("kernel must be an odd number")
+        if self.first_stride < 1:
+            raise ValueError("first_stride must be 1 or more")
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """The stride of each convolution."""
+        return (self.first_stride, *[2] * (self.convolutions - 1))
 
     def packed_stride(self, feature: Feature) -> int:
-        return 2**self.convolutions
+        return math.prod(self.strides)
 
     def build(self, feature: Feature, settings: Settings, rngs: nnx.Rngs) -> "AudioEncoder":
         spectrum = require_feature(self, feature, Spectrogram)
@@ -45,24 +58,23 @@ class AudioTransformer(Encoder):
 
 
 class AudioEncoder(nnx.Module):
-    """Strided convolutions with GELU -> learned position -> transformer -> norm.
+    """Strided convolutions with the blocks' activation -> learned position -> transformer -> norm.
 
-    A token is real where any of its 2^convolutions frames is; masked frames count as zeros.
+    A token is real where any of the frames that it stands for is; masked frames count as zeros.
     """
 
     def __init__(self, config: AudioTransformer, feature: Spectrogram, settings: Settings, rngs: nnx.Rngs):
         rules, width = settings.rules, settings.width
-        self.stride = 2**config.convolutions
+        self.strides, self.stride, self.kernel = config.strides, math.prod(config.strides), config.kernel
         self.count = -(-feature.frames // self.stride)
         self.convolutions: nnx.List[Linear] = nnx.List()
         for channels in (feature.bands, *[width] * (config.convolutions - 1)):
-            shape, axes = (STEM_KERNEL, channels, width), (None, None, "embed")
+            shape, axes = (self.kernel, channels, width), (None, None, "embed")
             self.convolutions.append(Linear(shape, axes, inputs=2, bias=True, scale=2.0, rules=rules, rngs=rngs))
         self.position = make_position((self.count, width), rules=rules, rngs=rngs)
-        self.stack = settings.stack(
-            lambda rngs: Block(width, config.heads, rate=settings.dropout, rules=rules, rngs=rngs), config.depth, rngs
-        )
-        self.norm = RMSNorm(width, rules=rules, rngs=rngs)
+        self.stack = make_stack(config.block, config.depth, config.heads, settings, rngs)
+        self.norm = make_norm(config.block, width, rules=rules, rngs=rngs)
+        self.activation = ACTIVATIONS[config.block.activation]
         self.seconds, self.dtype, self.rules = feature.seconds, settings.dtype, rules
 
     def __call__(
@@ -70,10 +82,10 @@ class AudioEncoder(nnx.Module):
     ) -> tuple[Tokens, Intermediates]:
         x, mask = pad_to_multiple(values.astype(self.dtype), mask, self.stride)
         packed = has_segments(mask)
-        for convolution in self.convolutions:
+        for convolution, stride in zip(self.convolutions, self.strides, strict=True):
             x = jnp.where(mask[..., None] > 0, x, 0)
-            x = jax.nn.gelu(convolution(sliding_windows(x, STEM_KERNEL, 2, mask if packed else None)))
-            mask = group_sequence(mask, 2, rules=self.rules).max(2)
+            x = self.activation(convolution(sliding_windows(x, self.kernel, stride, mask if packed else None)))
+            mask = group_sequence(mask, stride, rules=self.rules).max(2)
         x = x + select_positions(self.position, mask, self.dtype, self.rules)
         x, layers = self.stack(x, mask, key=key)
         places = segment_positions(mask) if packed else jnp.arange(x.shape[1])

@@ -1,6 +1,7 @@
 """The base class of encoders: a configuration that builds a module from arrays to tokens."""
 
 import abc
+import dataclasses
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import chz
@@ -9,7 +10,11 @@ from flax import nnx
 from jaxtyping import Array
 
 from mmjax.errors import UserError
+from mmjax.layers.attention import Block
+from mmjax.layers.block_options import BlockOptions
+from mmjax.layers.linear import Linear
 from mmjax.layers.settings import Settings
+from mmjax.layers.stack import Stack
 from mmjax.types import Feature, Tokens
 
 Intermediates = dict[str, Any]
@@ -33,6 +38,10 @@ class EncoderModule(Protocol):
 class Encoder(abc.ABC):
     """Configuration of an encoder."""
 
+    width: int | None = chz.field(
+        default=None, doc="the encoder's own width, whose tokens are projected to model.width; None: model.width"
+    )
+
     def packed_stride(self, feature: Feature) -> int | None:
         """The positions that a token stands for, where the module reads packed sequences; None: it does not.
 
@@ -43,6 +52,32 @@ class Encoder(abc.ABC):
     @abc.abstractmethod
     def build(self, feature: Feature, settings: Settings, rngs: nnx.Rngs) -> EncoderModule:
         """Builds the module for a modality; raises UserError for a feature it cannot read."""
+
+
+class ProjectedEncoder(nnx.Module):
+    """An encoder of its own width, and a linear projection of its tokens to the model's."""
+
+    def __init__(self, config: Encoder, width: int, feature: Feature, settings: Settings, rngs: nnx.Rngs):
+        self.encoder = config.build(feature, dataclasses.replace(settings, width=width), rngs)
+        axes, rules = (None, "embed"), settings.rules
+        self.projection = Linear((width, settings.width), axes, bias=True, rules=rules, rngs=rngs)
+
+    def __call__(self, values: Array, mask: Any, key: jax.Array | None) -> tuple[Tokens, Intermediates]:
+        tokens, intermediates = self.encoder(values, mask, key)
+        return dataclasses.replace(tokens, values=self.projection(tokens.values)), intermediates
+
+
+def build_encoder(config: Encoder, feature: Feature, settings: Settings, rngs: nnx.Rngs) -> EncoderModule:
+    """The module for a modality, with a projection where the encoder's width is not the model's."""
+    if config.width is None or config.width == settings.width:
+        return config.build(feature, settings, rngs)
+    return ProjectedEncoder(config, config.width, feature, settings, rngs)
+
+
+def make_stack(options: BlockOptions, depth: int, heads: int, settings: Settings, rngs: nnx.Rngs) -> Stack:
+    """A stack of transformer blocks of the settings' width."""
+    rules, width, rate = settings.rules, settings.width, settings.dropout
+    return settings.stack(lambda rngs: Block(width, heads, options, rate=rate, rules=rules, rngs=rngs), depth, rngs)
 
 
 def require_feature(

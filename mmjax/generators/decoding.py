@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from mmjax.sharding.rules import Rules
-from mmjax.types import END, PADDING
+from mmjax.types import END, PADDING, DimSize
 
 IMPOSSIBLE = -1e9
 MOST_BEAMS = 1024
@@ -45,7 +45,7 @@ class Decoding:
 
 
 def decode(
-    step: Step, cache: Any, batch: int, length: int, key: jax.Array | None, decoding: Decoding, rules: Rules
+    step: Step, cache: Any, batch: DimSize, length: int, key: jax.Array | None, decoding: Decoding, rules: Rules
 ) -> Int[Array, "B N"]:
     """Sequences of `batch` examples, up to `length` tokens each, with the end token and then padding.
 
@@ -96,7 +96,9 @@ def filter_logits(logits: Float[Array, "B V"], top_k: int | None, top_p: float |
     return logits
 
 
-def beam_search(step: Step, cache: Any, batch: int, length: int, decoding: Decoding, rules: Rules) -> Int[Array, "B N"]:
+def beam_search(
+    step: Step, cache: Any, batch: DimSize, length: int, decoding: Decoding, rules: Rules
+) -> Int[Array, "B N"]:
     """The best sequence of each example, by length-penalised log-likelihood (Wu et al. 2016, eq. 14).
 
     At every position the `beams` likeliest continuations of all beams are kept; a finished beam does not change.

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from mmjax.generators.decoding import Decoding
 from mmjax.generators.gaussian import Gaussian
 from mmjax.generators.text import TextDecoder, TextDecoderModule
-from mmjax.layers.attention import AttentionPool, Block, check_heads
+from mmjax.layers.attention import AttentionPool, Block
 from mmjax.layers.linear import Linear
 from mmjax.layers.output import find_feature
 from mmjax.layers.settings import Settings
@@ -38,7 +38,6 @@ class TextVae(TextDecoder):
             raise ValueError(f"latent must be 1 or more, and beta, free_bits and warmup must not be negative: {self}")
 
     def build(self, features: dict[str, Feature], settings: Settings, rngs: nnx.Rngs) -> "TextVaeModule":
-        check_heads("TextVae", self.heads, settings.width)
         return TextVaeModule(self, find_feature("TextVae.target", self.target, features, Text), settings, rngs)
 
 
@@ -48,14 +47,15 @@ class TextVaeModule(TextDecoderModule):
     def __init__(self, config: TextVae, text: Text, settings: Settings, rngs: nnx.Rngs):
         super().__init__(config, text, settings, rngs)
         rules, width, latent = settings.rules, settings.width, config.latent
+        own, rate = config.own_settings(settings).width, settings.dropout
         self.reader = settings.stack(
-            lambda rngs: Block(width, config.heads, rate=settings.dropout, rules=rules, rngs=rngs), 1, rngs
+            lambda rngs: Block(own, config.heads, config.block, rate=rate, rules=rules, rngs=rngs), 1, rngs
         )
-        self.pool = AttentionPool(width, config.heads, rules=rules, rngs=rngs)
+        self.pool = AttentionPool(own, config.heads, rules=rules, rngs=rngs)
         # Both start as the standard Gaussian, and so without a divergence.
         self.prior, self.posterior = (
             Linear((inputs, 2 * latent), ("embed", None), bias=True, scale=0.0, rules=rules, rngs=rngs)
-            for inputs in (width, 2 * width)
+            for inputs in (width, own + width)
         )
         self.say = Linear((latent, width), (None, "embed"), rules=rules, rngs=rngs)
         self.beta, self.free_bits, self.warmup = config.beta, config.free_bits, config.warmup
@@ -66,8 +66,7 @@ class TextVaeModule(TextDecoderModule):
 
     def encode(self, ids: Int[Array, "B N"], present: Bool[Array, "B N"], fused: Fused) -> Gaussian:
         """q(z | text, fused), Float[B Z]."""
-        x = self.embed(ids, self.dtype) + self.position[...].astype(self.dtype)
-        x, _ = self.reader(x, present)
+        x, _ = self.reader(self.embed_text(ids), present)
         return Gaussian.of(self.posterior(jnp.concatenate([self.pool(x, present), fused.pooled.astype(x.dtype)], -1)))
 
     def condition(self, z: Float[Array, "B Z"], fused: Fused) -> Fused:

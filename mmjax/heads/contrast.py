@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from mmjax.errors import UserError
 from mmjax.heads.contrastive_loss import contrastive_losses
 from mmjax.layers.attention import AttentionPool, check_heads
 from mmjax.layers.linear import Linear, make_parameter
@@ -32,7 +33,10 @@ class Contrast(Output):
     first: str = chz.field(doc="the first modality")
     second: str = chz.field(doc="the second modality")
     kind: Literal["siglip", "infonce"] = chz.field(default="siglip", doc="the contrastive loss")
-    size: int = chz.field(default=128, doc="size of the embeddings")
+    pooling: Literal["attention", "encoder"] = chz.field(
+        default="attention", doc="how tokens become an embedding: attention and a projection, or the encoders' own pool"
+    )
+    size: int = chz.field(default=128, doc="size of the embeddings that are projected")
     heads: int = chz.field(default=4, doc="attention heads of the pooling")
 
     @property
@@ -42,22 +46,24 @@ class Contrast(Output):
     def build(self, features: dict[str, Feature], settings: Settings, rngs: nnx.Rngs) -> "ContrastHead":
         for key, name in (("Contrast.first", self.first), ("Contrast.second", self.second)):
             find_feature(key, name, features, Image, Patches, Text, Spectrogram)
-        check_heads("Contrast", self.heads, settings.width)
+        if self.pooling == "attention":
+            check_heads("Contrast", self.heads, settings.width)
         texts = tuple(name for name in (self.first, self.second) if isinstance(features[name], Text))
         return ContrastHead(self, texts, settings, rngs)
 
 
 class ContrastHead(OutputModule):
-    """Each modality's own tokens -> attention pooling -> unit embeddings Float[B E].
+    """Each modality's own tokens -> attention pooling, or the encoder's -> unit embeddings Float[B E].
 
     Similarities are in float32.
     """
 
     def __init__(self, config: Contrast, texts: tuple[str, ...], settings: Settings, rngs: nnx.Rngs):
         rules, width = settings.rules, settings.width
-        self.pools = nnx.List([AttentionPool(width, config.heads, rules=rules, rngs=rngs) for _ in range(2)])
+        sides = range(2 if config.pooling == "attention" else 0)
+        self.pools = nnx.List([AttentionPool(width, config.heads, rules=rules, rngs=rngs) for _ in sides])
         shape = (width, config.size)
-        self.projections = nnx.List([Linear(shape, ("embed", None), rules=rules, rngs=rngs) for _ in range(2)])
+        self.projections = nnx.List([Linear(shape, ("embed", None), rules=rules, rngs=rngs) for _ in sides])
         start, bias = (math.log(10.0), -10.0) if config.kind == "siglip" else (math.log(1 / 0.07), 0.0)
         constant = jax.nn.initializers.constant
         self.temperature = make_parameter(constant(start), (), (), maximum=MAX_TEMPERATURE, rules=rules, rngs=rngs)
@@ -67,7 +73,13 @@ class ContrastHead(OutputModule):
 
     def embed_modality(self, side: int, tokens: Tokens) -> Float[Array, "B E"]:
         """Unit embeddings of the first (0) or second (1) modality; zero where it is absent."""
-        x = self.projections[side](self.pools[side](tokens.values, tokens.mask))
+        if self.pools:
+            x = self.projections[side](self.pools[side](tokens.values, tokens.mask))
+        elif tokens.pooled is not None:
+            x = jnp.where(tokens.mask.any(1, keepdims=True), tokens.pooled, 0)
+        else:
+            name = self.aligned_modalities[side]
+            raise UserError(f"Contrast.pooling=encoder needs model.encoders.{name}.pool, which is not set")
         return unit_norm(x.astype(jnp.float32))
 
     def _present(self, batch: Batch) -> Bool[Array, "B"]:

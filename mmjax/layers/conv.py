@@ -9,16 +9,17 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from mmjax.layers.linear import gather_parameter, make_parameter
-from mmjax.sharding.rules import Rules
+from mmjax.sharding.rules import Rules, reshard, shard_map
 
 # One size an axis, (5,) over time, (5, 1) over rows and columns; a single number is the side of a square.
 Sizes = int | tuple[int, ...]
 
 
 class Conv(nnx.Module):
-    """Convolution with bias over one or two dimensions S, channels last, padded to ceil(size / stride).
+    """Convolution over one or two dimensions S, channels last.
 
-    The kernel is stored sharded along its outputs, or, with `shard_inputs`, along its inputs.
+    Padded to ceil(size / stride), or with `valid` not at all. The kernel is stored sharded along its outputs, or, with
+    `shard_inputs`, along its inputs.
     """
 
     def __init__(
@@ -29,6 +30,8 @@ class Conv(nnx.Module):
         *,
         stride: Sizes = 1,
         dilation: int = 1,
+        valid: bool = False,
+        bias: bool = True,
         scale: float = 1.0,
         shard_inputs: bool = False,
         rules: Rules,
@@ -42,7 +45,9 @@ class Conv(nnx.Module):
         self.axes = (*whole, "embed", None) if shard_inputs else (*whole, None, "embed")
         shape, matrix = (*sides, inputs, outputs), (count + 1, 1)
         self.kernel = make_parameter(init, shape, self.axes, matrix=matrix, rules=rules, rngs=rngs)
-        self.bias = make_parameter(jax.nn.initializers.zeros, (outputs,), (None,), rules=rules, rngs=rngs)
+        zeros = jax.nn.initializers.zeros
+        self.bias = make_parameter(zeros, (outputs,), (None,), rules=rules, rngs=rngs) if bias else None
+        self.padding = "VALID" if valid else "SAME"
         self.stride = (stride,) * count if isinstance(stride, int) else stride
         self.dilation, self.rules = (dilation,) * count, rules
 
@@ -53,11 +58,11 @@ class Conv(nnx.Module):
             x,
             kernel,
             self.stride,
-            "SAME",
+            self.padding,
             rhs_dilation=self.dilation,
             dimension_numbers=(f"N{axes}C", f"{axes}IO", f"N{axes}C"),
         )
-        return y + self.bias[...].astype(x.dtype)
+        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 
 class DepthwiseConv(nnx.Module):
@@ -83,6 +88,46 @@ class DepthwiseConv(nnx.Module):
             window = (slice(start, start + size) for start, size in zip(place, sizes, strict=True))
             y = y + padded[:, *window] * kernel[place]
         return y
+
+
+class WeightNormConv(nnx.Module):
+    """Grouped convolution over time with weight norm (Salimans & Kingma 2016).
+
+    Its kernel at offset k is gain[k] v[k] / |v[k]| with a direction v, drawn with variance 4 / (kernel * channels) as
+    wav2vec 2.0's. The stride is 1, and x padded so that it keeps its length.
+    """
+
+    def __init__(self, channels: int, kernel: int, groups: int, *, rules: Rules, rngs: nnx.Rngs):
+        deviation = 2 / math.sqrt(kernel * channels)
+        self.axes = (None, None, "embed")
+        shape = (kernel, channels // groups, channels)
+        init = jax.nn.initializers.normal(deviation)
+        self.direction = make_parameter(init, shape, self.axes, rules=rules, rngs=rngs)
+        norm = jax.nn.initializers.constant(deviation * math.sqrt(shape[1] * shape[2]))
+        self.gain = make_parameter(norm, (kernel,), (None,), rules=rules, rngs=rngs)
+        self.bias = make_parameter(jax.nn.initializers.zeros, (channels,), (None,), rules=rules, rngs=rngs)
+        self.groups, self.rules = groups, rules
+
+    def __call__(self, x: Float[Array, "B T C"]) -> Float[Array, "B T C"]:
+        direction = gather_parameter(self.direction, self.axes, jnp.dtype("float32"), self.rules)
+        norm = jnp.sqrt(jnp.square(direction).sum((1, 2)))
+        kernel = (direction * (self.gain[...] / norm)[:, None, None]).astype(x.dtype)
+        around = kernel.shape[0] // 2
+
+        def local(x: Array, kernel: Array) -> Array:
+            return jax.lax.conv_general_dilated(
+                x,
+                kernel,
+                (1,),
+                [(around, kernel.shape[0] - 1 - around)],
+                dimension_numbers=("NHC", "HIO", "NHC"),
+                feature_group_count=self.groups,
+            )
+
+        # XLA would partition it itself, and on a mesh with an axis that does not split the batch its gradient is zero.
+        split, whole = self.rules.spec("batch", None, None), self.rules.spec(None, None, None)
+        y = shard_map(local, in_specs=(split, whole), out_specs=split)(reshard(x, split), kernel)
+        return y + self.bias[...].astype(x.dtype)
 
 
 def _square(kernel: Sizes) -> tuple[int, ...]:

@@ -2,14 +2,16 @@
 
 import functools
 
+import chz
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from mmjax.layers.attention import Attention, KVCache
+from mmjax.layers.attention import Attention, KVCache, apply_gate, make_gate
+from mmjax.layers.block_options import BlockOptions
 from mmjax.layers.mlp import MLP
-from mmjax.layers.norm import RMSNorm, dropout
+from mmjax.layers.norm import dropout, make_norm
 from mmjax.layers.settings import Settings
 from mmjax.sharding.rules import Rules
 from mmjax.types import Tokens
@@ -19,26 +21,43 @@ DecoderCache = tuple[KVCache, KVCache]
 
 
 class DecoderBlock(nnx.Module):
-    """Pre-norm causal self-attention, cross-attention and MLP (Vaswani et al. 2017)."""
+    """Pre-norm causal self-attention, cross-attention and MLP (Vaswani et al. 2017).
 
-    def __init__(self, width: int, heads: int, *, rate: float, rules: Rules, rngs: nnx.Rngs):
+    Rotary positions and grouped queries are the self-attention's alone. `gated` scales the cross-attention, see
+    `make_gate`.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        options: BlockOptions,
+        *,
+        context_width: int,
+        gated: bool,
+        rate: float,
+        rules: Rules,
+        rngs: nnx.Rngs,
+    ):
         attention = functools.partial(Attention, width, heads, rules=rules, rngs=rngs)
-        norm = functools.partial(RMSNorm, width, rules=rules, rngs=rngs)
-        self.own_norm, self.own = norm(), attention()
-        self.seen_norm, self.seen = norm(), attention()
-        self.mlp_norm, self.mlp = norm(), MLP(width, 4 * width, rules=rules, rngs=rngs)
+        norm = functools.partial(make_norm, options, width, rules=rules, rngs=rngs)
+        self.own_norm, self.own = norm(), attention(options)
+        plain = chz.replace(options, rope=None, kv_heads=None)
+        self.seen_norm, self.seen = norm(), attention(plain, context_width=context_width)
+        self.mlp_norm, self.mlp = norm(), MLP(width, options.hidden or 4 * width, options, rules=rules, rngs=rngs)
+        self.gate = make_gate(rules=rules, rngs=rngs) if gated else None
         self.rate = rate
 
     def __call__(
         self,
         x: Float[Array, "B N D"],
-        context: Float[Array, "B M D"],
+        context: Float[Array, "B M C"],
         mask: Bool[Array, "B M"],
         key: jax.Array | None,
     ) -> Float[Array, "B N D"]:
         keys = (None,) * 3 if key is None else jax.random.split(key, 3)
         x = x + dropout(self.own(self.own_norm(x), causal=True), self.rate, keys[0])
-        x = x + dropout(self.seen(self.seen_norm(x), context, mask), self.rate, keys[1])
+        x = x + dropout(apply_gate(self.gate, self.seen(self.seen_norm(x), context, mask)), self.rate, keys[1])
         return x + dropout(self.mlp(self.mlp_norm(x)), self.rate, keys[2])
 
     def step(
@@ -50,28 +69,36 @@ class DecoderBlock(nnx.Module):
         mask: Bool[Array, "B M"],
     ) -> tuple[Float[Array, "B 1 D"], KVCache]:
         """One decoding step, with the cached keys and values of earlier tokens and of the context."""
-        normed = self.own_norm(x)
+        normed, positions = self.own_norm(x), position[None, None]
         places = jnp.arange(cache[0].shape[1])
         here = (places == position)[:, None, None]
-        cache = jax.tree.map(lambda old, new: jnp.where(here, new, old), cache, self.own.project_kv(normed))
-        x = x + self.own.attend(normed, cache, (places <= position)[None])
-        x = x + self.seen.attend(self.seen_norm(x), context, mask)
+        new = self.own.project_kv(normed, positions)
+        cache = jax.tree.map(lambda old, new: jnp.where(here, new, old), cache, new)
+        x = x + self.own.attend(normed, cache, (places <= position)[None], positions=positions)
+        x = x + apply_gate(self.gate, self.seen.attend(self.seen_norm(x), context, mask))
         return x + self.mlp(self.mlp_norm(x)), cache
 
 
 class Decoder(nnx.Module):
     """Decoder blocks with cross-attention to a context, with a norm before and after them."""
 
-    def __init__(self, depth: int, heads: int, settings: Settings, rngs: nnx.Rngs):
-        rules, width = settings.rules, settings.width
-
-        def make(rngs: nnx.Rngs) -> DecoderBlock:
-            return DecoderBlock(width, heads, rate=settings.dropout, rules=rules, rngs=rngs)
-
-        self.context_norm = RMSNorm(width, rules=rules, rngs=rngs)
-        self.stack = settings.stack(make, depth, rngs)
-        self.norm = RMSNorm(width, rules=rules, rngs=rngs)
-        self.shape, self.rules = (depth, heads, width // heads), rules
+    def __init__(
+        self,
+        depth: int,
+        heads: int,
+        settings: Settings,
+        rngs: nnx.Rngs,
+        *,
+        options: BlockOptions,
+        context_width: int,
+        gated: bool,
+    ):
+        rules, width, rate = settings.rules, settings.width, settings.dropout
+        make = functools.partial(DecoderBlock, width, heads, options, context_width=context_width, gated=gated)
+        self.context_norm = make_norm(options, context_width, rules=rules, rngs=rngs)
+        self.stack = settings.stack(lambda rngs: make(rate=rate, rules=rules, rngs=rngs), depth, rngs)
+        self.norm = make_norm(options, width, rules=rules, rngs=rngs)
+        self.shape, self.rules = (depth, options.kv_heads or heads, width // heads), rules
 
     def __call__(self, x: Float[Array, "B N D"], context: Tokens, key: jax.Array | None) -> Float[Array, "B N D"]:
         seen = self.context_norm(context.values).astype(x.dtype)

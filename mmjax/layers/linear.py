@@ -143,11 +143,17 @@ class Linear(nnx.Module):
         spec = under_mesh(self.rules.gathered_spec("batch", *read))
         rows = jax.lax.reshape(x, (math.prod(leading), *x.shape[len(leading) :]), out_sharding=spec)
         contracted = (tuple(range(1, x.ndim - len(leading) + 1)), tuple(range(self.inputs)))
-        y = self.contract(rows, kernel, (contracted, ((), ())), self.rules.out_sharding("batch", *outputs))
+        y = self.product(rows, kernel, (contracted, ((), ())), self.rules.out_sharding("batch", *outputs))
         if self.bias is not None:
             y = y + reshard(self.bias[...].astype(x.dtype), self.rules.spec(*outputs))
         spec = self.rules.out_sharding("batch", *[None] * (len(leading) - 1), *outputs)
         return jax.lax.reshape(y, (*leading, *y.shape[1:]), out_sharding=spec)
+
+    def product(
+        self, rows: Float[Array, "N ..."], kernel: Array, contraction: Contraction, spec: PartitionSpec | None
+    ) -> Float[Array, "N ..."]:
+        """x W, with all rows of x in one dimension."""
+        return self.contract(rows, kernel, contraction, spec)
 
 
 class Embedding(nnx.Module):
@@ -168,6 +174,14 @@ class Embedding(nnx.Module):
         if ids.ndim == 3:
             return jnp.einsum("bnv,vd->bnd", ids.astype(dtype), table, out_sharding=spec)
         return look_up(table, ids, self.rules)
+
+    def logits(self, x: Float[Array, "B N D"]) -> Float[Array, "B N V"]:
+        """The products of x with the rows, as logits that are tied to the embeddings (Press & Wolf 2017)."""
+        table, spec = gather_unreduced(self.table, ("vocab", "embed"), x.dtype, self.rules), self.rules.out_sharding
+        # All rows in one dimension, as in `Linear`.
+        rows = jax.lax.reshape(x, (x.shape[0] * x.shape[1], x.shape[2]), out_sharding=spec("batch", None))
+        y = contract(rows, table, (((1,), (1,)), ((), ())), spec("batch", "vocab"))
+        return jax.lax.reshape(y, (*x.shape[:2], len(table)), out_sharding=spec("batch", None, "vocab"))
 
 
 def look_up(table: Float[Array, "V D"], ids: Int[Array, "B ..."], rules: Rules) -> Float[Array, "B ... D"]:

@@ -8,19 +8,30 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from mmjax.layers.block_options import ACTIVATIONS, BlockOptions
 from mmjax.layers.linear import Contract, Linear, contract, gather_parameter, make_parameter
 from mmjax.sharding.rules import Rules, reshard
 
 
 class MLP(nnx.Module):
-    """Two-layer perceptron with GELU (Vaswani et al. 2017, section 3.3)."""
+    """Two-layer perceptron, with GELU by default (Vaswani et al. 2017, section 3.3).
 
-    def __init__(self, width: int, hidden: int, *, rules: Rules, rngs: nnx.Rngs):
-        self.up = Linear((width, hidden), ("embed", "mlp"), rules=rules, rngs=rngs)
-        self.down = Linear((hidden, width), ("mlp", "embed"), rules=rules, rngs=rngs)
+    Gated, its hidden layer is activation(x W) * (x V) (Shazeer 2020).
+    """
+
+    def __init__(
+        self, width: int, hidden: int, options: BlockOptions = BlockOptions(), *, rules: Rules, rngs: nnx.Rngs
+    ):
+        make = functools.partial(Linear, bias=options.bias, rules=rules, rngs=rngs)
+        self.up = make((width, hidden), ("embed", "mlp"))
+        self.down = make((hidden, width), ("mlp", "embed"))
+        self.gate = make((width, hidden), ("embed", "mlp")) if options.gated else None
+        self.activation = ACTIVATIONS[options.activation]
 
     def __call__(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
-        return self.down(jax.nn.gelu(self.up(x)))
+        if self.gate is None:
+            return self.down(self.activation(self.up(x)))
+        return self.down(self.activation(self.gate(x)) * self.up(x))
 
 
 class Experts(nnx.Module):

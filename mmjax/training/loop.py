@@ -8,7 +8,6 @@ from pathlib import Path
 import jax
 from jax.sharding import NamedSharding
 
-from mmjax.checkpoint.initialize import check_origin
 from mmjax.config import experiment_file
 from mmjax.config.experiment import Experiment
 from mmjax.errors import Diverged, UserError
@@ -49,8 +48,8 @@ def train_together(experiments: Sequence[Experiment]) -> list[Path | None]:
             for line in runs[0].warnings:
                 runs[0].print(line)
             program = TrainProgram(first, runs[0].data, rules)
-            if first.train.initialize is not None and runs[0].new:
-                check_origin(program.abstract_state.model, first.train.initialize)
+            if runs[0].new:
+                program.check_origins()
             check_memory(program)
             states = [run.open(program.abstract_state, resources) for run in runs]
         paths: dict[RunDir, Path | None] = {}

@@ -4,10 +4,12 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import chz
 import jax
 from jax.sharding import Mesh, NamedSharding
 
-from mmjax.checkpoint.initialize import initialize
+from mmjax.checkpoint.initialize import Initialize, check_origin, initialize
+from mmjax.checkpoint.pretrained.load import Pretrained, check_pretrained, import_weights, imported_parameters
 from mmjax.compilation import jit_once, usable_cores
 from mmjax.config.experiment import Experiment
 from mmjax.data.batching.packing import Packing
@@ -18,7 +20,9 @@ from mmjax.evaluation.context import EvalContext
 from mmjax.evaluation.evaluator import Evaluator
 from mmjax.hardware.chips import compiler_options
 from mmjax.hardware.flops import step_flops
+from mmjax.layers.lora import lora_base_parameters
 from mmjax.model import build_critics, build_model
+from mmjax.optim.optimizers import Rule
 from mmjax.sharding.mesh import count_slices, current_mesh, shard_bytes
 from mmjax.sharding.rules import Rules
 from mmjax.training.run_dir import RunDir
@@ -46,7 +50,9 @@ class TrainProgram:
         if data.packing is not None:
             size = train.batch_size
             _check_packing(experiment, data, data.packing, size // self.sharding.shard_shape((size,))[0])
-        self.optimizer = experiment.optimizer.build(train.steps, abstract_model)
+        rules_by_path = (*experiment.optimizer.rules, *_freezing_rules(experiment, abstract_model))
+        optimizer = chz.replace(experiment.optimizer, rules=rules_by_path)
+        self.optimizer = optimizer.build(train.steps, abstract_model)
         self._build_critics = functools.partial(build_critics, model=model, features=self.data.features, rules=rules)
         abstract_critics = jax.eval_shape(self._build_critics, self.key)
         self.critic_optimizer = (
@@ -64,12 +70,24 @@ class TrainProgram:
 
     def init_state(self, run: RunDir) -> TrainState:
         """The state of a run before its first step."""
-        origin = self.experiment.train.initialize
-        if origin is None:
+        if not self.experiment.train.origins:
             return self.init_from_key(run.init_key)
-        model = initialize(jit_once(self._build_model)(run.init_key), origin, say=run.print)
+        model = jit_once(self._build_model)(run.init_key)
+        for origin in self.experiment.train.origins:
+            if isinstance(origin, Initialize):
+                model = initialize(model, origin, say=run.print)
+            else:
+                model = import_weights(model, origin, say=run.print)
         init = jit_once(lambda model, key: self._init_state(model, critics=self._build_critics(key)))
         return init(model, run.init_key)
+
+    def check_origins(self) -> None:
+        """Raises what `init_state` would where the parameters that a run starts from cannot be loaded."""
+        for origin in self.experiment.train.origins:
+            if isinstance(origin, Initialize):
+                check_origin(self.abstract_state.model, origin)
+            else:
+                check_pretrained(self.abstract_state.model, origin)
 
     def batch_shapes(self, size: int | None = None) -> Batch:
         """The shapes of a batch; of `size` examples, if that is given."""
@@ -127,6 +145,15 @@ class TrainProgram:
         split = self.data.source.splits[-1]
         place = (self.data, self.experiment.data_dir, split, train.batch_size, self.sharding, self.rules)
         return Evaluator(EvalContext(*place), count=count, examples=train.evaluate_examples)
+
+
+def _freezing_rules(experiment: Experiment, model: Any) -> list[Rule]:
+    """Rules that freeze what has low-rank updates, and what is imported to stay as it is."""
+    names = lora_base_parameters(model)
+    for origin in experiment.train.origins:
+        if isinstance(origin, Pretrained) and origin.freeze:
+            names += imported_parameters(model, origin)
+    return [Rule(pattern=name, freeze=True) for name in dict.fromkeys(names)]
 
 
 def _check_packing(experiment: Experiment, data: Data, packing: Packing, devices: int) -> None:

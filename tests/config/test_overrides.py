@@ -185,6 +185,34 @@ def test_an_absent_node_of_one_class_is_made_by_its_keys():
     assert changed("train.ema=Average").train.ema == Average()
 
 
+@chz.chz
+class Start:
+    first: Average | Rule | tuple[Average | Rule, ...] | None = None
+
+
+def test_a_field_may_hold_one_of_several_classes_or_a_tuple_of_them():
+    def first(*pairs):
+        return resolve(Start(), pairs).first
+
+    assert first("first=Average") == Average()
+    assert first("first.decay=0.5") == Average(decay=0.5), "the only class with that key"
+    assert first("first.0=Rule", "first.1.decay=0.5", "first.0.pattern=x", "first.1=Average") == (
+        Rule(pattern="x"),
+        Average(decay=0.5),
+    )
+    assert first("first=()") == ()
+    for made in (None, Average(decay=0.5), (Rule(pattern="x"), Average())):
+        start = Start(first=made)
+        data = tree_of_value(start, "", Start, "given").data()
+        assert tree_of_json(data, "", Start, "a file").make() == start
+    with pytest.raises(UserError, match=r"first is None; set first=Average \| Rule \| .* first"):
+        first("first.depth=1")
+    with pytest.raises(UserError, match=r"unknown key first\.1; "):
+        first("first.1=Rule")
+    with pytest.raises(UserError, match=r"unknown key first\.0; "):
+        resolve(Start(first=Average()), ["first.0=Rule"])
+
+
 def test_a_derived_value_follows_what_it_is_derived_from_until_it_is_set():
     assert changed("name=other").folder == "runs/other"
     assert changed("name=other", "folder=here").folder == "here"
@@ -278,10 +306,10 @@ def test_a_wrong_value_is_named_with_what_is_expected(pairs: list[str], line: st
 
 
 def test_a_key_of_any_length_is_answered_at_once():
-    start = time.perf_counter()
+    start = time.process_time()
     assert refused(f"train.{'steps.' * 4000}=3").startswith("unknown key train.steps.")
     assert refused(f"fusion={'Concat' * 4000}").startswith("fusion=Concat")
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
 
 
 @pytest.mark.parametrize("value", ["os:system", "subprocess.Popen", "lambda: 1", "tests:Concat", "Fusion", "object"])

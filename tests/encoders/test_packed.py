@@ -19,6 +19,7 @@ PATCHES = Patches(length=12, side=2, channels=3)
 ENCODERS = {
     "text": (TextTransformer(depth=2, heads=2), TEXT),
     "audio": (AudioTransformer(depth=1, heads=2), SOUND),
+    "audio as whisper": (AudioTransformer(kernel=3, first_stride=1, depth=1, heads=2), SOUND),
     "gru of text": (Recurrent(depth=2), TEXT),
     "vit of patches": (ViT(patch=2, depth=2, heads=2), PATCHES),
     "lstm of frames": (Recurrent(cell="lstm", patch=3), SOUND),

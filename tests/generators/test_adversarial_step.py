@@ -31,6 +31,7 @@ from mmjax.training.train_program import TrainProgram
 from mmjax.types import Fused, Tokens
 from tests.golden import check_collectives
 from tests.reference import draw
+from tests.slow import slow_but
 from tests.small import FEATURES, make_batch, put
 
 RULES = PRESETS["data"]
@@ -110,7 +111,7 @@ def vector(tree):
     return np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(tree)])
 
 
-@pytest.mark.parametrize("name", [name for name in MESHES if name != "one"])
+@pytest.mark.parametrize("name", slow_but([name for name in MESHES if name != "one"], "fsdp_tensor"))
 def test_every_mesh_computes_the_gradients_of_both(name):
     losses, metrics, gradients, _ = both("one")
     other_losses, other_metrics, other_gradients, program = both(name)
@@ -167,7 +168,7 @@ def test_one_forward_pass_serves_both():
     assert step((0, 1), 0, 1) == pytest.approx(step(0, 0) + step(1, 1) - shared, abs=0.01 * shared)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", slow_but(["float32", "bfloat16"], "float32"))
 def test_both_players_learn_and_nothing_learns_when_one_is_not_finite(dtype):
     config = chz.replace(MODEL, dtype=dtype, fusion=Concat(), outputs={"image": MODEL.outputs["image"]})
     optimizer, critic_optimizer = optax.adam(1e-3), optax.adam(1e-3)

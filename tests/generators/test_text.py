@@ -1,16 +1,22 @@
 """The text decoder against plain NumPy, its memories against the whole pass, its searches against trying everything."""
 
+import dataclasses
 import functools
 import itertools
 
+import chz
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
+from mmjax.errors import UserError
 from mmjax.generators import Decoding, TextDecoder
 from mmjax.generators.decoding import decode, filter_logits
+from mmjax.layers.block_options import BlockOptions
 from mmjax.layers.settings import Settings
+from mmjax.layers.tree import named_leaves
 from mmjax.sharding.mesh import MeshShape
 from mmjax.sharding.rules import PRESETS
 from mmjax.types import END, Fused, Text, Tokens
@@ -19,6 +25,19 @@ from tests.reference import draw, wide
 from tests.small import FEATURES, make_batch, put
 
 WIDTH, SIZE = 16, 6
+PLAIN = TextDecoder(target="text", depth=2, heads=2)
+# As language models are built, with the options that default to something else.
+LLAMA = TextDecoder(
+    target="text",
+    depth=2,
+    heads=4,
+    width=24,
+    block=BlockOptions(
+        norm="layer", bias=True, activation="silu", gated=True, hidden=20, kv_heads=2, rope=20.0, epsilon=1e-5
+    ),
+    gated=True,
+    tied=True,
+)
 RULES = PRESETS["data"]
 SETTINGS = Settings(width=WIDTH, rules=RULES)
 
@@ -50,7 +69,12 @@ def fused():
 
 @pytest.fixture(scope="module")
 def writer():
-    return draw(lambda rngs: TextDecoder(target="text", depth=2, heads=2).build(FEATURES, SETTINGS, rngs))
+    return draw(lambda rngs: PLAIN.build(FEATURES, SETTINGS, rngs))
+
+
+@pytest.fixture(scope="module")
+def llama():
+    return draw(lambda rngs: LLAMA.build(FEATURES, SETTINGS, rngs))
 
 
 def expected_logits(writer, ids, values, mask):
@@ -81,8 +105,10 @@ def test_loss_and_metrics(writer, batch, fused):
     assert float(writer.weight(put(batch, RULES))) == there.sum() == float(loss.weight)
 
 
-def test_memories_give_what_the_whole_pass_gives(writer, batch, fused):
+@pytest.mark.parametrize("kind", ["writer", "llama"])
+def test_memories_give_what_the_whole_pass_gives(kind, request, batch, fused):
     """Also where an example has nothing to read."""
+    writer = request.getfixturevalue(kind)
     ids = jnp.asarray(batch.values["text"])
     whole = jax.jit(lambda ids: writer(ids, fused, None))(ids)
 
@@ -116,14 +142,14 @@ MESHES = {
 
 
 @functools.cache
-def write(name):
+def write(name, config=PLAIN):
     """What is written on the mesh of that name, greedily, by beams and by chance."""
     shape, rules = MESHES[name]
     ways = Decoding(), Decoding(beams=3), Decoding(temperature=1.0, top_k=5, top_p=0.9)
     values = np.random.default_rng(2).normal(size=(8, 3, WIDTH)).astype(np.float32)
     with jax.set_mesh(shape.build()):
         settings = Settings(width=WIDTH, rules=rules)
-        writer = draw(lambda rngs: TextDecoder(target="text", depth=2, heads=2).build(FEATURES, settings, rngs))
+        writer = draw(lambda rngs: config.build(FEATURES, settings, rngs))
         tokens = Tokens(*jax.device_put((values, np.ones((8, 3), bool)), rules.spec("batch")))
         fused = Fused(tokens, tokens.values[:, 0], {})
         key = jax.random.key(3)
@@ -131,10 +157,41 @@ def write(name):
         return [np.asarray(said) for said in run(writer, fused)]
 
 
-@pytest.mark.parametrize("name", [name for name in MESHES if name != "one"])
-def test_every_mesh_writes_the_same(name):
-    for said, expected in zip(write(name), write("one"), strict=True):
+@pytest.mark.parametrize(
+    ("name", "config"), [("data", PLAIN), ("fsdp_tensor", PLAIN), ("fsdp_tensor", LLAMA)], ids=["data", "both", "llama"]
+)
+def test_every_mesh_writes_the_same(name, config):
+    for said, expected in zip(write(name, config), write("one", config), strict=True):
         np.testing.assert_array_equal(said, expected)
+
+
+@functools.cache
+def loss_and_gradients(name):
+    """The loss on the mesh of that name of the decoder with options, and its gradients by parameter."""
+    shape, rules = MESHES[name]
+    with jax.set_mesh(shape.build()):
+        writer = draw(lambda rngs: LLAMA.build(FEATURES, Settings(width=WIDTH, rules=rules), rngs))
+        values = np.random.default_rng(2).normal(size=(8, 3, WIDTH)).astype(np.float32)
+        tokens = Tokens(*jax.device_put((values, np.ones((8, 3), bool)), rules.spec("batch")))
+        fused, texts = Fused(tokens, tokens.values[:, 0], {}), put(make_batch(), rules)
+        run = jax.jit(jax.value_and_grad(lambda writer, fused: writer.loss(fused, texts, None, None)[0].value()))
+        loss, gradients = run(writer, fused)
+        return float(loss), {name: np.asarray(leaf) for name, leaf in named_leaves(gradients)}
+
+
+def test_every_mesh_learns_the_same():
+    (loss, gradients), (other, others) = loss_and_gradients("one"), loss_and_gradients("fsdp_tensor")
+    assert other == pytest.approx(loss, rel=1e-5)
+    for name, gradient in gradients.items():
+        assert gradient.any()
+        np.testing.assert_allclose(others[name], gradient, rtol=1e-3, atol=1e-5, err_msg=name)
+
+
+def test_every_token_of_the_context_has_its_share_in_an_explanation(llama, batch, fused):
+    ids, explained = jnp.asarray(batch.values["text"]), jnp.asarray(batch.mask["text"])
+    shares = np.asarray(jax.jit(llama.token_weights)(ids, explained, fused.tokens))
+    np.testing.assert_allclose(shares.sum(1), np.asarray(fused.tokens.mask).any(1), atol=1e-5)
+    np.testing.assert_array_equal(shares > 0, fused.tokens.mask)
 
 
 @pytest.mark.parametrize("beams", [1, 200])
@@ -162,6 +219,51 @@ def test_a_wide_enough_beam_finds_the_best_of_all(writer, fused, beams):
             assert said[example].tolist() == best
         else:
             assert scores[rows.tolist().index(said[example].tolist())] <= max(scores)
+
+
+def test_a_wide_enough_beam_finds_the_best_with_rotary_positions_and_grouped_queries(fused):
+    """Every sequence of two tokens, scored by whole passes."""
+    config = chz.replace(LLAMA, decoding=Decoding(beams=300))
+    writer = draw(lambda rngs: config.build({"text": Text(2, 16)}, SETTINGS, rngs))
+    said = np.asarray(jax.jit(lambda fused: writer.predict(fused, None)["ids"])(fused))
+    rows = [(1, 0), *itertools.product(range(2, 16), range(1, 16))]
+    score = jax.jit(lambda ids, fused: writer(ids, fused, None))
+    for example in range(SIZE):
+        alone = jax.tree.map(lambda leaf, at=example: jnp.stack([leaf[at]] * len(rows)), fused)
+        logits = np.array(score(jnp.array(rows), alone), np.float64)
+        logits[..., 0] = -np.inf
+        likely = np.log(reference.softmax(logits))
+        lengths = [1 + (row[0] != 1) for row in rows]
+        scores = [
+            sum(likely[n, place, row[place]] for place in range(length)) / ((5 + length) / 6) ** 0.6
+            for n, (row, length) in enumerate(zip(rows, lengths, strict=True))
+        ]
+        assert tuple(said[example]) == rows[int(np.argmax(scores))]
+
+
+def test_a_gated_decoder_starts_as_if_there_were_no_context(batch, fused):
+    writer = LLAMA.build(FEATURES, SETTINGS, nnx.Rngs(0))
+    texts = put(batch, RULES)
+    other = dataclasses.replace(fused, tokens=dataclasses.replace(fused.tokens, values=-3 * fused.tokens.values))
+    loss = jax.jit(jax.value_and_grad(lambda writer, fused: writer.loss(fused, texts, None, None)[0].value()))
+    (first, slopes), (second, _) = loss(writer, fused), loss(writer, other)
+    assert first == second
+    assert np.asarray(slopes.decoder.stack.blocks.gate[...]).all()  # and learns to look
+
+
+def test_the_settings_of_a_decoder():
+    with pytest.raises(ValueError, match=r"block.post_norm and block.layer_scale are for encoders"):
+        TextDecoder(target="text", block=BlockOptions(post_norm=True))
+    with pytest.raises(ValueError, match=r"block.post_norm and block.layer_scale are for encoders"):
+        TextDecoder(target="text", block=BlockOptions(layer_scale=0.1))
+    for options, message in [
+        ({"heads": 3}, "TextDecoder.heads=3 does not divide model.width=16"),
+        ({"heads": 3, "width": 32}, "TextDecoder.heads=3 does not divide TextDecoder.width=32"),
+        ({"heads": 4, "width": 12, "block": BlockOptions(rope=10.0)}, "rotary positions need an even width / heads"),
+        ({"block": BlockOptions(kv_heads=3)}, "kv_heads=3 does not divide heads=4"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            TextDecoder(target="text", **options).build(FEATURES, SETTINGS, nnx.Rngs(0))
 
 
 def test_narrowing_against_sorting_by_hand():

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from mmjax.generators import Decoding, TextVae
+from mmjax.layers.block_options import BlockOptions
 from mmjax.layers.settings import Settings
 from mmjax.sharding.mesh import MeshShape
 from mmjax.sharding.rules import PRESETS
@@ -17,6 +18,15 @@ from tests.small import FEATURES, make_batch, put
 
 WIDTH, SIZE = 16, 8
 CONFIG = TextVae(target="text", depth=1, heads=2, latent=3, beta=0.5, free_bits=0.2, warmup=10)
+# As a language model is built, with a width of its own.
+OTHER = chz.replace(
+    CONFIG,
+    heads=4,
+    width=24,
+    block=BlockOptions(norm="layer", bias=True, gated=True, activation="silu", kv_heads=2, rope=20.0),
+    gated=True,
+    tied=True,
+)
 MESHES = {"data": MeshShape(data=8), "fsdp_tensor": MeshShape(data=2, fsdp=2, tensor=2)}
 
 
@@ -41,8 +51,8 @@ def make(spoil=0):
     return batch
 
 
-def evaluate(rules, batch, step=None):
-    writer, fused, batch = build(rules), features(rules), put(batch, rules)
+def evaluate(rules, batch, step=None, config=CONFIG):
+    writer, fused, batch = build(rules, config), features(rules), put(batch, rules)
     compute = jax.jit(lambda *given: given[0].loss(*given[1:], None, step))
     return writer, fused, *compute(writer, fused, batch)
 
@@ -93,12 +103,14 @@ def test_the_text_reaches_the_encoder():
         np.testing.assert_allclose(*slopes(loss, writer.posterior.kernel[...], 1e-2), rtol=0.03)
 
 
-@pytest.mark.parametrize("name", MESHES)
-def test_every_mesh_says_the_same_and_what_is_absent_changes_nothing(name):
+@pytest.mark.parametrize(
+    ("name", "config"), [("data", CONFIG), ("fsdp_tensor", CONFIG), ("data", OTHER)], ids=["data", "both", "options"]
+)
+def test_every_mesh_says_the_same_and_what_is_absent_changes_nothing(name, config):
     with jax.set_mesh(MeshShape(data=1).build()):
-        *_, loss, metrics = evaluate(PRESETS["data"], make())
+        *_, loss, metrics = evaluate(PRESETS["data"], make(), config=config)
     with jax.set_mesh(MESHES[name].build()):
-        *_, other, others = evaluate(PRESETS[name], make(spoil=9))
+        *_, other, others = evaluate(PRESETS[name], make(spoil=9), config=config)
     np.testing.assert_allclose(other.value(), loss.value(), rtol=1e-5)
     for metric, average in metrics.items():
         np.testing.assert_allclose(others[metric].value(), average.value(), rtol=1e-5, atol=1e-7, err_msg=metric)

@@ -24,6 +24,7 @@ from mmjax.sharding.mesh import MeshShape
 from mmjax.sharding.rules import PRESETS
 from mmjax.types import Batch, Fused, Spectrogram, Tokens, Waveform
 from tests.reference import draw, wide
+from tests.slow import slow_but
 
 SIZE, FRAMES, BANDS, SAMPLES = 8, 10, 4, 58
 RULES = PRESETS["data"]
@@ -290,7 +291,7 @@ def alone(batch):
     return compute(batch, MeshShape(data=1), PRESETS["data"])
 
 
-@pytest.mark.parametrize("name", MESHES)
+@pytest.mark.parametrize("name", slow_but(MESHES, "fsdp_tensor"))
 def test_every_mesh_computes_the_same(batch, name, alone):
     np.testing.assert_allclose(compute(batch, *MESHES[name]), alone, rtol=1e-4)
 

@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec
 
 from mmjax.errors import UserError
 from mmjax.layers.attention import Attention, AttentionPool, Block, masked_mean
+from mmjax.layers.block_options import BlockOptions
 from mmjax.layers.conv import Conv, DepthwiseConv
 from mmjax.layers.linear import Embedding, Linear, make_parameter
 from mmjax.layers.norm import RMSNorm, dropout
@@ -18,7 +19,7 @@ from mmjax.layers.position import time_embedding
 from mmjax.sharding.mesh import MeshShape
 from mmjax.sharding.rules import PRESETS
 from tests import reference
-from tests.reference import draw
+from tests.reference import draw, wide
 
 WIDTH, HEADS = 16, 4
 RULES = PRESETS["fsdp_tensor"]
@@ -92,6 +93,33 @@ def test_attention(x, mask, rng):
     close(seen, reference.attention(layer, x, context, context_mask))
 
 
+def test_attention_to_a_context_of_another_width(x, rng):
+    options = BlockOptions(qkv_bias=True)
+    layer = draw(lambda rngs: Attention(WIDTH, HEADS, options, context_width=6, rules=RULES, rngs=rngs))
+    assert layer.key.kernel.shape == (6, HEADS, WIDTH // HEADS)
+    assert layer.out.bias is None
+    context, mask = rng.normal(size=(3, 7, 6)).astype(np.float32), rng.uniform(size=(3, 7)) < 0.5
+    seen = layer(jnp.asarray(x), jnp.asarray(context), jnp.asarray(mask))
+    close(seen, reference.attention(layer, x, context, mask))
+
+
+def test_grouped_queries_with_rotary_positions(x):
+    """Every query head with the keys of its group, turned as complex numbers by their places."""
+    layer = draw(lambda rngs: Attention(WIDTH, HEADS, BlockOptions(kv_heads=2, rope=10.0), rules=RULES, rngs=rngs))
+    angles = np.arange(5)[:, None] * 10.0 ** (-np.arange(2) / 2)
+
+    def turn(rows):
+        turned = (rows[..., :2] + 1j * rows[..., 2:]) * np.exp(1j * angles)[:, None]
+        return np.concatenate([turned.real, turned.imag], -1)
+
+    query, key, value = (reference.linear(part, x.astype(np.float64)) for part in (layer.query, layer.key, layer.value))
+    query, key, value = turn(query), np.repeat(turn(key), 2, 2), np.repeat(value, 2, 2)
+    scores = np.einsum("bnhk,bmhk->bhnm", query, key) / 2
+    weights = reference.softmax(np.where(np.tri(5, dtype=bool), scores, -np.inf))
+    mixed = np.einsum("bhnm,bmhk->bnhk", weights, value)
+    close(layer(jnp.asarray(x), causal=True), reference.linear(layer.out, mixed))
+
+
 def test_attention_of_a_single_example(x, mask, rng):
     """Which no mesh can split, and JAX 0.12 would not reshape."""
     layer = draw(lambda rngs: Attention(WIDTH, HEADS, rules=RULES, rngs=rngs))
@@ -138,6 +166,8 @@ def test_embedding(rng):
     layer = draw(lambda rngs: Embedding(12, WIDTH, rules=RULES, rngs=rngs))
     ids = rng.integers(0, 12, (3, 5)).astype(np.int32)
     np.testing.assert_array_equal(layer(jnp.asarray(ids), jnp.dtype("float32")), np.asarray(layer.table[...])[ids])
+    x = rng.normal(size=(3, 5, WIDTH)).astype(np.float32)
+    close(layer.logits(jnp.asarray(x)), x @ wide(layer.table).T)
     assert layer(jnp.asarray(ids), jnp.dtype("bfloat16")).dtype == jnp.bfloat16
 
 

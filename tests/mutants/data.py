@@ -134,6 +134,13 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
         "mel_of_magnitudes": ("mel = power.reshape", "mel = np.sqrt(power).reshape"),
         "a_symmetric_window": ("np.arange(length) / length)", "np.arange(length) / (length - 1))"),
     },
+    ("layers/spectrogram.py", "checkpoint/pretrained/test_audio.py -k whisper_frames"): {
+        "bands_of_unit_height": (" * (2 / (edges[2:] - edges[:-2]))", ""),
+        "silence_of_70_decibels": ("mel.max() - 8", "mel.max() - 7"),
+    },
+    ("data/audio_inputs.py", "checkpoint/pretrained/test_audio.py -k samples"): {
+        "waves_with_their_mean": ("(wide - wide.mean()) / np.sqrt", "wide / np.sqrt"),
+    },
     ("data/griffin_lim.py", "data/test_griffin_lim.py"): {
         "phases_without_momentum": ("projected + momentum * (projected - before)", "projected"),
         "overlap_not_squared": ("np.broadcast_to(taper**2,", "np.broadcast_to(taper,"),

@@ -106,6 +106,8 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
     },
     ("layers/decoder.py", "generators/test_text.py -k memories"): {
         "own_place_not_remembered": ("(places <= position)[None]", "(places < position)[None]"),
+        "keys_not_rotated_to_their_place": ("position[None, None]", "0 * position[None, None]"),
+        "the_cache_ignores_the_gate": ("apply_gate(self.gate, self.seen.attend(", "apply_gate(None, self.seen.attend("),
     },
     ("generators/decoding.py", "generators/test_text.py -k 'beam or narrowing or draws or likeliest'"): {
         "nucleus_without_its_last": ("jnp.where(before < top_p,", "jnp.where(before + probabilities < top_p,"),

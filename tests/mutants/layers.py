@@ -113,8 +113,8 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
         ),
         "mean_over_all_places": ("jnp.maximum(weights.sum(1, keepdims=True), 1)", "weights.shape[1]"),
         "perceptron_without_residual": (
-            "return x + dropout(self.mlp(self.mlp_norm(x))",
-            "return dropout(self.mlp(self.mlp_norm(x))",
+            "return x + self._branch(self.mlp(self.mlp_norm(x))",
+            "return self._branch(self.mlp(self.mlp_norm(x))",
         ),
     },
     ("layers/attention_kernels.py", "layers/test_layers.py -k attention"): {
@@ -131,7 +131,7 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
         ),
     },
     ("layers/norm.py", "layers/test_layers.py -k 'norm or dropout'"): {
-        "norm_of_the_sum": ("jnp.mean(jnp.square(wide)", "jnp.sum(jnp.square(wide)"),
+        "norm_of_the_sum": ("jnp.mean(jnp.square(x)", "jnp.sum(jnp.square(x)"),
         "dropout_not_scaled_up": ("x / (1 - rate)", "x"),
     },
     ("layers/position.py", "layers/test_layers.py -k time_embedding"): {
@@ -140,6 +140,13 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
     ("layers/linear.py", "layers/test_layers.py -k 'linear or embedding or born'"): {
         "variance_of_the_outputs": ('scale, "fan_in"', 'scale, "fan_out"'),
         "table_twice_as_wide": ("normal(width**-0.5)", "normal(1.0)"),
+    },
+    ("layers/lora.py", "layers/test_lora.py -k 'hand or equals or refused'"): {
+        "update_not_scaled": ("self.scale * contract(low", "contract(low"),
+        "merged_without_scale": ("kernel + self.scale * update", "kernel + update"),
+        "last_pattern_counts": ("LoraLinear(node, matching[0], rngs)", "LoraLinear(node, matching[-1], rngs)"),
+        "starts_with_an_update": ("make(jax.nn.initializers.zeros, shape", "make(init, shape"),
+        "biases_are_trained": ("if not is_lora(name)\n    ]", 'if name == "kernel"\n    ]'),
     },
     ("layers/conv.py", "layers/test_layers.py -k convolution"): {
         "padding_after_before": ("(((side - 1) // 2, side // 2)", "((side // 2, (side - 1) // 2)"),
@@ -186,7 +193,7 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
     },
     # Encoders.
     ("encoders/vit.py", "encoders/test_encoders.py -k test_vit"): {
-        "pixels_not_centred": ("(patches - 0.5)", "(patches)"),
+        "pixels_not_centred": ("(pixels - jnp.array(mean))", "pixels"),
         "grid_read_by_columns": ('"h w d -> (h w) d"', '"h w d -> (w h) d"'),
     },
     ("encoders/recurrent.py", "encoders/test_encoders.py -k recurrent_over"): {
@@ -204,6 +211,25 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
             "pass",
         ),
     },
+    ("encoders/waveform.py", "encoders/test_waveform.py -k 'not_there and first'"): {
+        "masked_samples_reach_the_convolutions": ("jnp.where(mask, values, 0)", "values"),
+        "masked_tokens_reach_positions": (
+            "jnp.where(mask[..., None], self.embed(self.embed_norm(x)), 0)",
+            "self.embed(self.embed_norm(x))",
+        ),
+        "windows_of_some_samples": ("windows.all(0) | ", "windows.any(0) | "),
+        "time_of_the_first_sample": ("math.prod(self.strides) + self.window / 2", "math.prod(self.strides)"),
+    },
+    ("layers/norm.py", "encoders/test_waveform.py -k 'not_there and first'"): {
+        "variance_of_padding": ("jnp.where(real, jnp.square(wide), 0)", "jnp.square(wide)"),
+    },
+    ("layers/conv.py", "checkpoint/pretrained/test_audio.py -k 'wav2vec2 and layer'"): {
+        "one_norm_of_all_offsets": ("jnp.square(direction).sum((1, 2))", "jnp.square(direction).sum()"),
+        "an_even_kernel_sees_what_comes": (
+            "[(around, kernel.shape[0] - 1 - around)]",
+            "[(kernel.shape[0] - 1 - around, around)]",
+        ),
+    },
     ("encoders/text.py", "encoders/test_encoders.py -k text_transformer"): {
         "tokens_without_position": (" + select_positions(self.position, mask, self.dtype, self.rules)", ""),
     },
@@ -216,7 +242,7 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
             "values = jnp.where(present.reshape(-1, *[1] * (values.ndim - 1)), values, 0)",
             "values = values",
         ),
-        "absent_tokens_are_real": ("tokens.mask & present[:, None], tokens.time", "tokens.mask, tokens.time"),
+        "absent_tokens_are_real": ("mask=tokens.mask & present[:, None]", "mask=tokens.mask"),
     },
     ("types.py", "test_types.py"): {
         "weight_zero_shows_nan": (

@@ -20,7 +20,7 @@ from typing import Any
 import chz
 import pytest
 
-from launch import ablate, benchmark, command_line, evaluate, generate, local, plan, prepare, profile
+from launch import ablate, benchmark, command_line, evaluate, export, generate, local, plan, prepare, profile
 from launch.benchmarks import runner
 from launch.cluster import __main__ as cluster
 from mmjax.ablation.cell import Cell
@@ -131,6 +131,7 @@ def commands(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> "dict[str, Comma
         "profile": Command(profile.main, [*names, *runs, "compare"], lambda name: profile.load(names[0])),
         "evaluate": Command(evaluate.main, [*runs, "compare"], lambda name: evaluate.Evaluation(run_dir=name)),
         "generate": Command(generate.main, runs, lambda name: generate.Generation(run_dir=name)),
+        "export": Command(export.main, runs, lambda name: export.Export(run_dir=name)),
         "benchmark": Command(benchmark.main, benchmark.NAMES, lambda name: benchmark.BenchmarkRequest(name=name)),
         "prepare": Command(prepare.main, [*prepare.SOURCES.names()], prepare.SOURCES.load),
         "local": Command(local.main, (), lambda _: local.Local, tail),

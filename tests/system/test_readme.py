@@ -109,6 +109,15 @@ def test_generate_command_makes(tmp_path, data_dir):
     assert run_dir in training
     output = finish(name, run, *words)
     assert output.splitlines()[-1] == str(run / "evaluations" / "2.json")
+    name, (run_dir, *words) = words_of(next(line for line in COMMANDS if "launch.export" in line))
+    assert run_dir in training
+    (out,) = [word.removeprefix("out=") for word in words if word.startswith("out=")]
+    output = finish(name, run, *[word.replace(out, str(tmp_path / out)) for word in words])
+    assert output.splitlines()[-1] == str(tmp_path / out / "export.json")
+    for block in [block for language, block in BLOCKS if language == "python" and out in block]:
+        process = [sys.executable, "-c", block]
+        printed = subprocess.check_output(process, cwd=tmp_path, env=environment(1), text=True)
+        assert printed == "(2, 32)\n"
 
 
 def test_prepare_command_reads():
@@ -241,7 +250,7 @@ def test_the_experiment_trains_and_is_used_in_python(tmp_path, data_dir):
     assert output.splitlines()[-1] == "runs/mine/summary.json"
     metrics = json.loads((tmp_path / "runs/mine/summary.json").read_text())["metrics"]
     assert metrics["test/label/accuracy"] > 0.9
-    (used,) = [block for language, block in BLOCKS if language == "python" and "mm.load" in block]
+    (used,) = [block for language, block in BLOCKS if language == "python" and '"runs/mine"' in block]
     agree, shape = subprocess.check_output([sys.executable, "-c", used], **options).splitlines()
     assert [answer[0][0] for answer in ast.literal_eval(agree)] == ["agree", "differ"]
     assert shape == "(1, 32)"

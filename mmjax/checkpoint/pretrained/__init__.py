@@ -1,0 +1,1 @@
+"""Weights of other projects: Hugging Face folders of safetensors, in and out."""
