@@ -99,6 +99,18 @@ def attention(
     return entries + linear(f"{theirs}.{out}", f"{ours}/out", "d (h k) -> h k d", bias)
 
 
+def joint_attention(weight: str, bias: str, ours: str, pattern: str = "(s h k) d -> d h k") -> tuple[Entry, ...]:
+    """The entries of query, key and value that are one tensor there, and of their biases."""
+    entries: tuple[Entry, ...] = ()
+    for place, name in enumerate(("query", "key", "value")):
+        part = (place, 3)
+        entries += (
+            Entry(weight, f"{ours}/{name}/kernel", pattern, part=part),
+            Entry(bias, f"{ours}/{name}/bias", "(s h k) -> h k", part=part),
+        )
+    return entries
+
+
 def _bias(pattern: str) -> str | None:
     """The pattern of a bias, from that of the weight, whose first dimension it has."""
     first = pattern.split("->")[0].strip()

@@ -10,6 +10,7 @@ from mmjax.checkpoint.pretrained.preprocessing import read_image_input
 from mmjax.checkpoint.pretrained.tensor_map import Entry
 from mmjax.checkpoint.pretrained.tokenizer import read_tokenizer
 from mmjax.data.inputs import TextInput
+from mmjax.data.pretrained_tokenizer import PretrainedTokenizer
 from mmjax.encoders.text import TextTransformer
 from mmjax.encoders.vit import ViT
 from mmjax.heads.contrast import Contrast
@@ -39,6 +40,17 @@ def encoder_blocks(layer: str) -> tuple[Entry, ...]:
         *norm(f"{layer}.layer_norm2", f"{BLOCKS}/mlp_norm"),
         *linear(f"{layer}.mlp.fc1", f"{BLOCKS}/mlp/up"),
         *linear(f"{layer}.mlp.fc2", f"{BLOCKS}/mlp/down"),
+    )
+
+
+def text_entries(tokenizer: PretrainedTokenizer) -> tuple[Entry, ...]:
+    """The entries of the text encoder of CLIP and SigLIP, without its projection."""
+    model = "text_model"
+    return (
+        Entry(f"{model}.embeddings.token_embedding.weight", "embed/table", order=tokenizer.order),
+        Entry(f"{model}.embeddings.position_embedding.weight", "position", truncate=True),
+        *encoder_blocks(f"{model}.encoder.layers.{{l}}"),
+        *norm(f"{model}.final_layer_norm", "norm"),
     )
 
 
@@ -94,13 +106,6 @@ def _text(config: Mapping[str, Any], folder: Path, size: int) -> Part:
         block=block_options(config, "quick_gelu", causal=True),
         pool=Pool(kind="last", size=size),
     )
-    model = "text_model"
-    entries = (
-        Entry(f"{model}.embeddings.token_embedding.weight", "embed/table", order=tokenizer.order),
-        Entry(f"{model}.embeddings.position_embedding.weight", "position", truncate=True),
-        *encoder_blocks(f"{model}.encoder.layers.{{l}}"),
-        *norm(f"{model}.final_layer_norm", "norm"),
-        *linear("text_projection", "pool/projection", bias=False),
-    )
+    entries = (*text_entries(tokenizer), *linear("text_projection", "pool/projection", bias=False))
     length = setting(config, "max_position_embeddings", int, 77)
     return Part(encoder, TextInput(length=length, tokenizer=tokenizer), entries)

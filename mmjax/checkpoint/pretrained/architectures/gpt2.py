@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mmjax.checkpoint.pretrained.part import Architecture, Part, activation, norm, setting
+from mmjax.checkpoint.pretrained.part import Architecture, Part, activation, joint_attention, norm, setting
 from mmjax.checkpoint.pretrained.tensor_map import Entry
 from mmjax.checkpoint.pretrained.tokenizer import read_tokenizer
 from mmjax.data.inputs import TextInput
@@ -42,7 +42,7 @@ def read(config: Mapping[str, Any], folder: Path) -> Architecture:
         Entry("wte.weight", "embed/table", order=tokenizer.order),
         Entry("wpe.weight", "position", truncate=True),
         *norm(f"{layer}.ln_1", f"{BLOCKS}/own_norm"),
-        *_joint_attention(f"{layer}.attn", f"{BLOCKS}/own"),
+        *_attention(f"{layer}.attn", f"{BLOCKS}/own"),
         *norm(f"{layer}.ln_2", f"{BLOCKS}/mlp_norm"),
         *_convolution(f"{layer}.mlp.c_fc", f"{BLOCKS}/mlp/up"),
         *_convolution(f"{layer}.mlp.c_proj", f"{BLOCKS}/mlp/down"),
@@ -64,13 +64,7 @@ def _convolution(theirs: str, ours: str, pattern: str | None = None) -> tuple[En
     return Entry(f"{theirs}.weight", f"{ours}/kernel", pattern), Entry(f"{theirs}.bias", f"{ours}/bias")
 
 
-def _joint_attention(theirs: str, ours: str) -> tuple[Entry, ...]:
+def _attention(theirs: str, ours: str) -> tuple[Entry, ...]:
     """The entries of attention with query, key and value in one tensor."""
-    entries: tuple[Entry, ...] = ()
-    for place, name in enumerate(("query", "key", "value")):
-        part = (place, 3)
-        entries += (
-            Entry(f"{theirs}.c_attn.weight", f"{ours}/{name}/kernel", "d (s h k) -> d h k", part=part),
-            Entry(f"{theirs}.c_attn.bias", f"{ours}/{name}/bias", "(s h k) -> h k", part=part),
-        )
+    entries = joint_attention(f"{theirs}.c_attn.weight", f"{theirs}.c_attn.bias", ours, "d (s h k) -> d h k")
     return entries + _convolution(f"{theirs}.c_proj", f"{ours}/out", "(h k) d -> h k d")

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mmjax.checkpoint.pretrained.architectures.clip import block_options, encoder_blocks
+from mmjax.checkpoint.pretrained.architectures.clip import block_options, encoder_blocks, text_entries
 from mmjax.checkpoint.pretrained.architectures.vit import patch_embedding
-from mmjax.checkpoint.pretrained.part import Architecture, Part, linear, norm, setting
+from mmjax.checkpoint.pretrained.part import Architecture, Part, joint_attention, linear, norm, setting
 from mmjax.checkpoint.pretrained.preprocessing import read_image_input
 from mmjax.checkpoint.pretrained.tensor_map import Entry
 from mmjax.checkpoint.pretrained.tokenizer import read_tokenizer
@@ -47,6 +47,7 @@ def _image(config: Mapping[str, Any], folder: Path) -> Part:
         pool=Pool(kind="attention"),
     )
     model, head, grid = "vision_model", "vision_model.head", pixels // patch
+    attention = "pool/attention/attention"
     entries = (
         *patch_embedding(f"{model}.embeddings.patch_embedding", patch, channels),
         Entry(
@@ -59,24 +60,13 @@ def _image(config: Mapping[str, Any], folder: Path) -> Part:
         *encoder_blocks(f"{model}.encoder.layers.{{l}}"),
         *norm(f"{model}.post_layernorm", "norm"),
         Entry(f"{head}.probe", "pool/attention/probe", "a n d -> (a n) d", sizes={"a": 1}),
-        *_joint_attention(f"{head}.attention", "pool/attention/attention"),
+        *joint_attention(f"{head}.attention.in_proj_weight", f"{head}.attention.in_proj_bias", attention),
+        *linear(f"{head}.attention.out_proj", f"{attention}/out", "d (h k) -> h k d"),
         *norm(f"{head}.layernorm", "pool/attention/norm"),
         *linear(f"{head}.mlp.fc1", "pool/attention/mlp/up"),
         *linear(f"{head}.mlp.fc2", "pool/attention/mlp/down"),
     )
     return Part(encoder, input.config, entries)
-
-
-def _joint_attention(theirs: str, ours: str) -> tuple[Entry, ...]:
-    """The entries of PyTorch's MultiheadAttention, with query, key and value in one tensor."""
-    entries: tuple[Entry, ...] = ()
-    for place, name in enumerate(("query", "key", "value")):
-        part = (place, 3)
-        entries += (
-            Entry(f"{theirs}.in_proj_weight", f"{ours}/{name}/kernel", "(s h k) d -> d h k", part=part),
-            Entry(f"{theirs}.in_proj_bias", f"{ours}/{name}/bias", "(s h k) -> h k", part=part),
-        )
-    return entries + linear(f"{theirs}.out_proj", f"{ours}/out", "d (h k) -> h k d")
 
 
 def _text(config: Mapping[str, Any], folder: Path) -> Part:
@@ -90,13 +80,6 @@ def _text(config: Mapping[str, Any], folder: Path) -> Part:
         pool=Pool(kind="last", size=setting(config, "projection_size", int, width), bias=True),
         attend_padding=True,
     )
-    model = "text_model"
-    entries = (
-        Entry(f"{model}.embeddings.token_embedding.weight", "embed/table", order=tokenizer.order),
-        Entry(f"{model}.embeddings.position_embedding.weight", "position", truncate=True),
-        *encoder_blocks(f"{model}.encoder.layers.{{l}}"),
-        *norm(f"{model}.final_layer_norm", "norm"),
-        *linear(f"{model}.head", "pool/projection"),
-    )
+    entries = (*text_entries(tokenizer), *linear("text_model.head", "pool/projection"))
     length = setting(config, "max_position_embeddings", int, 64)
     return Part(encoder, TextInput(length=length, tokenizer=tokenizer), entries)
