@@ -74,28 +74,7 @@ def export_run(
         if GENERATE in (what or ()):
             raise UserError("what=generate: ONNX has no keys to draw from; leave generate out, or onnx out of format")
     with _written_whole(folder) as partial:
-        manifest: dict[str, Any] = {
-            "format": FORMAT,
-            "name": run.experiment.name,
-            "step": run.step,
-            "fingerprint": experiment_file.fingerprint(run.experiment),
-            "parameters_digest": parameters_digest(run.model),
-            "average": run.experiment.train.ema is not None,
-            "license": license,
-            "versions": {package: version(package) for package in ("jax", "flax", "safetensors")},
-            "parameters": {
-                name: {"shape": [*leaf.shape], "dtype": leaf.dtype.name} for name, leaf in run.params.items()
-            },
-            "classes": {
-                name: list(names)
-                for name, part in run.experiment.model.outputs.items()
-                if part is not None
-                and part.target_feature
-                and (names := run.data.features[part.target_feature].classes)
-            },
-            "functions": {},
-            **_measured(run_dir, run.step),
-        }
+        manifest = _facts(run, run_dir, license)
         for function in functions:
             if not (STABLEHLO in formats or function.name in for_onnx):
                 continue
@@ -131,6 +110,28 @@ def export_run(
         }
         write_atomic(partial / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
     return folder / MANIFEST
+
+
+def _facts(run: TrainedRun, run_dir: str, license: str | None) -> dict[str, Any]:
+    """What the manifest says of the run and of its parameters."""
+    return {
+        "format": FORMAT,
+        "name": run.experiment.name,
+        "step": run.step,
+        "fingerprint": experiment_file.fingerprint(run.experiment),
+        "parameters_digest": parameters_digest(run.model),
+        "average": run.experiment.train.ema is not None,
+        "license": license,
+        "versions": {package: version(package) for package in ("jax", "flax", "safetensors")},
+        "parameters": {name: {"shape": [*leaf.shape], "dtype": leaf.dtype.name} for name, leaf in run.params.items()},
+        "classes": {
+            name: list(names)
+            for name, part in run.experiment.model.outputs.items()
+            if part is not None and part.target_feature and (names := run.data.features[part.target_feature].classes)
+        },
+        "functions": {},
+        **_measured(run_dir, run.step),
+    }
 
 
 def _check_target(folder: Path) -> Path:
