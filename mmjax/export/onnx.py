@@ -7,6 +7,7 @@ import importlib.util
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import chz
@@ -83,7 +84,8 @@ def _convert(run: TrainedRun, function: Function, size: Any) -> bytes:
     def call(*arrays: jax.Array) -> list[jax.Array]:
         return jax.tree.leaves(function.call(parameters, jax.tree.unflatten(structure, arrays)))
 
-    model = jax2onnx.to_onnx(simplify(call, *types), types, model_name=function.name)
+    with _unchanged(jax.numpy):
+        model = jax2onnx.to_onnx(simplify(call, *types), types, model_name=function.name)
     graph = model.graph
     outputs = _paths(jax.eval_shape(function.call, parameters, batch))
     for values, names in ((graph.input, _paths(batch)), (graph.output, outputs)):
@@ -93,6 +95,16 @@ def _convert(run: TrainedRun, function: Function, size: Any) -> bytes:
             graph.node.insert(len(graph.node) if values is graph.output else 0, node)
             value.name = name
     return model.SerializeToString()
+
+
+@contextlib.contextmanager
+def _unchanged(module: ModuleType) -> Iterator[None]:
+    """Gives a module its attributes back: jax2onnx leaves a jax.numpy.cumsum that takes less."""
+    before = dict(vars(module))
+    try:
+        yield
+    finally:
+        vars(module).update(before)
 
 
 def _paths(tree: Any) -> list[str]:

@@ -72,15 +72,19 @@ def _unstack(x: Array, *, axis: int, **_: Any) -> list[Array]:
 
 
 def _scan(values: list[Any], params: dict[str, Any]) -> list[Any]:
-    first, last = params["num_consts"], params["num_consts"] + params["num_carry"]
-    body = _function(params["jaxpr"])
-
-    def step(carry: list[Any], rows: list[Any]) -> tuple[list[Any], list[Any]]:
-        found = body(*values[:first], *carry, *rows)
-        return found[: len(carry)], found[len(carry) :]
-
-    carry, rows = lax.scan(step, values[first:last], values[last:], length=params["length"], reverse=params["reverse"])
-    return [*carry, *rows]
+    """The steps of a loop one after another: with JAX 0.12, jax2onnx 0.13 does not convert the loop itself."""
+    if "ft_in" in params:  # since JAX 0.11
+        first, carried = (len(part) for part in params["ft_in"].unpack()[:2])
+    else:
+        first, carried = params["num_consts"], params["num_carry"]
+    body, length = _function(params["jaxpr"]), params["length"]
+    carry, arrays = values[first : first + carried], values[first + carried :]
+    rows: list[Any] = [None] * length
+    for step in reversed(range(length)) if params["reverse"] else range(length):
+        row = [lax.index_in_dim(array, step, keepdims=False) for array in arrays]
+        found = body(*values[:first], *carry, *row)
+        carry, rows[step] = found[:carried], found[carried:]
+    return [*carry, *(_stack(*column, axis=0)[0] for column in zip(*rows, strict=True))]
 
 
 def _while(values: list[Any], params: dict[str, Any]) -> list[Any]:

@@ -74,6 +74,10 @@ def test_the_example_of_the_card_runs(folder):
     assert "'pooled': (1, 16)" in done.stdout
 
 
+def test_jax_is_as_it_was_before(folder):
+    np.testing.assert_array_equal(jax.numpy.cumsum(jax.numpy.ones((2, 3)), 1), [[1, 2, 3]] * 2)
+
+
 def test_what_cannot_be_converted_is_one_sentence(run, tmp_path, monkeypatch):
     def call(parameters, batch):
         x = batch["values"]["image"]

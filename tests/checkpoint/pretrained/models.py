@@ -64,7 +64,7 @@ def configure(folder: Path, width: int = 16, **inputs: Any) -> tuple[mm.Model, d
     """A model of another width with the folder's encoders and outputs, and the inputs by name."""
     found = read_pretrained(str(folder))
     outputs = {"label": mm.Classify(target="label"), **found.outputs}
-    config = mm.Model(encoders=dict(found.encoders), outputs=outputs, width=width)
+    config = mm.Model(encoders=dict(found.encoders), outputs=outputs, width=width, dtype="float32")
     return config, {**found.inputs, "label": mm.LabelInput(names=("a", "b")), **inputs}
 
 
