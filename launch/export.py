@@ -1,6 +1,6 @@
 """Export a trained model, to be used without mmjax or elsewhere.
 
-    python -m launch.export RUN_DIR out=DIR [format=stablehlo,safetensors,onnx] [what=embed,predict,generate]
+    python -m launch.export RUN_DIR out=DIR [format=stablehlo,safetensors,onnx,huggingface] [quantize=int8]
 
 The run may be finished or still going on; its data set need not be there. The last line on standard output is the path
 of export.json, which lists the files. `mmjax.load(DIR)` opens the folder as it opens a run directory.
@@ -25,11 +25,14 @@ class Export:
     out: str | None = chz.field(
         default=None, doc="the new folder, in place of an earlier export; None: export in the run directory"
     )
-    format: tuple[Literal["stablehlo", "safetensors", "onnx"], ...] = chz.field(
+    format: tuple[Literal["stablehlo", "safetensors", "onnx", "huggingface"], ...] = chz.field(
         default=("stablehlo", "safetensors"), doc="what is written; the parameters as safetensors always are"
     )
     platforms: tuple[Literal["cpu", "cuda", "rocm", "tpu"], ...] = chz.field(
         default=("cpu", "cuda", "tpu"), doc="what StableHLO is lowered for"
+    )
+    quantize: Literal["int8"] | None = chz.field(
+        default=None, doc="int8: large parameters as int8 with scales, a quarter of the bytes; None: as they are"
     )
     what: tuple[Literal["embed", "predict", "generate"], ...] | None = chz.field(
         default=None, doc="the functions that StableHLO and ONNX have; None: all that the run has"
@@ -57,6 +60,7 @@ def export(request: Export) -> Path:
         formats=request.format,
         what=request.what,
         platforms=request.platforms,
+        quantize=request.quantize,
         step=request.step,
         license=request.license,
         say=command_line.say,

@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from safetensors import SafetensorError, safe_open
 
+from mmjax.checkpoint.int8 import SCALE, dequantize_one
 from mmjax.data.inputs import Input
 from mmjax.data.loader import Data
 from mmjax.data.tokenize import Corpus
@@ -126,7 +127,8 @@ def restore_exported(model: Model, folder: str | Path, features: dict[str, Featu
     try:
         with safe_open(path, framework="numpy") as tensors:
             names = {name for name, _ in named_leaves(wanted)}
-            for problem, odd in (("lacks", names - {*tensors.keys()}), ("has an unknown", {*tensors.keys()} - names)):
+            found = {name for name in {*tensors.keys()} if name.removesuffix(SCALE) not in names or name in names}
+            for problem, odd in (("lacks", names - found), ("has an unknown", found - names)):
                 if odd:
                     raise UserError(f"{path} {problem} parameter {min(odd)}: it is not of the model in {CONFIG}")
             leaves = [_read(tensors, path, name, leaf) for name, leaf in named_leaves(wanted)]
@@ -141,8 +143,16 @@ def _read(tensors: Any, path: Path, name: str, leaf: Any) -> jax.Array:
     if shape != leaf.shape:
         raise UserError(f"{path}: {name} has the shape {[*shape]}, and the model in {CONFIG} has {[*leaf.shape]}")
 
+    scales = tensors.get_slice(name + SCALE) if name + SCALE in {*tensors.keys()} else None
+    scale_shape = [] if scales is None else scales.get_shape()
+    if scales is not None and [max(sizes) for sizes in zip(shape, scale_shape, strict=False)] != [*shape]:
+        raise UserError(f"{path}: {name}{SCALE} has the shape {scale_shape}, which does not fit {[*shape]}")
+
     def part(index: Any) -> np.ndarray:
         found = tensors.get_slice(name)[index] if shape else tensors.get_tensor(name)
+        if scales is not None:
+            of_all = (slice(None) if size == 1 else each for size, each in zip(scale_shape, index, strict=True))
+            found = dequantize_one(found, scales[tuple(of_all)])
         if found.dtype != leaf.dtype:
             raise UserError(f"{path}: {name} is {found.dtype}, and the model in {CONFIG} has {leaf.dtype}")
         return found

@@ -38,9 +38,10 @@ def write_card(run: TrainedRun, manifest: Mapping[str, Any]) -> str:
 
 def _facts(run: TrainedRun, manifest: Mapping[str, Any]) -> list[str]:
     average = ", the moving average of training" if manifest["average"] else ""
+    rounded = ", the large ones rounded to int8, which the metrics below do not count" if manifest["quantize"] else ""
     facts = {
         "licence": manifest["license"] or "not stated",
-        "parameters": f"{count(sum(leaf.size for leaf in run.params.values()))}{average}",
+        "parameters": f"{count(sum(leaf.size for leaf in run.params.values()))}{average}{rounded}",
         "fingerprint of the experiment": f"`{manifest['fingerprint']}`",
         "SHA-256 of the parameters": f"`{manifest['parameters_digest']}`",
     }

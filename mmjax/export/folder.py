@@ -1,10 +1,11 @@
 """Writing an export: a folder that appears whole or not at all."""
 
 import contextlib
+import copy
 import json
 import os
 import shutil
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
+from mmjax.checkpoint import int8
 from mmjax.checkpoint.exported import CONFIG, FORMAT, MANIFEST, PARAMETERS, is_export, sha256
+from mmjax.checkpoint.pretrained.save import save_pretrained
 from mmjax.config import experiment_file
 from mmjax.errors import UserError
 from mmjax.evaluation.results import Results
@@ -28,7 +31,7 @@ from mmjax.inference import TrainedRun, load
 from mmjax.training.metrics import parameters_digest
 from mmjax.training.run_dir import DATA_FILE
 
-STABLEHLO, SAFETENSORS, ONNX = FORMATS = ("stablehlo", "safetensors", "onnx")
+STABLEHLO, SAFETENSORS, ONNX, HUGGING_FACE = FORMATS = ("stablehlo", "safetensors", "onnx", "huggingface")
 
 
 def export_run(
@@ -38,6 +41,7 @@ def export_run(
     formats: Collection[str],
     what: Collection[str] | None,
     platforms: Sequence[str],
+    quantize: str | None = None,
     step: int | None = None,
     license: str | None = None,
     say: Callable[[str], None] = print,
@@ -53,6 +57,8 @@ def export_run(
         formats: some of `FORMATS`.
         what: the functions to export, some of `mmjax.export.functions.WHAT`; None: all that the run has.
         platforms: what StableHLO is lowered for, some of `mmjax.export.stablehlo.PLATFORMS`.
+        quantize: "int8": large parameters are written as int8 with scales, see `mmjax.checkpoint.int8`, except those of
+            the format huggingface.
         step: which checkpoint; None: the newest.
         license: the licence of the parameters, for the model card.
         say: prints a line about the progress.
@@ -66,7 +72,7 @@ def export_run(
     if ONNX in formats:
         check_onnx()
     run = load(run_dir, step)
-    functions = functions_of(run, what) if set(formats) - {SAFETENSORS} else []
+    functions = functions_of(run, what) if {STABLEHLO, ONNX} & {*formats} else []
     for_onnx: dict[str, Function] = {}
     if ONNX in formats:
         check_onnx(run)
@@ -74,11 +80,18 @@ def export_run(
         if GENERATE in (what or ()):
             raise UserError("what=generate: ONNX has no keys to draw from; leave generate out, or onnx out of format")
     with _written_whole(folder) as partial:
-        manifest = _facts(run, run_dir, license)
+        if HUGGING_FACE in formats:
+            say("Hugging Face's layout")
+            save_pretrained(run.model, run.experiment.model, run.data.inputs, partial / HUGGING_FACE)
+        parameters = {name: np.asarray(leaf) for name, leaf in run.params.items()}
+        if quantize is not None:
+            parameters = int8.quantize(parameters)
+            run = _with_parameters(run, int8.dequantize(parameters))
+        manifest = _facts(run, run_dir, license, parameters) | {"quantize": quantize}
         for function in functions:
             if not (STABLEHLO in formats or function.name in for_onnx):
                 continue
-            arguments = argument_types(run, function, 1)
+            arguments = argument_types(run, function, parameters, 1)
             entry: dict[str, Any] = {
                 "about": function.about,
                 "inputs": types_by_name(arguments[1]),
@@ -89,20 +102,20 @@ def export_run(
             file = quote(function.name, safe="")
             if STABLEHLO in formats:
                 say(f"{function.name}: StableHLO for {', '.join(platforms)}")
-                exported = export_stablehlo(run, function, platforms)
+                exported = export_stablehlo(run, function, parameters, platforms)
                 (partial / f"{file}.stablehlo").write_bytes(exported.serialize())
                 entry["files"][STABLEHLO] = f"{file}.stablehlo"
                 entry["platforms"] = list(exported.platforms)
             if function.name in for_onnx:
                 say(f"{function.name}: ONNX")
-                count, error = export_onnx(run, for_onnx[function.name], partial / f"{file}.onnx")
+                count, error = export_onnx(run, for_onnx[function.name], parameters, partial / f"{file}.onnx")
                 entry["files"][ONNX] = f"{file}.onnx"
                 entry["onnx"] = {"batch": count, "largest_difference": error}
             manifest["functions"][function.name] = entry
         experiment_file.write(run.experiment, partial, file=CONFIG)
         run.data.save(partial)
         (partial / CARD).write_text(write_card(run, manifest), encoding="utf-8")
-        _save_parameters(run, partial / PARAMETERS, say)
+        _save_parameters(parameters, partial / PARAMETERS, say)
         paths = sorted(path for path in partial.rglob("*") if path.is_file())
         manifest["files"] = {
             path.relative_to(partial).as_posix(): {"size": path.stat().st_size, "sha256": sha256(path)}
@@ -112,7 +125,7 @@ def export_run(
     return folder / MANIFEST
 
 
-def _facts(run: TrainedRun, run_dir: str, license: str | None) -> dict[str, Any]:
+def _facts(run: TrainedRun, run_dir: str, license: str | None, parameters: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """What the manifest says of the run and of its parameters."""
     return {
         "format": FORMAT,
@@ -123,7 +136,7 @@ def _facts(run: TrainedRun, run_dir: str, license: str | None) -> dict[str, Any]
         "average": run.experiment.train.ema is not None,
         "license": license,
         "versions": {package: version(package) for package in ("jax", "flax", "safetensors")},
-        "parameters": {name: {"shape": [*leaf.shape], "dtype": leaf.dtype.name} for name, leaf in run.params.items()},
+        "parameters": {name: {"shape": [*leaf.shape], "dtype": leaf.dtype.name} for name, leaf in parameters.items()},
         "classes": {
             name: list(names)
             for name, part in run.experiment.model.outputs.items()
@@ -132,6 +145,13 @@ def _facts(run: TrainedRun, run_dir: str, license: str | None) -> dict[str, Any]
         "functions": {},
         **_measured(run_dir, run.step),
     }
+
+
+def _with_parameters(run: TrainedRun, parameters: Mapping[str, np.ndarray]) -> TrainedRun:
+    changed = copy.copy(run)
+    leaves = [jax.device_put(parameters[name], leaf.sharding) for name, leaf in run.params.items()]
+    changed.model = jax.tree.unflatten(jax.tree.structure(run.model), leaves)
+    return changed
 
 
 def _check_target(folder: Path) -> Path:
@@ -181,8 +201,7 @@ def _measured(run_dir: str, step: int) -> dict[str, Any]:
     }
 
 
-def _save_parameters(run: TrainedRun, path: Path, say: Callable[[str], None]) -> None:
-    parameters = {name: np.asarray(leaf) for name, leaf in run.params.items()}
+def _save_parameters(parameters: dict[str, np.ndarray], path: Path, say: Callable[[str], None]) -> None:
     say(f"{len(parameters)} parameters, {sum(array.nbytes for array in parameters.values()) / 1e6:.1f} MB")
     try:
         save_file(parameters, path)

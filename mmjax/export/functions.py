@@ -2,13 +2,14 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from mmjax.checkpoint.int8 import dequantize
 from mmjax.errors import UserError
 from mmjax.inference import TrainedRun, defined_outputs, embed_batch, predict_batch
 from mmjax.types import Batch
@@ -22,9 +23,9 @@ EMBED, PREDICT, GENERATE = WHAT = ("embed", "predict", "generate")
 class Function:
     """A function `call(parameters, batch)` or, where it draws at random, `call(parameters, batch, key)`.
 
-    Parameters are arrays by path name, the batch is {"values": ..., "mask": ..., "present": ...} with arrays by
-    modality, and the key is uint32[2], the data of a JAX key. The result is a dict of arrays, or of such dicts by
-    output.
+    Parameters are arrays by path name, perhaps of int8 with their scales, the batch is {"values": ..., "mask": ...,
+    "present": ...} with arrays by modality, and the key is uint32[2], the data of a JAX key. The result is a dict of
+    arrays, or of such dicts by output.
     """
 
     name: str
@@ -82,7 +83,8 @@ def _plain(run: TrainedRun, function: Callable[..., dict[str, Any]]) -> Callable
     structure, names = jax.tree.structure(run.model), list(run.params)
 
     def call(parameters: dict[str, Array], batch: dict[str, dict[str, Array]], *key: Array) -> dict[str, Any]:
-        model = jax.tree.unflatten(structure, [parameters[name] for name in names])
+        floats = dequantize(parameters)
+        model = jax.tree.unflatten(structure, [floats[name] for name in names])
         return function(
             model,
             Batch(batch["values"], batch["mask"], batch["present"]),
@@ -92,9 +94,9 @@ def _plain(run: TrainedRun, function: Callable[..., dict[str, Any]]) -> Callable
     return call
 
 
-def argument_types(run: TrainedRun, function: Function, size: Any) -> tuple[Any, ...]:
+def argument_types(run: TrainedRun, function: Function, parameters: Mapping[str, Any], size: Any) -> tuple[Any, ...]:
     """Shapes and dtypes of a function's arguments for `size` examples, a number or a symbolic dimension."""
-    parameters = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in run.params.items()}
+    types = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in parameters.items()}
     batch: dict[str, dict[str, Any]] = {"values": {}, "mask": {}, "present": {}}
     for name in run.model.encoders:
         feature = run.data.features[name]
@@ -102,7 +104,7 @@ def argument_types(run: TrainedRun, function: Function, size: Any) -> tuple[Any,
         if feature.has_mask:
             batch["mask"][name] = jax.ShapeDtypeStruct((size, feature.shape[0]), bool)
         batch["present"][name] = jax.ShapeDtypeStruct((size,), bool)
-    return (parameters, batch, *([jax.ShapeDtypeStruct((2,), jnp.uint32)] if function.draws else []))
+    return (types, batch, *([jax.ShapeDtypeStruct((2,), jnp.uint32)] if function.draws else []))
 
 
 def types_by_name(tree: Any) -> dict[str, dict[str, Any]]:

@@ -5,7 +5,7 @@ import copy
 import functools
 import importlib.util
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -50,7 +50,9 @@ def in_float32(run: TrainedRun) -> TrainedRun:
     return changed
 
 
-def export_onnx(run: TrainedRun, function: Function, path: Path) -> tuple[int | str, float]:
+def export_onnx(
+    run: TrainedRun, function: Function, parameters: Mapping[str, np.ndarray], path: Path
+) -> tuple[int | str, float]:
     """Writes a function without a key; returns its number of examples and the largest error.
 
     The file holds the parameters. The number is "batch" for any, or 1 where a loop does not allow that. Inputs and
@@ -62,8 +64,10 @@ def export_onnx(run: TrainedRun, function: Function, path: Path) -> tuple[int | 
     for size in (export.symbolic_shape(BATCH)[0], 1):
         try:
             with _quiet():
-                content = _convert(run, function, size)
-                error = max(_compare(run, function, content, count) for count in ((1,) if size == 1 else (2, 3)))
+                content = _convert(run, function, parameters, size)
+                error = max(
+                    _compare(run, function, parameters, content, count) for count in ((1,) if size == 1 else (2, 3))
+                )
         except Exception as failure:  # jax2onnx and ONNX Runtime raise many kinds
             reason = (str(failure).strip().partition("\n")[0] or type(failure).__name__).rstrip(".")
             continue
@@ -73,21 +77,21 @@ def export_onnx(run: TrainedRun, function: Function, path: Path) -> tuple[int | 
     raise UserError(f"{function.name} cannot be exported as ONNX: {reason}; {fix}")
 
 
-def _convert(run: TrainedRun, function: Function, size: Any) -> bytes:
+def _convert(run: TrainedRun, function: Function, parameters: Mapping[str, np.ndarray], size: Any) -> bytes:
     import jax2onnx
     import onnx
 
-    parameters = {name: jax.numpy.asarray(np.asarray(leaf)) for name, leaf in run.params.items()}
-    _, batch = argument_types(run, function, size)
+    constants = {name: jax.numpy.asarray(array) for name, array in parameters.items()}
+    _, batch = argument_types(run, function, parameters, size)
     types, structure = jax.tree.flatten(batch)
 
     def call(*arrays: jax.Array) -> list[jax.Array]:
-        return jax.tree.leaves(function.call(parameters, jax.tree.unflatten(structure, arrays)))
+        return jax.tree.leaves(function.call(constants, jax.tree.unflatten(structure, arrays)))
 
     with _unchanged(jax.numpy):
         model = jax2onnx.to_onnx(simplify(call, *types), types, model_name=function.name)
     graph = model.graph
-    outputs = _paths(jax.eval_shape(function.call, parameters, batch))
+    outputs = _paths(jax.eval_shape(function.call, constants, batch))
     for values, names in ((graph.input, _paths(batch)), (graph.output, outputs)):
         for value, name in zip(values, names, strict=True):
             ends = (value.name, name) if values is graph.output else (name, value.name)
@@ -112,7 +116,9 @@ def _paths(tree: Any) -> list[str]:
     return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in found]
 
 
-def _compare(run: TrainedRun, function: Function, content: bytes, count: int) -> float:
+def _compare(
+    run: TrainedRun, function: Function, parameters: Mapping[str, np.ndarray], content: bytes, count: int
+) -> float:
     """The largest difference between ONNX Runtime and JAX on `count` examples.
 
     Raises ValueError where it is too large.
@@ -123,7 +129,6 @@ def _compare(run: TrainedRun, function: Function, content: bytes, count: int) ->
     options.log_severity_level = 4
     session = onnxruntime.InferenceSession(content, options)
     batch = _random_batch(run, function, count)
-    parameters = {name: np.asarray(leaf) for name, leaf in run.params.items()}
     wanted = jax.tree.leaves(jax.jit(function.call)(parameters, batch))
     feeds = dict(zip(_paths(batch), jax.tree.leaves(batch), strict=True))
     found = session.run(None, feeds)
@@ -138,7 +143,7 @@ def _compare(run: TrainedRun, function: Function, content: bytes, count: int) ->
 def _random_batch(run: TrainedRun, function: Function, count: int) -> Any:
     """Examples of which the first has all modalities, and others lack some."""
     rng = np.random.default_rng(0)
-    _, batch = argument_types(run, function, count)
+    _, batch = argument_types(run, function, run.params, count)
     for name, type_ in batch["values"].items():
         feature = run.data.features[name]
         most = feature.vocabulary if feature.is_text else len(feature.classes)  # type: ignore[attr-defined]

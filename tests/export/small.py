@@ -11,6 +11,7 @@ import numpy as np
 from launch import command_line
 from mmjax.checkpoint.manager import Checkpoint, Checkpoints
 from mmjax.config import experiment_file
+from mmjax.config.experiment import Experiment
 from mmjax.data.sources.base import Recording
 from mmjax.model import build_model
 from mmjax.sharding.mesh import MeshShape
@@ -40,7 +41,12 @@ WORDS = (
 def write_run(run_dir: Path, data_dir: Path, *words: str) -> Path:
     """Scenes with `words`; returns the run directory."""
     scenes = command_line.load_experiment("scenes")
-    experiment = command_line.resolve(scenes, [*words, f"run_dir={run_dir}", f"data_dir={data_dir}"])
+    return write_experiment(command_line.resolve(scenes, [*words, f"run_dir={run_dir}", f"data_dir={data_dir}"]))
+
+
+def write_experiment(experiment: Experiment) -> Path:
+    """Its run directory, with a checkpoint of random parameters."""
+    run_dir = Path(experiment.run_dir)
     data = experiment.data.fit_tokenizers(experiment.data_dir)
     experiment_file.write(experiment, run_dir)
     data.save(run_dir)
