@@ -14,7 +14,8 @@ from mmjax.errors import UserError
 from mmjax.inference import load
 from mmjax.sharding.mesh import MeshShape
 from mmjax.types import Batch
-from tests.launch.test_generate import DRAWN, SENTENCE, SPOKEN, make, trained
+from tests.launch.test_generate import DRAWN, SENTENCE, SHORT, SPOKEN, make
+from tests.untrained import write_run
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +25,7 @@ def data_dir(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory, data_dir):
-    return trained(tmp_path_factory.mktemp("runs") / "drawn", data_dir, *DRAWN)
+    return write_run(tmp_path_factory.mktemp("runs") / "drawn", data_dir, *SHORT, *DRAWN)
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +91,7 @@ def test_draws_are_those_of_the_command(run, run_dir, tmp_path):
 
 
 def test_speech_comes_as_a_recording(tmp_path_factory, data_dir, tmp_path):
-    run = load(trained(tmp_path_factory.mktemp("runs") / "spoken", data_dir, *SPOKEN))
+    run = load(write_run(tmp_path_factory.mktemp("runs") / "spoken", data_dir, *SHORT, *SPOKEN))
     (sound,) = run.generate("speech", text=SENTENCE)
     assert isinstance(sound, Recording)
     soundfile.write(tmp_path / "sound.wav", sound.samples, sound.rate, subtype="FLOAT")

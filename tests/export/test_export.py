@@ -24,8 +24,8 @@ from mmjax.export.functions import Function, functions_of
 from mmjax.export.stablehlo import export_stablehlo
 from mmjax.inference import load
 from mmjax.sharding.mesh import MeshShape
-from tests.export.small import SENTENCE, STEP, WORDS, examples, write_run
 from tests.flags import flags
+from tests.untrained import SENTENCE, STEP, WORDS, examples, write_run
 
 GAIN = "encoders/image/norm/gain"
 EVALUATED = {

@@ -15,7 +15,7 @@ from mmjax.checkpoint.exported import sha256
 from mmjax.errors import UserError
 from mmjax.inference import load
 from mmjax.sharding.mesh import MeshShape
-from tests.export.small import SMALLER, examples, write_run
+from tests.untrained import SMALLER, examples, write_run
 
 PLAIN = ("model.dtype=float32", "model.encoders.speech=None")
 

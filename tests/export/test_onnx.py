@@ -16,7 +16,7 @@ from mmjax.errors import UserError
 from mmjax.export.functions import Function, functions_of
 from mmjax.export.onnx import check_onnx, export_onnx, in_float32
 from mmjax.inference import load
-from tests.export.small import SMALLER, examples, write_run
+from tests.untrained import SMALLER, examples, write_run
 
 HALF = ("model.dtype=bfloat16", "model.encoders.speech=None")
 

@@ -8,7 +8,7 @@ import pytest
 from launch import export
 from mmjax.errors import UserError
 from mmjax.inference import load
-from tests.export.small import WORDS, write_run
+from tests.untrained import WORDS, write_run
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from launch import command_line, generate
-from launch.train import train
+from launch import generate
 from mmjax.checkpoint.manager import Checkpoints
 from mmjax.config import experiment_file
 from mmjax.data.sources.drawing import COUNTS
@@ -23,6 +22,7 @@ from mmjax.errors import UserError
 from mmjax.model import build_model
 from mmjax.sharding.rules import PRESETS
 from mmjax.types import Batch
+from tests.untrained import write_run
 
 SENTENCE = "a red circle left of a blue square"
 SHORT = (
@@ -55,22 +55,16 @@ def data_dir(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("data")
 
 
-def trained(run_dir: Path, data_dir: Path, *words: str) -> Path:
-    scenes = command_line.load_experiment("scenes")
-    train(command_line.resolve(scenes, [*SHORT, *words, f"run_dir={run_dir}", f"data_dir={data_dir}"]))
-    return run_dir
-
-
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory, data_dir) -> Path:
     """A run that makes pictures and texts, counts and places."""
-    return trained(tmp_path_factory.mktemp("runs") / "drawn", data_dir, *DRAWN)
+    return write_run(tmp_path_factory.mktemp("runs") / "drawn", data_dir, *SHORT, *DRAWN)
 
 
 @pytest.fixture(scope="module")
 def spoken(tmp_path_factory, data_dir) -> Path:
     """A run that makes speech."""
-    return trained(tmp_path_factory.mktemp("runs") / "spoken", data_dir, *SPOKEN)
+    return write_run(tmp_path_factory.mktemp("runs") / "spoken", data_dir, *SHORT, *SPOKEN)
 
 
 def make(run_dir: Path, out: Path, *words: str) -> dict:

@@ -8,7 +8,7 @@ import transformers
 import mmjax as mm
 from launch import export
 from mmjax.inference import load
-from tests.export.small import SMALLER, examples, write_experiment, write_run
+from tests.untrained import SMALLER, examples, write_experiment, write_run
 
 from . import models
 
