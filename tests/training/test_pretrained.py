@@ -45,7 +45,7 @@ def weights(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def experiment(weights, tmp_path_factory):
-    """Text and picture; the picture's encoder is the imported one, with low-rank updates of its queries."""
+    """Text and picture; the picture's encoder is imported. Its queries and the fusion have low-rank updates."""
     folder = tmp_path_factory.mktemp("data")
     cache_compilations(str(folder))
     words = ["train.steps=4", "train.log_every=1", "checkpoint.every=2", "train.evaluate_every=4"]
@@ -57,6 +57,7 @@ def experiment(weights, tmp_path_factory):
     words += ["train.initialize=Pretrained", f"train.initialize.path={weights}"]
     words += ["train.initialize.into=encoders.b", "train.initialize.freeze=true"]
     words += ["model.lora.0=Lora", "model.lora.0.pattern=*/b/*/query", "model.lora.0.rank=2"]
+    words += ["model.lora.1=Lora", "model.lora.1.pattern=fusion/up"]
     return resolve(plain, [*tiny, *words, f"data_dir={folder}"])
 
 
@@ -80,17 +81,18 @@ def test_imported_parameters_stay_and_their_low_rank_updates_move(finished, weig
     early, late = (numbers(mm.load(finished, step).model) for step in (2, 4))
     imported = {name for name in late if name.startswith(PREFIX) and not is_lora(name)}
     assert len(imported) == 22
-    for name in imported:
+    frozen = imported | {"fusion/up/kernel", "fusion/up/bias"}
+    for name in frozen:
         np.testing.assert_array_equal(late[name], early[name], err_msg=name)
     np.testing.assert_array_equal(late[f"{QUERY}/kernel"][0], query_there(weights))
-    for name in late.keys() - imported - {"fusion/missing"}:  # nothing is missing
+    for name in late.keys() - frozen - {"fusion/missing"}:  # nothing is missing
         assert not np.array_equal(late[name], early[name]), name
     fingerprints = stored_fingerprints(finished)
     checkpoints = Checkpoints(finished, Checkpoint(), fingerprints=fingerprints, warn=print, read_only=True)
     kept = [name for name in checkpoints.contents(4) if name.startswith("opt_state/")]
     checkpoints.close()
     assert any(name.endswith(f"{QUERY}/lora_a") for name in kept)
-    assert not any(name.endswith(tuple(imported)) for name in kept), "moments of what is frozen"
+    assert not any(name.endswith(tuple(frozen)) for name in kept), "moments of what is frozen"
 
 
 def test_merged_for_use_elsewhere(finished):
