@@ -70,13 +70,19 @@ def subtree(root: ClassNode, configuration: Any, key: str) -> list[str]:
 
 
 def _choices(node: ConfigNode) -> list[str]:
-    """The classes that a node, or what is in it, can be, with their fields."""
+    """The classes that a node, or what is in it, can be, with their fields; or a long list of values."""
     annotation = node.annotation
     if (entry := entry_annotation(annotation)) is not MISSING:
         annotation = entry
     elif items := item_annotations(annotation, 1):
         annotation = items[0]
-    options = choices(annotation)
+    options, kind = choices(annotation), describe(annotation)
+    if not options and len(kind) > LONGEST_KIND:
+        return [
+            "",
+            f"choices of {node.key}:",
+            *textwrap.wrap(kind, _width(), initial_indent="  ", subsequent_indent="  "),
+        ]
     if not options or (list(options.values()) == [getattr(node, "cls", None)]):
         return []
     lines = ["", f"choices of {node.key if annotation is node.annotation else f'{node.key}.NAME'}:"]

@@ -4,6 +4,8 @@ PATH is a folder, a file or a pattern with *; docs/data.md names the formats. Th
 path of the page.
 """
 
+import hashlib
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,8 +26,8 @@ class Request:
     out: str = chz.field(
         default=None,
         x_type=str | None,
-        converter=chz.mungers.if_none(lambda request: str(Path("inspections", Path(request.path).name or "data"))),
-        doc="the folder of the page; by default one of that name in ./inspections",
+        converter=chz.mungers.if_none(lambda request: _folder(request.path)),
+        doc="the folder of the page; by default one of the data's own in ./inspections",
     )
     examples: int = chz.field(default=1000, doc="examples of each split that are read, evenly spread")
     data_dir: str = chz.field(default="~/.cache/mmjax", doc="where the index of the data is kept")
@@ -34,6 +36,12 @@ class Request:
     def _valid(self) -> None:
         if self.examples < 1:
             raise ValueError("examples must be 1 or more")
+
+
+def _folder(path: str) -> str:
+    """Data of the same name elsewhere have another folder."""
+    whole = hashlib.sha256(os.path.abspath(path).encode()).hexdigest()
+    return str(Path("inspections", f"{Path(path).name or 'data'}-{whole[:6]}"))
 
 
 def inspect(request: Request) -> Path:

@@ -103,6 +103,11 @@ def test_what_cannot_be_written_is_told_in_a_line(folder, capsys, keys, said):
     assert not (folder / "never.py").exists()
 
 
+def test_help_lists_the_tasks(folder, capsys):
+    assert new.main([str(folder / "emoji"), "--help", "task"]) == 0
+    assert "choices of task:\n  classify | retrieve | " in capsys.readouterr().out
+
+
 def test_an_experiment_is_a_python_file(folder, capsys):
     assert new.main([str(folder / "emoji"), f"out={folder / 'thing.txt'}"]) == 2
     assert "name a Python file" in capsys.readouterr().err
@@ -127,4 +132,8 @@ def test_a_look_at_data_prints_fields_and_writes_a_page(folder, capsys, tmp_path
     assert "data:image/png" in page
     assert "data:audio/wav" in page
     assert inspect.main([str(folder / "nothing")]) == 2
+    elsewhere = [inspect.Request(path=path).out for path in ("one/emoji", "other/emoji", "./one/../one/emoji")]
+    assert elsewhere[0] != elsewhere[1]
+    assert elsewhere[0] == elsewhere[2]
+    assert elsewhere[0].startswith("inspections/emoji-")
     assert "there is no such file or folder" in capsys.readouterr().err
