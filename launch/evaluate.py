@@ -17,7 +17,7 @@ from typing import Any
 import chz
 import jax
 
-from mmjax.checkpoint.restore import saved_steps
+from mmjax.checkpoint.exported import is_export
 from mmjax.config.schema import text
 from mmjax.errors import NoCheckpoint, Preempted, UserError
 from mmjax.evaluation.results import Results
@@ -93,7 +93,7 @@ def evaluate(request: Evaluation) -> Path:
     with preemption_guard() as asked_to_stop:
         if request.watch:
             return _watch(run, results, suites, evaluate_step, asked_to_stop)
-        steps = saved_steps(run.run_dir)
+        steps = run.steps
         if not steps:
             raise UserError(f"{request.run_dir} has no checkpoint yet; with watch=true the first is waited for")
         damaged = []
@@ -101,7 +101,7 @@ def evaluate(request: Evaluation) -> Path:
             if asked_to_stop():
                 raise Preempted(f"stopped before step {step}")
             command_line.say(f"[{number + 1}/{len(steps)}] step {step}")
-            if _try(run, evaluate_step, step) is None and step in saved_steps(run.run_dir):
+            if _try(run, evaluate_step, step) is None and step in run.steps:
                 damaged.append(str(step))
         if damaged:
             raise UserError(
@@ -221,7 +221,7 @@ def _try(run: EvalRun, evaluate_step: Callable[[int], Path], step: int) -> Path 
     try:
         return evaluate_step(step)
     except NoCheckpoint as error:
-        there = step in saved_steps(run.run_dir)
+        there = step in run.steps
         command_line.say(
             str(error) if there else f"checkpoint {step} is gone: the run removed it before it could be evaluated"
         )
@@ -241,7 +241,7 @@ def _watch(
     waiting = False
     while True:
         complete = _complete(run)  # before looking for checkpoints: none appears after
-        steps = saved_steps(run.run_dir)
+        steps = run.steps
         # The run saves at least as often as this; what came and went unseen is named, too.
         missed = set(range(every, max(steps, default=0), every)) - set(steps) - settled
         for step in sorted(missed):
@@ -268,7 +268,9 @@ def _watch(
 
 
 def _complete(run: EvalRun) -> bool:
-    """Whether the run has taken all its steps."""
+    """Whether the run has taken all its steps, as that of an export has."""
+    if is_export(run.run_dir):
+        return True
     try:
         return read_json(run.run_dir / "summary.json")["step"] >= run.experiment.train.steps
     except (OSError, ValueError, KeyError, TypeError):

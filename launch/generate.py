@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import chz
 
@@ -28,6 +28,9 @@ from mmjax.types import PADDING, Batch, Feature, Spectrogram
 
 from . import command_line
 from .huge_pages import prefer_huge_pages
+
+if TYPE_CHECKING:
+    from mmjax.run_folder import RunFolder
 
 RESULT = "generation.json"
 # So many of everything can be drawn at once.
@@ -87,17 +90,19 @@ def generate(request: Generation) -> Path:
     from mmjax.compilation import cache_compilations
     from mmjax.data.prompt import make_prompt
     from mmjax.reports.gallery import PAGE, show_generated, show_given, write_gallery
+    from mmjax.run_folder import RunFolder
 
-    experiment = experiment_file.read(request.run_dir)
+    run = RunFolder(request.run_dir)
+    experiment = run.experiment
     given = sources(request.from_, experiment.model)
     outputs = choose(experiment.model, request.to, given)
     folder = local_path(request.out)
     earlier = earlier_files(folder)
-    data = experiment.data.fit_tokenizers(experiment.data_dir, request.run_dir)
+    data = run.load_data()
     prompt = make_prompt(data.inputs, given)
     cache_compilations(experiment.data_dir)
-    writing = chz.replace(experiment, model=experiment.model.with_decoding(request.decoding, outputs))
-    step, predictions, seconds = _predict(request, writing, data.features, prompt, outputs)
+    config = experiment.model.with_decoding(request.decoding, outputs)
+    step, predictions, seconds = _predict(request, run, config, data.features, prompt, outputs)
     if request.vocoder is not None:
         seconds += _voice(request.vocoder, data.inputs, predictions, outputs)
     start = time.perf_counter()
@@ -228,7 +233,8 @@ def _list(names: Collection[str]) -> str:
 
 def _predict(
     request: Generation,
-    experiment: experiment_file.Experiment,
+    run: "RunFolder",
+    config: Model,
     features: dict[str, Feature],
     prompt: Batch,
     outputs: Collection[str],
@@ -238,16 +244,13 @@ def _predict(
     import jax
     import numpy as np
 
-    from mmjax.checkpoint.restore import restore_model
     from mmjax.compilation import jit_once
     from mmjax.sharding.mesh import MeshShape, choose_rules
 
     mesh = MeshShape(data=1).build(jax.local_devices()[:1])
     with jax.set_mesh(mesh):
-        rules = choose_rules(experiment.rules, mesh)
-        model, step = restore_model(
-            experiment.model, request.run_dir, features, rules, request.step, ema=experiment.train.ema is not None
-        )
+        rules = choose_rules(run.experiment.rules, mesh)
+        model, step = run.restore(config, features, rules, request.step)
         copies = jax.tree.map(lambda array: np.repeat(array, request.n, 0), prompt)
         batch = jax.device_put(copies, rules.spec("batch"))
 
@@ -265,14 +268,15 @@ def _voice(
     """Adds a vocoder's `samples` to every predicted spectrogram; returns the seconds that it took."""
     import jax
 
-    from mmjax.checkpoint.restore import restore_model
     from mmjax.compilation import jit_once
+    from mmjax.run_folder import RunFolder
     from mmjax.sharding.mesh import MeshShape, choose_rules
 
     spoken = {name: target for name, target in outputs.items() if inputs[target].feature.drawn_as == "spectrogram"}
     if not spoken:
         raise UserError(f"vocoder={run_dir} turns spectrograms into audio, and {_list(outputs)} is none; leave it out")
-    experiment = experiment_file.read(run_dir)
+    run = RunFolder(run_dir)
+    experiment = run.experiment
     found = {
         name: output.spectrogram_feature
         for name, output in experiment.model.outputs.items()
@@ -281,12 +285,12 @@ def _voice(
     if not found:
         raise UserError(f"vocoder={run_dir} has no output of the kind Vocoder; give a run that was trained as one")
     name, spectrogram = next(iter(found.items()))
-    data = experiment.data.fit_tokenizers(experiment.data_dir, run_dir)
+    data = run.load_data()
     scale = data.inputs[spectrogram].scale
     mesh = MeshShape(data=1).build(jax.local_devices()[:1])
     with jax.set_mesh(mesh):
         rules = choose_rules(experiment.rules, mesh)
-        model, _ = restore_model(experiment.model, run_dir, data.features, rules, ema=experiment.train.ema is not None)
+        model, _ = run.restore(experiment.model, data.features, rules)
         decode = jit_once(lambda model, values, mask: model.outputs[name].decode(values, mask))
         seconds = 0.0
         for output, target in spoken.items():

@@ -16,9 +16,6 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Float
 
-from mmjax.checkpoint.exported import CONFIG, is_export, load_tokenizers, read_manifest, restore_exported
-from mmjax.checkpoint.restore import restore_model
-from mmjax.config import experiment_file
 from mmjax.data.batching.host_batch import empty_batch, set_example
 from mmjax.data.clean import BadInput
 from mmjax.data.prompt import check_text, read_file
@@ -26,6 +23,7 @@ from mmjax.errors import UserError
 from mmjax.evaluation.intermediates import intermediates
 from mmjax.layers.tree import named_leaves
 from mmjax.model import Multimodal
+from mmjax.run_folder import RunFolder
 from mmjax.sharding.mesh import MeshShape, choose_rules
 from mmjax.sharding.rules import Rules
 from mmjax.types import Batch
@@ -67,25 +65,14 @@ class TrainedRun:
     """
 
     def __init__(self, run_dir: str | Path, step: int | None = None, mesh: MeshShape | None = None):
-        exported = read_manifest(run_dir) if is_export(run_dir) else None
-        self.experiment = experiment_file.read(run_dir, experiment_file.FILE if exported is None else CONFIG)
+        folder = RunFolder(run_dir)
+        self.experiment, self.data = folder.experiment, folder.load_data()
         shape = mesh or MeshShape(data=1)
         self.mesh = shape.build(jax.local_devices() if mesh is not None else jax.local_devices()[:1])
-        data, model = self.experiment.data, self.experiment.model
-        if exported is None:
-            self.data = data.fit_tokenizers(self.experiment.data_dir, run_dir)
-        elif step not in (None, exported["step"]):
-            raise UserError(f"{run_dir} is an export of step {exported['step']}, and has no step {step}")
-        else:
-            self.data = load_tokenizers(data, run_dir)
         with jax.set_mesh(self.mesh):
             self._rules = choose_rules(self.experiment.rules, self.mesh)
             self._sharding = NamedSharding(self.mesh, self._rules.spec("batch"))
-            features, ema = self.data.features, self.experiment.train.ema is not None
-            if exported is None:
-                self.model, self.step = restore_model(model, run_dir, features, self._rules, step, ema=ema)
-            else:
-                self.model, self.step = restore_exported(model, run_dir, features, self._rules), exported["step"]
+            self.model, self.step = folder.restore(self.experiment.model, self.data.features, self._rules, step)
         self._embed = jax.jit(functools.partial(embed_batch, rules=self._rules))
         self._predict = jax.jit(predict_batch, static_argnames="outputs")
 

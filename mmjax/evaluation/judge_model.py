@@ -12,12 +12,12 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from mmjax.checkpoint.restore import restore_model
 from mmjax.config import experiment_file
 from mmjax.data.batching.host_batch import empty_batch
 from mmjax.data.inputs import Input
 from mmjax.errors import UserError
 from mmjax.model import Multimodal
+from mmjax.run_folder import RunFolder
 from mmjax.sharding.rules import Rules
 from mmjax.types import Batch
 
@@ -54,8 +54,8 @@ class JudgeModel:
 
     def __init__(self, run_dir: str | Path, modality: str, *, rules: Rules):
         """Raises UserError where there is no finished run, or its model cannot judge `modality`."""
-        experiment = experiment_file.read(run_dir)
-        data = experiment.data.fit_tokenizers(experiment.data_dir, run_dir)
+        folder = RunFolder(run_dir)
+        experiment, data = folder.experiment, folder.load_data()
         encoders = {name: data.features[name] for name, part in experiment.model.encoders.items() if part is not None}
         targets = {
             name: output.target_feature
@@ -76,14 +76,7 @@ class JudgeModel:
         self._sharding = NamedSharding(mesh, rules.spec("batch"))
         parts = math.prod(mesh.shape[axis] for axis in rules.batch)
         self._size = math.ceil(experiment.train.batch_size / parts) * parts
-        self._model, _ = restore_model(
-            experiment.model,
-            run_dir,
-            data.features,
-            rules,
-            experiment.train.steps,
-            ema=experiment.train.ema is not None,
-        )
+        self._model, _ = folder.restore(experiment.model, data.features, rules, experiment.train.steps)
         self._step = jax.jit(functools.partial(_read, outputs=tuple(targets), rules=rules))
 
     def read(self, values: Shaped[np.ndarray, "E ..."], mask: Bool[np.ndarray, "E N"] | None = None) -> Judgement:

@@ -10,7 +10,6 @@ import chz
 import jax
 from jax.sharding import NamedSharding
 
-from mmjax.checkpoint.restore import restore_model
 from mmjax.compilation import cache_compilations
 from mmjax.config import experiment_file
 from mmjax.errors import UserError
@@ -19,9 +18,9 @@ from mmjax.evaluation.eval_result import EvalResult
 from mmjax.evaluation.evaluator import Evaluator
 from mmjax.evaluation.results import FOLDER
 from mmjax.evaluation.suite_result import SuiteResult
-from mmjax.files import to_path
 from mmjax.generators.decoding import Decoding
 from mmjax.model import Multimodal, build_model
+from mmjax.run_folder import RunFolder
 from mmjax.sharding.mesh import MeshShape, choose_rules
 
 # Examples that a device works on at a time, at most; few enough that what training has no need for fits, too.
@@ -54,7 +53,7 @@ class EvalCheckpoint:
 
 
 class EvalRun:
-    """Opens checkpoints of one run for evaluation.
+    """Opens checkpoints of one run, or its export, for evaluation.
 
     Attributes:
         experiment: the run's configuration.
@@ -75,15 +74,15 @@ class EvalRun:
         say: Callable[[str], None] = lambda line: None,
     ):
         """Raises UserError where the arguments do not fit the run."""
-        self.run_dir = to_path(run_dir)
-        trained = experiment_file.read(run_dir)
+        self._folder = RunFolder(run_dir)
+        self.run_dir, trained = self._folder.path, self._folder.experiment
         self.fingerprint = experiment_file.fingerprint(trained)
         outputs = {name: output for name, output in trained.model.outputs.items() if output is not None}
         self.experiment = chz.replace(trained, model=trained.model.with_decoding(decoding, list(outputs)))
         encoders = [name for name, encoder in trained.model.encoders.items() if encoder is not None]
         visible = choose_modalities(given, encoders)
         self._hidden = set(encoders) - set(visible)
-        data = trained.data.fit_tokenizers(trained.data_dir, run_dir)
+        data = self._folder.load_data()
         data.open(trained.data_dir, split)
         cache_compilations(trained.data_dir)
         self.mesh = (mesh or MeshShape()).build(jax.local_devices())
@@ -107,19 +106,17 @@ class EvalRun:
         self._draw_seed = seed if decoding is not None and decoding.temperature > 0 else None
         self.label = _label(split, None if given is None else visible, decoding, self._draw_seed)
 
+    @property
+    def steps(self) -> list[int]:
+        """The steps of the finished checkpoints, oldest first, damaged ones included."""
+        return self._folder.steps
+
     def open(self, step: int | None) -> EvalCheckpoint:
         """A checkpoint, the newest by default. Raises NoCheckpoint where there is none."""
         context, experiment = self.context, self.experiment
         build = functools.partial(build_model, model=experiment.model, features=context.features, rules=context.rules)
         with jax.set_mesh(self.mesh):
-            model, step = restore_model(
-                experiment.model,
-                self.run_dir,
-                context.features,
-                context.rules,
-                step,
-                ema=experiment.train.ema is not None,
-            )
+            model, step = self._folder.restore(experiment.model, context.features, context.rules, step)
             model = model.without_modalities(self._hidden)
             model = model.with_outputs([name for name in model.outputs if model.is_defined(name)])
         return EvalCheckpoint(

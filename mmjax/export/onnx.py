@@ -51,7 +51,7 @@ def in_float32(run: TrainedRun) -> TrainedRun:
 
 
 def export_onnx(
-    run: TrainedRun, function: Function, parameters: Mapping[str, np.ndarray], path: Path
+    run: TrainedRun, function: Function, parameters: Mapping[str, Any], path: Path
 ) -> tuple[int | str, float]:
     """Writes a function without a key; returns its number of examples and the largest error.
 
@@ -77,7 +77,7 @@ def export_onnx(
     raise UserError(f"{function.name} cannot be exported as ONNX: {reason}; {fix}")
 
 
-def _convert(run: TrainedRun, function: Function, parameters: Mapping[str, np.ndarray], size: Any) -> bytes:
+def _convert(run: TrainedRun, function: Function, parameters: Mapping[str, Any], size: Any) -> bytes:
     import jax2onnx
     import onnx
 
@@ -116,9 +116,7 @@ def _paths(tree: Any) -> list[str]:
     return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in found]
 
 
-def _compare(
-    run: TrainedRun, function: Function, parameters: Mapping[str, np.ndarray], content: bytes, count: int
-) -> float:
+def _compare(run: TrainedRun, function: Function, parameters: Mapping[str, Any], content: bytes, count: int) -> float:
     """The largest difference between ONNX Runtime and JAX on `count` examples.
 
     Raises ValueError where it is too large.

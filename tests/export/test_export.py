@@ -199,7 +199,7 @@ def test_a_platform_without_a_kernel_is_named(run):
 
     function = Function("embed", "", call)
     with pytest.raises(UserError, match=r"embed cannot be exported for platforms=cpu: .*; export for tpu alone"):
-        export_stablehlo(run, function, ["cpu", "tpu"])
+        export_stablehlo(run, function, run.params, ["cpu", "tpu"])
 
 
 def test_a_run_that_generates_nothing(run, monkeypatch):

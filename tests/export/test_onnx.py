@@ -85,11 +85,11 @@ def test_what_cannot_be_converted_is_one_sentence(run, tmp_path, monkeypatch):
 
     says = r"sine cannot be exported as ONNX: .*pure_callback.*; leave onnx out of format"
     with pytest.raises(UserError, match=says):
-        export_onnx(run, Function("sine", "", call), tmp_path / "sine.onnx")
+        export_onnx(run, Function("sine", "", call), run.params, tmp_path / "sine.onnx")
     more = Function("more", "", lambda parameters, batch: {"x": batch["values"]["image"] + 1})
     monkeypatch.setattr("mmjax.export.onnx.simplify", lambda function, *types: lambda *arrays: [arrays[0] + 1.001])
     with pytest.raises(UserError, match="more cannot be exported as ONNX: ONNX Runtime computes another x than JAX"):
-        export_onnx(run, more, tmp_path / "more.onnx")
+        export_onnx(run, more, run.params, tmp_path / "more.onnx")
     monkeypatch.setattr("mmjax.export.onnx.LARGEST", 1000)
     with pytest.raises(UserError, match=r"the parameters take [\d,]+ bytes, and an ONNX file holds 2 GB"):
         check_onnx(run)

@@ -8,7 +8,7 @@ import subprocess
 import numpy as np
 import pytest
 
-from launch import command_line, evaluate
+from launch import command_line, evaluate, export
 from launch.train import train
 from tests.system.conftest import ROOT, TINY, command, environment
 
@@ -82,6 +82,20 @@ def test_steps_are_compared_on_the_same_examples(run, tmp_path, capsys):
     page = (tmp_path / "against" / "report.html").read_text()
     assert "neither is right" in page
     assert not re.search(r'(src|href)="(?!data:|#)', page)
+
+
+def test_an_export_is_evaluated_as_its_run_is(run, tmp_path, capsys):
+    out = tmp_path / "export"
+    assert export.main([str(run), f"out={out}", "format=safetensors", "step=2"]) == 0
+    assert evaluate.main([str(run), "suite=standard", "step=2"]) == 0
+    assert evaluate.main([str(out), "suite=standard", "watch=true"]) == 0
+    assert read(out, 2)["metrics"] == read(run, 2)["metrics"]
+    assert evaluate.main([str(out), "suite=standard", "step=all"]) == 0
+    assert evaluate.main([str(out), "suite=standard", "step=4"]) == 2
+    assert "is an export of step 2, and has no step 4" in capsys.readouterr().err
+    assert evaluate.main(["compare", f"{run}@2", str(out), f"out={tmp_path / 'against'}"]) == 0
+    (compared,) = json.loads((tmp_path / "against/comparison.json").read_text())["against"].values()
+    assert {each["value"] for each in compared.values()} == {0}
 
 
 def test_a_run_is_no_different_from_itself(run, tmp_path):

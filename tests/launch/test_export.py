@@ -25,7 +25,7 @@ def run_dir(tmp_path_factory):
         (["what=embed,embed"], "what must name something, and nothing twice"),
         (["format=()"], "format must name something, and nothing twice"),
         (["step=2"], "there is no whole checkpoint of step 2"),
-        (["quantize=int8"], "unknown key quantize"),
+        (["quantize=int4"], "quantize=int4: expected "),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from launch import generate
+from launch import export, generate
 from mmjax.checkpoint.manager import Checkpoints
 from mmjax.config import experiment_file
 from mmjax.data.sources.drawing import COUNTS
@@ -78,6 +78,14 @@ def made(drawn, tmp_path_factory) -> tuple[Path, dict]:
     """All that the run makes of a sentence."""
     out = tmp_path_factory.mktemp("made")
     return out, make(drawn, out, f"from=text:{SENTENCE}", "n=3")
+
+
+def test_an_export_makes_what_its_run_makes(made, drawn, tmp_path):
+    assert export.main([str(drawn), f"out={tmp_path / 'export'}", "format=safetensors"]) == 0
+    again = make(tmp_path / "export", tmp_path / "made", f"from=text:{SENTENCE}", "n=3")
+    assert again == made[1]
+    for name in again["files"]["image"]:
+        assert (tmp_path / "made" / name).read_bytes() == (made[0] / name).read_bytes()
 
 
 def test_everything_not_given_is_made(made, drawn):
