@@ -3,10 +3,10 @@
 By (file below mmjax/, pytest's arguments below tests/): name -> (what stands there once, what is put in its place).
 """
 
-from . import config, data, evaluation, generators, layers, profiling, training
+from . import checkpoint, config, data, evaluation, generators, layers, profiling, training
 
 MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
     key: mutants
-    for room in (generators, layers, training, data, evaluation, profiling, config)
+    for room in (generators, layers, training, checkpoint, data, evaluation, profiling, config)
     for key, mutants in room.MUTANTS.items()
 }
