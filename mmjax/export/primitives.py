@@ -72,7 +72,10 @@ def _unstack(x: Array, *, axis: int, **_: Any) -> list[Array]:
 
 
 def _scan(values: list[Any], params: dict[str, Any]) -> list[Any]:
-    """The steps of a loop one after another: with JAX 0.12, jax2onnx 0.13 does not convert the loop itself."""
+    """The steps of a loop one after another.
+
+    With JAX 0.12, jax2onnx 0.13 does not convert the loop itself.
+    """
     if "ft_in" in params:  # since JAX 0.11
         first, carried = (len(part) for part in params["ft_in"].unpack()[:2])
     else:
