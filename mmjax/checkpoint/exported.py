@@ -6,16 +6,19 @@ It may come from anywhere. Nothing of it is run or unpickled, and no file outsid
 import contextlib
 import functools
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import chz
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 from safetensors import SafetensorError, safe_open
 
 from mmjax.checkpoint.int8 import SCALE, dequantize_one
+from mmjax.checkpoint.manager import Restored
 from mmjax.data.inputs import Input
 from mmjax.data.loader import Data
 from mmjax.data.tokenize import Corpus
@@ -28,6 +31,8 @@ from mmjax.types import Feature
 
 MANIFEST, CONFIG, PARAMETERS = "export.json", "config.json", "model.safetensors"
 TOKENIZERS = "tokenizers"
+# In front of a parameter's name, as in a checkpoint.
+MODEL = "model/"
 # Of `export.json`; another one is refused.
 FORMAT = 1
 # Bytes of the largest manifest that is read.
@@ -124,17 +129,66 @@ def restore_exported(model: Model, folder: str | Path, features: dict[str, Featu
     path = local_path(folder) / PARAMETERS
     build = functools.partial(build_model, model=model, features=features, rules=rules)
     wanted = jax.eval_shape(build, jax.random.key(0))
+    with _opened(path) as tensors:
+        names = {name for name, _ in named_leaves(wanted)}
+        found = {name for name in {*tensors.keys()} if name.removesuffix(SCALE) not in names or name in names}
+        for problem, odd in (("lacks", names - found), ("has an unknown", found - names)):
+            if odd:
+                raise UserError(f"{path} {problem} parameter {min(odd)}: it is not of the model in {CONFIG}")
+        leaves = [_read(tensors, path, name, leaf) for name, leaf in named_leaves(wanted)]
+    return jax.tree.unflatten(jax.tree.structure(wanted), leaves)
+
+
+class ExportedCheckpoint:
+    """The checkpoint in an export, asked as `mmjax.checkpoint.manager.Checkpoints` is."""
+
+    def __init__(self, folder: str | Path):
+        self._step: int = read_manifest(folder)["step"]
+        self._path = local_path(folder) / PARAMETERS
+
+    def find(self, step: int | None) -> int:
+        """Its step. Raises UserError for another."""
+        if step not in (None, self._step):
+            raise UserError(f"{self._path.parent} is an export of step {self._step}, and has no step {step}")
+        return self._step
+
+    def contents(self, step: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shape and dtype of the parameters, called "model/NAME"."""
+        with _opened(self._path) as tensors:
+            names = {*tensors.keys()}
+            return {
+                f"{MODEL}{name}": jax.ShapeDtypeStruct(tensors.get_slice(name).get_shape(), _dtype(tensors, name))
+                for name in sorted(names)
+                if name.removesuffix(SCALE) == name or name.removesuffix(SCALE) not in names
+            }
+
+    def restore(self, abstract: dict[str, jax.ShapeDtypeStruct], step: int, *, partial: bool) -> Restored:
+        """The parameters that are asked for, in the shardings that are asked for."""
+        with _opened(self._path) as tensors:
+            found = {
+                name: _read(tensors, self._path, name.removeprefix(MODEL), leaf) for name, leaf in abstract.items()
+            }
+        return Restored(found, {}, step)
+
+    def close(self) -> None:
+        """Nothing is left open."""
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """The tensors of a file. Raises UserError where it is none."""
     try:
         with safe_open(path, framework="numpy") as tensors:
-            names = {name for name, _ in named_leaves(wanted)}
-            found = {name for name in {*tensors.keys()} if name.removesuffix(SCALE) not in names or name in names}
-            for problem, odd in (("lacks", names - found), ("has an unknown", found - names)):
-                if odd:
-                    raise UserError(f"{path} {problem} parameter {min(odd)}: it is not of the model in {CONFIG}")
-            leaves = [_read(tensors, path, name, leaf) for name, leaf in named_leaves(wanted)]
+            yield tensors
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is not valid safetensors ({error}); {AGAIN}") from error
-    return jax.tree.unflatten(jax.tree.structure(wanted), leaves)
+
+
+def _dtype(tensors: Any, name: str) -> np.dtype[Any]:
+    """A parameter's dtype, once it is dequantized."""
+    if name + SCALE in {*tensors.keys()}:
+        return np.dtype(np.float32)
+    return tensors.get_slice(name)[:0].dtype if tensors.get_slice(name).get_shape() else tensors.get_tensor(name).dtype
 
 
 def _read(tensors: Any, path: Path, name: str, leaf: Any) -> jax.Array:
@@ -157,4 +211,6 @@ def _read(tensors: Any, path: Path, name: str, leaf: Any) -> jax.Array:
             raise UserError(f"{path}: {name} is {found.dtype}, and the model in {CONFIG} has {leaf.dtype}")
         return found
 
+    if leaf.sharding is None:
+        return jnp.asarray(part(tuple(slice(None) for _ in shape)))
     return jax.make_array_from_callback(shape, NamedSharding(jax.sharding.get_mesh(), leaf.sharding.spec), part)

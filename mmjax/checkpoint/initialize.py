@@ -11,6 +11,7 @@ import jax
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Float
 
+from mmjax.checkpoint.exported import ExportedCheckpoint, is_export
 from mmjax.checkpoint.integrity import stored_fingerprints
 from mmjax.checkpoint.manager import Checkpoint, Checkpoints
 from mmjax.errors import UserError
@@ -39,7 +40,7 @@ class Rename:
 class Initialize:
     """Which parameters of which run; those of this model that are not among them stay as they were drawn."""
 
-    run_dir: str = chz.field(doc="the other run's directory")
+    run_dir: str = chz.field(doc="the other run's directory, or an export of it")
     step: int | None = chz.field(default=None, doc="which of its checkpoints; None: the newest")
     average: bool = chz.field(default=False, doc="take its moving average (train.ema) of the parameters")
     include: str = chz.field(default="*", doc="path names here that are to be loaded, * for any part: encoders/image/*")
@@ -93,13 +94,21 @@ class _Found:
     resized: list[str]
 
 
-def _open(config: Initialize, say: Callable[[str], None] = print) -> contextlib.closing[Checkpoints]:
+def _open(
+    config: Initialize, say: Callable[[str], None] = print
+) -> contextlib.closing[Checkpoints] | contextlib.closing[ExportedCheckpoint]:
+    if is_export(config.run_dir):
+        if config.average:
+            raise UserError(
+                f"initialize.run_dir={config.run_dir} is an export, with no second average; leave average out"
+            )
+        return contextlib.closing(ExportedCheckpoint(config.run_dir))
     run_dir = to_path(config.run_dir)
     fingerprints = stored_fingerprints(run_dir)
     return contextlib.closing(Checkpoints(run_dir, Checkpoint(), fingerprints=fingerprints, warn=say, read_only=True))
 
 
-def _find(checkpoints: Checkpoints, fresh: dict[str, Any], config: Initialize) -> _Found:
+def _find(checkpoints: Checkpoints | ExportedCheckpoint, fresh: dict[str, Any], config: Initialize) -> _Found:
     step = checkpoints.find(config.step)
     if step is None:
         raise UserError(f"initialize.run_dir={config.run_dir} has no checkpoint; give the directory of a run with one")

@@ -202,7 +202,7 @@ def _measured(run_dir: str, step: int) -> dict[str, Any]:
 
 
 def _save_parameters(parameters: dict[str, np.ndarray], path: Path, say: Callable[[str], None]) -> None:
-    say(f"{len(parameters)} parameters, {sum(array.nbytes for array in parameters.values()) / 1e6:.1f} MB")
+    say(f"{len(parameters)} arrays, {sum(array.nbytes for array in parameters.values()) / 1e6:.1f} MB")
     try:
         save_file(parameters, path)
         path.chmod((path.parent / CARD).stat().st_mode)  # it is written for the owner alone

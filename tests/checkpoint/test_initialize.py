@@ -1,5 +1,7 @@
 """Initialisation from another run: by path, renamed, resized, and what does not fit refused."""
 
+import json
+
 import chz
 import jax
 import jax.numpy as jnp
@@ -7,7 +9,10 @@ import numpy as np
 import pytest
 import scipy.interpolate
 from flax import nnx
+from safetensors.numpy import save_file
 
+from mmjax.checkpoint import int8
+from mmjax.checkpoint.exported import sha256
 from mmjax.checkpoint.initialize import Initialize, Rename, initialize, resize_position
 from mmjax.checkpoint.manager import Checkpoint, Checkpoints
 from mmjax.errors import UserError
@@ -128,6 +133,38 @@ def test_resizing_against_scipy():
     big = np.asarray(resize_position(grid, (16, 16, 2)))[4:-4, 4:-4]
     row, column = np.meshgrid((np.arange(16) + 0.5) / 2 - 0.5, (np.arange(16) + 0.5) / 2 - 0.5, indexing="ij")
     np.testing.assert_allclose(big, np.stack([row, column**2], -1)[4:-4, 4:-4], atol=1e-4)
+
+
+def write_export(folder, arrays):
+    save_file(arrays, folder / "model.safetensors")
+    (folder / "config.json").write_text("{}")
+    files = {
+        path.name: {"size": path.stat().st_size, "sha256": sha256(path)}
+        for path in (folder / "model.safetensors", folder / "config.json")
+    }
+    (folder / "export.json").write_text(json.dumps({"format": 1, "step": 20, "fingerprint": "f", "files": files}))
+
+
+def test_an_export_gives_what_its_run_gives(other, tmp_path):
+    write_export(tmp_path, other[1])
+    for options in ({}, {"places": (6, 8), "length": 9}):
+        for name, array in load(other, **options)[1].items():
+            np.testing.assert_array_equal(load((tmp_path,), **options)[1][name], array, err_msg=name)
+    model = jax.eval_shape(lambda key: make(key, places=(4, 4)), jax.random.key(0))
+    with pytest.raises(UserError, match="is an export of step 20, and has no step 10"):
+        initialize(model, Initialize(run_dir=str(tmp_path), step=10))
+    with pytest.raises(UserError, match="leave average out"):
+        initialize(model, Initialize(run_dir=str(tmp_path), average=True))
+
+
+def test_parameters_as_int8_are_taken_as_floats(other, tmp_path, monkeypatch):
+    monkeypatch.setattr(int8, "SMALLEST", 64)
+    written = int8.quantize(other[1])
+    write_export(tmp_path, written)
+    _, model = load((tmp_path,))
+    for name, array in int8.dequantize(written).items():
+        np.testing.assert_array_equal(model[name], array, err_msg=name)
+    assert any(array.dtype == np.int8 for array in written.values())
 
 
 def test_what_does_not_fit_is_refused(other, tmp_path):

@@ -85,7 +85,9 @@ def _find_contrast(config: Model) -> tuple[str, Contrast]:
     for name, output in config.outputs.items():
         if isinstance(output, Contrast) and output.pooling == "encoder":
             return name, output
-    raise UserError("the model has no Contrast with pooling=encoder, as CLIP and SigLIP have; nothing can be written")
+    raise UserError(
+        "the model has no Contrast with pooling=encoder, as CLIP and SigLIP have; it cannot be written in their layout"
+    )
 
 
 def _add(tensors: Pieces, entries: tuple[Entry, ...], leaves: Mapping[str, Any], below: str) -> None:
