@@ -188,7 +188,8 @@ def test_every_mesh_learns_the_same():
 
 
 def test_every_token_of_the_context_has_its_share_in_an_explanation(llama, batch, fused):
-    ids, explained = jnp.asarray(batch.values["text"]), jnp.asarray(batch.mask["text"])
+    given = batch.values["text"], batch.mask["text"]
+    ids, explained = jax.device_put(given, fused.tokens.mask.sharding)
     shares = np.asarray(jax.jit(llama.token_weights)(ids, explained, fused.tokens))
     np.testing.assert_allclose(shares.sum(1), np.asarray(fused.tokens.mask).any(1), atol=1e-5)
     np.testing.assert_array_equal(shares > 0, fused.tokens.mask)
