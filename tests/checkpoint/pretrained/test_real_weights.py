@@ -43,12 +43,13 @@ def test_sentences(minilm):
     assert (values[2] == 1).sum() == 1
 
 
-def test_the_documented_experiment_is_one(minilm):
+@pytest.mark.parametrize("name", ["emoji_retrieval", "emoji_names"])
+def test_a_documented_experiment_is_one(minilm, name):
     page = (Path(__file__).resolve().parents[3] / "docs" / "pretrained.md").read_text()
-    (code,) = [block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "def emoji_retrieval" in block]
+    (code,) = [block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if f"def {name}" in block]
     names: dict = {}
     exec(code.replace('"all-MiniLM-L6-v2"', repr(str(minilm))), names)
-    experiment = names["emoji_retrieval"]()
+    experiment = names[name]()
     assert isinstance(experiment, Experiment)
     assert experiment.model.encoders["text"].width == 384
     assert experiment_file.from_json(experiment_file.to_json(experiment)) == experiment
