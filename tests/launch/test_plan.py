@@ -95,6 +95,7 @@ def test_slices_talk_over_the_slow_network(tmp_path):
     assert gradients / 4 < sum(each["bytes"] for each in between) < gradients
 
 
+@pytest.mark.slow
 def test_cores_for_communication_are_used(tmp_path):
     whole = planned(tmp_path, *DEEP, "topology=v5p:2x2x4", "mesh.data=2", "mesh.fsdp=8")
     assert (whole["devices"], whole["mesh"]["fsdp"]) == (16, 8)

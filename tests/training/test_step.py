@@ -130,8 +130,8 @@ def test_a_step_returns_the_types_it_was_given(name):
 @pytest.mark.parametrize(
     ("name", "query", "down", "table", "conv"),
     [
-        ("data", (None, None, None), (None, None), (None, None), None),
-        ("fsdp", ("fsdp", None, None), (None, "fsdp"), (None, "fsdp"), "fsdp"),
+        pytest.param("data", (None, None, None), (None, None), (None, None), None, marks=pytest.mark.slow),
+        pytest.param("fsdp", ("fsdp", None, None), (None, "fsdp"), (None, "fsdp"), "fsdp", marks=pytest.mark.slow),
         ("fsdp_tensor", ("fsdp", "tensor", None), ("tensor", "fsdp"), ("tensor", "fsdp"), "fsdp"),
     ],
 )
