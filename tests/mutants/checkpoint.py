@@ -19,7 +19,7 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
         "last_layer_first": ("for name in names])", "for name in names[::-1]])"),
         "ids_as_there": ("self.order[ranges[0]], ranges)", "range(len(self.order))[ranges[0]], ranges)"),
     },
-    ("export/primitives.py", "export/test_onnx.py -k computes"): {
+    ("export/primitives.py", "export/test_primitives.py"): {
         "loops_backward": ('if params["reverse"] else', 'if not params["reverse"] else'),
     },
     ("export/onnx.py", "export/test_onnx.py -k before"): {
