@@ -38,8 +38,13 @@ class PretrainedTokenizer(Tokenizer):
         """By id here, the id there; padding may be a copy, so that two have the same."""
         return _order(*self._key, self.vocabulary, self.end, self.padding, self.copy_padding)
 
+    @property
+    def places(self) -> dict[int, int]:
+        """By id there, the id here."""
+        return _places(self.order)
+
     def encode(self, text: str) -> list[int]:
-        there = _places(self.order)
+        there = self.places
         # A text that a decoder writes begins after the start, and its end is added here.
         ids = [there[id] for id in _load(*self._key).encode(text, add_special_tokens=not self.copy_padding).ids]
         return ids if ids and ids[-1] == END else [*ids, END]

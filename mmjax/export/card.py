@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmjax.checkpoint.exported import CONFIG, MANIFEST, PARAMETERS, TOKENIZERS
+from mmjax.data.inputs import Input, TextInput
+from mmjax.data.pretrained_tokenizer import PretrainedTokenizer
 from mmjax.formatting import count, number
 from mmjax.inference import TrainedRun
 from mmjax.reports.curves import PRIMARY
@@ -67,7 +69,31 @@ def _inputs(run: TrainedRun) -> list[str]:
         "The values of an absent one do not matter. How raw files become these arrays is in",
         f"`{CONFIG}`, under `data.inputs`; what was learned for it, such as tokenizers, is in `{TOKENIZERS}`.",
         "",
+        *_token_ids(run),
     ]
+
+
+def _token_ids(run: TrainedRun) -> list[str]:
+    """How ids differ from those of a tokenizer.json that came with the weights of another project."""
+    lines = []
+    for name in run.model.encoders:
+        changed = moved_ids(run.data.inputs[name])
+        if changed:
+            pairs = ", ".join(f"{there} is {here}" for there, here in [*changed.items()][:MOST_CLASSES])
+            more = f" and {len(changed) - MOST_CLASSES} more, see `{MANIFEST}`" if len(changed) > MOST_CLASSES else ""
+            lines += [
+                f"Ids of {name} are not those that `{TOKENIZERS}/{name}.json` gives: {pairs}{more}. The others are the",
+                "same. A text ends with id 1.",
+                "",
+            ]
+    return lines
+
+
+def moved_ids(input: Input) -> dict[int, int]:
+    """By id that the tokenizer's file gives, the id of the model, where they differ."""
+    if not isinstance(input, TextInput) or not isinstance(input.tokenizer, PretrainedTokenizer):
+        return {}
+    return {there: here for there, here in input.tokenizer.places.items() if there != here}
 
 
 def _sizes(feature: Any) -> str:
@@ -95,7 +121,7 @@ def _functions(functions: Mapping[str, Any], classes: Mapping[str, list[str]]) -
 
 def _metrics(metrics: Mapping[str, Any]) -> list[str]:
     if not metrics:
-        return ["## Metrics", "", "This checkpoint was not evaluated.", ""]
+        return ["## Metrics", "", "None: `launch.evaluate` was not run on this checkpoint before the export.", ""]
     main = {name: each for name, each in metrics.items() if PRIMARY.fullmatch(name.split("/", 2)[-1])}
     shown = main if main and len(metrics) > MOST_METRICS else metrics
     rows = [

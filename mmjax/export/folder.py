@@ -22,7 +22,7 @@ from mmjax.checkpoint.pretrained.save import save_pretrained
 from mmjax.config import experiment_file
 from mmjax.errors import UserError
 from mmjax.evaluation.results import Results
-from mmjax.export.card import CARD, write_card
+from mmjax.export.card import CARD, moved_ids, write_card
 from mmjax.export.functions import GENERATE, Function, argument_types, functions_of, types_by_name
 from mmjax.export.onnx import check_onnx, export_onnx, in_float32
 from mmjax.export.stablehlo import export_stablehlo
@@ -142,6 +142,7 @@ def _facts(run: TrainedRun, run_dir: str, license: str | None, parameters: Mappi
             for name, part in run.experiment.model.outputs.items()
             if part is not None and part.target_feature and (names := run.data.features[part.target_feature].classes)
         },
+        "token_ids": {name: moved for name in run.model.encoders if (moved := moved_ids(run.data.inputs[name]))},
         "functions": {},
         **_measured(run_dir, run.step),
     }

@@ -52,7 +52,7 @@ def read_json_file(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_bytes())
     except FileNotFoundError as error:
-        raise UserError(f"{path} is missing") from error
+        raise UserError(f"{path} is missing; copy the whole folder of the model") from error
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(data, dict):
@@ -135,7 +135,7 @@ class SafetensorsFolder:
             with safe_open(file, framework="numpy") as opened:
                 yield opened
         except SafetensorError as error:
-            raise UserError(f"{file} is not a whole safetensors file: {error}") from error
+            raise UserError(f"{file} is not a whole safetensors file: {error}; copy or download it again") from error
         except OSError as error:
             raise UserError(f"{file} cannot be read: {error}") from error
 

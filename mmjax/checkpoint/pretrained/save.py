@@ -24,12 +24,13 @@ from mmjax.encoders.base import ProjectedEncoder
 from mmjax.encoders.text import TextTransformer
 from mmjax.encoders.vit import ViT
 from mmjax.errors import UserError
+from mmjax.files import local_path
 from mmjax.heads.contrast import Contrast
 from mmjax.layers.tree import named_leaves
 from mmjax.model import Model, Multimodal
 
 
-def save_pretrained(model: Multimodal, config: Model, inputs: Mapping[str, Input], out: Path) -> None:
+def save_pretrained(model: Multimodal, config: Model, inputs: Mapping[str, Input], out: str | Path) -> None:
     """Writes the image and text encoders of a model, and their contrast, as a CLIP or SigLIP model.
 
     The folder gets config.json, model.safetensors, preprocessor_config.json and the tokenizer.
@@ -43,6 +44,7 @@ def save_pretrained(model: Multimodal, config: Model, inputs: Mapping[str, Input
     Raises:
         UserError: the model is not built as one of them, or the folder exists.
     """
+    out = local_path(out)
     if out.exists():
         raise UserError(f"{out} exists; choose another folder")
     name, contrast = _find_contrast(config)

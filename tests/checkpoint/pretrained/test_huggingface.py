@@ -1,5 +1,7 @@
 """A run that is built as CLIP is exported into a folder that `transformers` opens, with equal embeddings."""
 
+import json
+
 import chz
 import numpy as np
 import torch
@@ -37,6 +39,11 @@ def test_transformers_embeds_alike(folders, tmp_path):
     found = load(experiment.run_dir).embed(image=[*images], text=texts)
     np.testing.assert_allclose(found["contrast/image"], expected.image_embeds, atol=1e-4)
     np.testing.assert_allclose(found["contrast/text"], expected.text_embeds, atol=1e-4)
+    moved = json.loads((out / "export.json").read_text())["token_ids"]["text"]
+    ids = [[moved.get(str(id), id) for id in row] for row in tokenizer(texts)["input_ids"]]
+    tokenize = load(out).data.inputs["text"].tokenizer
+    assert ids == [tokenize.encode(text) for text in texts]
+    assert ", ".join(f"{there} is {here}" for there, here in moved.items()) in (out / "README.md").read_text()
     assert load(out).embed(image=examples(3)["image"])["contrast/image"].shape == (3, expected.image_embeds.shape[1])
 
 
