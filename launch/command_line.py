@@ -11,6 +11,7 @@ Exit codes: 0 done; 2 the request is wrong, and one line on standard error says 
 
 import ast
 import dataclasses
+import hashlib
 import importlib
 import inspect
 import os
@@ -33,7 +34,18 @@ if TYPE_CHECKING:
 MODULES = "modules"
 """The key that every command with a subject has beside the subject's own: modules to import before it is loaded."""
 
-__all__ = ["EXPERIMENTS", "Subjects", "load_experiment", "main", "parse_pairs", "resolve", "run", "say", "split"]
+__all__ = [
+    "EXPERIMENTS",
+    "Subjects",
+    "load_experiment",
+    "main",
+    "own_folder",
+    "parse_pairs",
+    "resolve",
+    "run",
+    "say",
+    "split",
+]
 
 INSTALLED = __package__.startswith("mmjax.")
 """Whether this is mmjax.launch of an installed mmjax, not launch of the checkout (see setup.py)."""
@@ -167,6 +179,12 @@ def _line(text: str) -> str:
     """A text as one line that a terminal shows as it is."""
     line = "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in " ".join(text.split()))
     return line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE]}..."
+
+
+def own_folder(parent: str, name: str, *facts: str) -> str:
+    """A folder for what has this name and is determined by these facts, and for nothing else."""
+    digest = hashlib.sha256("\n".join(facts).encode()).hexdigest()
+    return str(Path(parent, f"{name}-{digest[:6]}"))
 
 
 def say(text: str, stream: TextIO | None = None) -> None:

@@ -7,7 +7,6 @@ beside it shows by how much, how surely, and where they disagree.
 """
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -145,10 +144,8 @@ def _folder(request: Comparison) -> str:
     """A name for these runs and no others."""
     places = [run.partition("@") for run in request.runs]
     names = [Path(path).name + at + step for path, at, step in places]
-    whole = "\n".join(
-        [request.split, str(request.given), *(str(Path(path).resolve()) + at + step for path, at, step in places)]
-    )
-    return str(Path("comparisons", f"{'-'.join(names)}-{hashlib.sha256(whole.encode()).hexdigest()[:6]}"))
+    whole = [str(Path(path).resolve()) + at + step for path, at, step in places]
+    return command_line.own_folder("comparisons", "-".join(names), request.split, str(request.given), *whole)
 
 
 def main(argv: Sequence[str]) -> int:

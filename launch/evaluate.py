@@ -17,7 +17,6 @@ from typing import Any
 import chz
 import jax
 
-from mmjax.checkpoint.exported import is_export
 from mmjax.config.schema import text
 from mmjax.errors import NoCheckpoint, Preempted, UserError
 from mmjax.evaluation.results import Results
@@ -26,7 +25,7 @@ from mmjax.evaluation.suite_result import Metric
 from mmjax.evaluation.suites import Suite
 from mmjax.evaluation.suites.base import DEFAULT, default_suites
 from mmjax.evaluation.suites.standard import KEY_METRICS
-from mmjax.files import read_json, step_of
+from mmjax.files import step_of
 from mmjax.generators import Decoding
 from mmjax.sharding.mesh import MeshShape
 from mmjax.signals import preemption_guard
@@ -93,7 +92,7 @@ def evaluate(request: Evaluation) -> Path:
     with preemption_guard() as asked_to_stop:
         if request.watch:
             return _watch(run, results, suites, evaluate_step, asked_to_stop)
-        steps = run.steps
+        steps = run.folder.steps
         if not steps:
             raise UserError(f"{request.run_dir} has no checkpoint yet; with watch=true the first is waited for")
         damaged = []
@@ -101,7 +100,7 @@ def evaluate(request: Evaluation) -> Path:
             if asked_to_stop():
                 raise Preempted(f"stopped before step {step}")
             command_line.say(f"[{number + 1}/{len(steps)}] step {step}")
-            if _try(run, evaluate_step, step) is None and step in run.steps:
+            if _try(run, evaluate_step, step) is None and step in run.folder.steps:
                 damaged.append(str(step))
         if damaged:
             raise UserError(
@@ -221,7 +220,7 @@ def _try(run: EvalRun, evaluate_step: Callable[[int], Path], step: int) -> Path 
     try:
         return evaluate_step(step)
     except NoCheckpoint as error:
-        there = step in run.steps
+        there = step in run.folder.steps
         command_line.say(
             str(error) if there else f"checkpoint {step} is gone: the run removed it before it could be evaluated"
         )
@@ -240,8 +239,8 @@ def _watch(
     settled: set[int] = {step for step in results.steps() if results.has(step, run.label, requests)}
     waiting = False
     while True:
-        complete = _complete(run)  # before looking for checkpoints: none appears after
-        steps = run.steps
+        complete = run.folder.is_complete  # before looking for checkpoints: none appears after
+        steps = run.folder.steps
         # The run saves at least as often as this; what came and went unseen is named, too.
         missed = set(range(every, max(steps, default=0), every)) - set(steps) - settled
         for step in sorted(missed):
@@ -265,16 +264,6 @@ def _watch(
                 command_line.say("waiting for the next checkpoint")
             waiting = True
             time.sleep(PATIENCE)
-
-
-def _complete(run: EvalRun) -> bool:
-    """Whether the run has taken all its steps, as that of an export has."""
-    if is_export(run.run_dir):
-        return True
-    try:
-        return read_json(run.run_dir / "summary.json")["step"] >= run.experiment.train.steps
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
 
 
 ABOUT = "Evaluate a run's checkpoints on a held-out split; `compare RUN_A RUN_B`, in place of RUN_DIR, compares runs."

@@ -4,7 +4,6 @@ PATH is a folder, a file or a pattern with *; docs/data.md names the formats. Th
 path of the page.
 """
 
-import hashlib
 import os
 import sys
 from collections.abc import Sequence
@@ -40,8 +39,7 @@ class Request:
 
 def _folder(path: str) -> str:
     """Data of the same name elsewhere have another folder."""
-    whole = hashlib.sha256(os.path.abspath(path).encode()).hexdigest()
-    return str(Path("inspections", f"{Path(path).name or 'data'}-{whole[:6]}"))
+    return command_line.own_folder("inspections", Path(path).name or "data", os.path.abspath(path))
 
 
 def inspect(request: Request) -> Path:

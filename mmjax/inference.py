@@ -6,6 +6,7 @@ answers = run.predict(image=pixels)["shape"]
 images = run.generate("image", text="a red circle", n=8)
 """
 
+import copy
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -80,6 +81,12 @@ class TrainedRun:
     def params(self) -> dict[str, Array]:
         """The parameters by path name, such as "encoders/image/patch/kernel"."""
         return dict(named_leaves(self.model))
+
+    def with_model(self, model: Multimodal) -> "TrainedRun":
+        """The same run with another model, of the same inputs and outputs."""
+        changed = copy.copy(self)
+        changed.model = model
+        return changed
 
     def embed(self, **given: Raw | Sequence[Raw]) -> dict[str, Float[np.ndarray, "N D"]]:
         """Vectors of N examples by name.

@@ -2,12 +2,11 @@
 
 from pathlib import Path
 
-from mmjax.checkpoint.exported import CONFIG, is_export, load_tokenizers, read_manifest, restore_exported
+from mmjax.checkpoint.exported import CONFIG, ExportedCheckpoint, is_export, load_tokenizers
 from mmjax.checkpoint.restore import restore_model, saved_steps
 from mmjax.config import experiment_file
 from mmjax.data.loader import Data
-from mmjax.errors import UserError
-from mmjax.files import to_path
+from mmjax.files import read_json, to_path
 from mmjax.model import Model, Multimodal
 from mmjax.sharding.rules import Rules
 from mmjax.types import Feature
@@ -24,19 +23,28 @@ class RunFolder:
     def __init__(self, run_dir: str | Path):
         """Raises UserError where it is neither, or is damaged."""
         self.path = to_path(run_dir)
-        exported = read_manifest(run_dir) if is_export(run_dir) else None
-        self._exported_step: int | None = None if exported is None else exported["step"]
-        self.experiment = experiment_file.read(run_dir, experiment_file.FILE if exported is None else CONFIG)
+        self._exported = ExportedCheckpoint(run_dir) if is_export(run_dir) else None
+        self.experiment = experiment_file.read(run_dir, experiment_file.FILE if self._exported is None else CONFIG)
 
     @property
     def steps(self) -> list[int]:
         """The steps of the finished checkpoints, oldest first, damaged ones included."""
-        return saved_steps(self.path) if self._exported_step is None else [self._exported_step]
+        return saved_steps(self.path) if self._exported is None else [self._exported.step]
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether no checkpoint is to come: the run has taken all its steps."""
+        if self._exported is not None:
+            return True
+        try:
+            return read_json(self.path / "summary.json")["step"] >= self.experiment.train.steps
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
 
     def load_data(self) -> Data:
         """The experiment's data with the tokenizers that the run was trained with."""
         data = self.experiment.data
-        if self._exported_step is not None:
+        if self._exported is not None:
             return load_tokenizers(data, self.path)
         return data.fit_tokenizers(self.experiment.data_dir, self.path)
 
@@ -57,9 +65,8 @@ class RunFolder:
             UserError: there is no such checkpoint.
             NoCheckpoint: the run has removed it.
         """
-        if self._exported_step is None:
-            ema = self.experiment.train.ema is not None
-            return restore_model(model, self.path, features, rules, step, ema=ema)
-        if step not in (None, self._exported_step):
-            raise UserError(f"{self.path} is an export of step {self._exported_step}, and has no step {step}")
-        return restore_exported(model, self.path, features, rules), self._exported_step
+        if self._exported is not None:
+            step = self._exported.find(step)
+            return self._exported.restore_model(model, features, rules), step
+        ema = self.experiment.train.ema is not None
+        return restore_model(model, self.path, features, rules, step, ema=ema)

@@ -121,96 +121,109 @@ def load_tokenizers(data: Data, folder: str | Path) -> Data:
     return chz.replace(data, inputs={name: load(name, input) for name, input in data.inputs.items()})
 
 
-def restore_exported(model: Model, folder: str | Path, features: dict[str, Feature], rules: Rules) -> Multimodal:
-    """The model of an export, built on the current mesh; every device reads its own part of a parameter.
-
-    Raises UserError where the parameters are not those of this model.
-    """
-    path = local_path(folder) / PARAMETERS
-    build = functools.partial(build_model, model=model, features=features, rules=rules)
-    wanted = jax.eval_shape(build, jax.random.key(0))
-    with _opened(path) as tensors:
-        names = {name for name, _ in named_leaves(wanted)}
-        found = {name for name in {*tensors.keys()} if name.removesuffix(SCALE) not in names or name in names}
-        for problem, odd in (("lacks", names - found), ("has an unknown", found - names)):
-            if odd:
-                raise UserError(f"{path} {problem} parameter {min(odd)}: it is not of the model in {CONFIG}")
-        leaves = [_read(tensors, path, name, leaf) for name, leaf in named_leaves(wanted)]
-    return jax.tree.unflatten(jax.tree.structure(wanted), leaves)
-
-
 class ExportedCheckpoint:
-    """The checkpoint in an export, asked as `mmjax.checkpoint.manager.Checkpoints` is."""
+    """The checkpoint in an export, with those methods of `mmjax.checkpoint.manager.Checkpoints` that read.
+
+    Attributes:
+        step: the step of the run that was exported.
+    """
 
     def __init__(self, folder: str | Path):
-        self._step: int = read_manifest(folder)["step"]
+        """Raises UserError where the export is damaged or of another version."""
+        self.step: int = read_manifest(folder)["step"]
         self._path = local_path(folder) / PARAMETERS
 
     def find(self, step: int | None) -> int:
         """Its step. Raises UserError for another."""
-        if step not in (None, self._step):
-            raise UserError(f"{self._path.parent} is an export of step {self._step}, and has no step {step}")
-        return self._step
+        if step not in (None, self.step):
+            raise UserError(f"{self._path.parent} is an export of step {self.step}, and has no step {step}")
+        return self.step
 
     def contents(self, step: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Shape and dtype of the parameters, called "model/NAME"."""
-        with _opened(self._path) as tensors:
-            names = {*tensors.keys()}
-            return {
-                f"{MODEL}{name}": jax.ShapeDtypeStruct(tensors.get_slice(name).get_shape(), _dtype(tensors, name))
-                for name in sorted(names)
-                if name.removesuffix(SCALE) == name or name.removesuffix(SCALE) not in names
-            }
+        with _open(self._path) as tensors:
+            return {f"{MODEL}{name}": tensors.type_of(name) for name in sorted(tensors.parameters)}
 
     def restore(self, abstract: dict[str, jax.ShapeDtypeStruct], step: int, *, partial: bool) -> Restored:
         """The parameters that are asked for, in the shardings that are asked for."""
-        with _opened(self._path) as tensors:
-            found = {
-                name: _read(tensors, self._path, name.removeprefix(MODEL), leaf) for name, leaf in abstract.items()
-            }
+        with _open(self._path) as tensors:
+            found = {name: tensors.read(name.removeprefix(MODEL), leaf) for name, leaf in abstract.items()}
         return Restored(found, {}, step)
+
+    def restore_model(self, model: Model, features: dict[str, Feature], rules: Rules) -> Multimodal:
+        """The model, built on the current mesh; every device reads its own part of a parameter.
+
+        Raises UserError where the parameters are not those of this model.
+        """
+        build = functools.partial(build_model, model=model, features=features, rules=rules)
+        wanted = jax.eval_shape(build, jax.random.key(0))
+        names = {name for name, _ in named_leaves(wanted)}
+        with _open(self._path) as tensors:
+            for problem, odd in (
+                ("lacks", names - tensors.parameters),
+                ("has an unknown", tensors.parameters - names),
+            ):
+                if odd:
+                    raise UserError(f"{self._path} {problem} parameter {min(odd)}: it is not of the model in {CONFIG}")
+            leaves = [tensors.read(name, leaf) for name, leaf in named_leaves(wanted)]
+        return jax.tree.unflatten(jax.tree.structure(wanted), leaves)
 
     def close(self) -> None:
         """Nothing is left open."""
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    """The tensors of a file. Raises UserError where it is none."""
+def _open(path: Path) -> Iterator["_Tensors"]:
+    """Raises UserError where the file is not safetensors."""
     try:
         with safe_open(path, framework="numpy") as tensors:
-            yield tensors
+            yield _Tensors(path, tensors)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is not valid safetensors ({error}); {AGAIN}") from error
 
 
-def _dtype(tensors: Any, name: str) -> np.dtype[Any]:
-    """A parameter's dtype, once it is dequantized."""
-    if name + SCALE in {*tensors.keys()}:
-        return np.dtype(np.float32)
-    return tensors.get_slice(name)[:0].dtype if tensors.get_slice(name).get_shape() else tensors.get_tensor(name).dtype
+class _Tensors:
+    """The parameters in a file, of which those that are int8 have their scales beside them.
 
+    Attributes:
+        parameters: their names.
+    """
 
-def _read(tensors: Any, path: Path, name: str, leaf: Any) -> jax.Array:
-    """A parameter in the sharding of `leaf`, of which only shape and dtype are there."""
-    shape = tuple(tensors.get_slice(name).get_shape())
-    if shape != leaf.shape:
-        raise UserError(f"{path}: {name} has the shape {[*shape]}, and the model in {CONFIG} has {[*leaf.shape]}")
+    def __init__(self, path: Path, tensors: Any):
+        self._path, self._tensors, names = path, tensors, {*tensors.keys()}
+        self._scaled = {name for name in names if name + SCALE in names}
+        self.parameters = names - {name + SCALE for name in self._scaled}
 
-    scales = tensors.get_slice(name + SCALE) if name + SCALE in {*tensors.keys()} else None
-    scale_shape = [] if scales is None else scales.get_shape()
-    if scales is not None and [max(sizes) for sizes in zip(shape, scale_shape, strict=False)] != [*shape]:
-        raise UserError(f"{path}: {name}{SCALE} has the shape {scale_shape}, which does not fit {[*shape]}")
+    def type_of(self, name: str) -> jax.ShapeDtypeStruct:
+        """A parameter's shape, and its dtype once it is dequantized."""
+        found = self._tensors.get_slice(name)
+        shape = tuple(found.get_shape())
+        if name in self._scaled:
+            return jax.ShapeDtypeStruct(shape, np.float32)
+        return jax.ShapeDtypeStruct(shape, (found[:0] if shape else self._tensors.get_tensor(name)).dtype)
 
-    def part(index: Any) -> np.ndarray:
-        found = tensors.get_slice(name)[index] if shape else tensors.get_tensor(name)
-        if scales is not None:
-            of_all = (slice(None) if size == 1 else each for size, each in zip(scale_shape, index, strict=True))
-            found = dequantize_one(found, scales[tuple(of_all)])
-        if found.dtype != leaf.dtype:
-            raise UserError(f"{path}: {name} is {found.dtype}, and the model in {CONFIG} has {leaf.dtype}")
-        return found
+    def read(self, name: str, leaf: Any) -> jax.Array:
+        """A parameter in the sharding of `leaf`, of which only shape and dtype are there."""
+        whole = self._tensors.get_slice(name)
+        shape = tuple(whole.get_shape())
+        if shape != leaf.shape:
+            raise UserError(
+                f"{self._path}: {name} has the shape {[*shape]}, and the model in {CONFIG} has {[*leaf.shape]}"
+            )
+        scales = self._tensors.get_slice(name + SCALE) if name in self._scaled else None
+        scale_shape = [] if scales is None else scales.get_shape()
+        if scales is not None and [max(sizes) for sizes in zip(shape, scale_shape, strict=False)] != [*shape]:
+            raise UserError(f"{self._path}: {name}{SCALE} has the shape {scale_shape}, which does not fit {[*shape]}")
 
-    if leaf.sharding is None:
-        return jnp.asarray(part(tuple(slice(None) for _ in shape)))
-    return jax.make_array_from_callback(shape, NamedSharding(jax.sharding.get_mesh(), leaf.sharding.spec), part)
+        def part(index: Any) -> np.ndarray:
+            found = whole[index] if shape else self._tensors.get_tensor(name)
+            if scales is not None:
+                of_all = (slice(None) if size == 1 else each for size, each in zip(scale_shape, index, strict=True))
+                found = dequantize_one(found, scales[tuple(of_all)])
+            if found.dtype != leaf.dtype:
+                raise UserError(f"{self._path}: {name} is {found.dtype}, and the model in {CONFIG} has {leaf.dtype}")
+            return found
+
+        if leaf.sharding is None:
+            return jnp.asarray(part(tuple(slice(None) for _ in shape)))
+        return jax.make_array_from_callback(shape, NamedSharding(jax.sharding.get_mesh(), leaf.sharding.spec), part)

@@ -92,6 +92,11 @@ class Input(abc.ABC):
         """The file written by `fit_tokenizers`; None where there is nothing to fit."""
         return None
 
+    @property
+    def moved_ids(self) -> dict[int, int]:
+        """Ids that are others than in the tokenizer's file: by the id there, the id here."""
+        return {}
+
 
 @chz.chz
 class ImageInput(Input):
@@ -212,6 +217,10 @@ class TextInput(Input):
     @property
     def tokenizer_file(self) -> Path | None:
         return self.tokenizer.tokenizer_file
+
+    @property
+    def moved_ids(self) -> dict[int, int]:
+        return self.tokenizer.moved_ids
 
 
 @chz.chz

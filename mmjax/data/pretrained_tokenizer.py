@@ -39,12 +39,11 @@ class PretrainedTokenizer(Tokenizer):
         return _order(*self._key, self.vocabulary, self.end, self.padding, self.copy_padding)
 
     @property
-    def places(self) -> dict[int, int]:
-        """By id there, the id here."""
-        return _places(self.order)
+    def moved_ids(self) -> dict[int, int]:
+        return {there: here for there, here in _places(self.order).items() if there != here}
 
     def encode(self, text: str) -> list[int]:
-        there = self.places
+        there = _places(self.order)
         # A text that a decoder writes begins after the start, and its end is added here.
         ids = [there[id] for id in _load(*self._key).encode(text, add_special_tokens=not self.copy_padding).ids]
         return ids if ids and ids[-1] == END else [*ids, END]

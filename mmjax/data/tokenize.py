@@ -91,6 +91,11 @@ class Tokenizer(abc.ABC):
         """The file written by `fit_tokenizers`; None where there is nothing to fit."""
         return None
 
+    @property
+    def moved_ids(self) -> dict[int, int]:
+        """Ids that are others than in the tokenizer's file: by the id there, the id here."""
+        return {}
+
 
 @chz.chz
 class Bytes(Tokenizer):

@@ -56,6 +56,7 @@ class EvalRun:
     """Opens checkpoints of one run, or its export, for evaluation.
 
     Attributes:
+        folder: the run directory, or the export.
         experiment: the run's configuration.
         context: the data, split and devices.
         mesh: the mesh that everything lies on.
@@ -74,15 +75,15 @@ class EvalRun:
         say: Callable[[str], None] = lambda line: None,
     ):
         """Raises UserError where the arguments do not fit the run."""
-        self._folder = RunFolder(run_dir)
-        self.run_dir, trained = self._folder.path, self._folder.experiment
+        self.folder = RunFolder(run_dir)
+        self.run_dir, trained = self.folder.path, self.folder.experiment
         self.fingerprint = experiment_file.fingerprint(trained)
         outputs = {name: output for name, output in trained.model.outputs.items() if output is not None}
         self.experiment = chz.replace(trained, model=trained.model.with_decoding(decoding, list(outputs)))
         encoders = [name for name, encoder in trained.model.encoders.items() if encoder is not None]
         visible = choose_modalities(given, encoders)
         self._hidden = set(encoders) - set(visible)
-        data = self._folder.load_data()
+        data = self.folder.load_data()
         data.open(trained.data_dir, split)
         cache_compilations(trained.data_dir)
         self.mesh = (mesh or MeshShape()).build(jax.local_devices())
@@ -106,17 +107,12 @@ class EvalRun:
         self._draw_seed = seed if decoding is not None and decoding.temperature > 0 else None
         self.label = _label(split, None if given is None else visible, decoding, self._draw_seed)
 
-    @property
-    def steps(self) -> list[int]:
-        """The steps of the finished checkpoints, oldest first, damaged ones included."""
-        return self._folder.steps
-
     def open(self, step: int | None) -> EvalCheckpoint:
         """A checkpoint, the newest by default. Raises NoCheckpoint where there is none."""
         context, experiment = self.context, self.experiment
         build = functools.partial(build_model, model=experiment.model, features=context.features, rules=context.rules)
         with jax.set_mesh(self.mesh):
-            model, step = self._folder.restore(experiment.model, context.features, context.rules, step)
+            model, step = self.folder.restore(experiment.model, context.features, context.rules, step)
             model = model.without_modalities(self._hidden)
             model = model.with_outputs([name for name in model.outputs if model.is_defined(name)])
         return EvalCheckpoint(

@@ -5,8 +5,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmjax.checkpoint.exported import CONFIG, MANIFEST, PARAMETERS, TOKENIZERS
-from mmjax.data.inputs import Input, TextInput
-from mmjax.data.pretrained_tokenizer import PretrainedTokenizer
 from mmjax.formatting import count, number
 from mmjax.inference import TrainedRun
 from mmjax.reports.curves import PRIMARY
@@ -16,6 +14,8 @@ CARD = "README.md"
 MOST_METRICS = 30
 # So many classes of an output are named.
 MOST_CLASSES = 20
+# So many ids that differ from those of a tokenizer's file are named.
+MOST_IDS = 20
 
 
 def write_card(run: TrainedRun, manifest: Mapping[str, Any]) -> str:
@@ -30,7 +30,7 @@ def write_card(run: TrainedRun, manifest: Mapping[str, Any]) -> str:
         f"A model of {names}, trained with mmjax and exported at step {run.step:,}.",
         "",
         *_facts(run, manifest),
-        *_inputs(run),
+        *_inputs(run, manifest),
         *_functions(manifest["functions"], manifest["classes"]),
         *_metrics(manifest["metrics"]),
         *_usage(manifest),
@@ -51,7 +51,7 @@ def _facts(run: TrainedRun, manifest: Mapping[str, Any]) -> list[str]:
     return [*_table(["", ""], [[name, text] for name, text in facts.items()]), ""]
 
 
-def _inputs(run: TrainedRun) -> list[str]:
+def _inputs(run: TrainedRun, manifest: Mapping[str, Any]) -> list[str]:
     """A row for every modality."""
     rows = []
     for name in run.model.encoders:
@@ -69,31 +69,22 @@ def _inputs(run: TrainedRun) -> list[str]:
         "The values of an absent one do not matter. How raw files become these arrays is in",
         f"`{CONFIG}`, under `data.inputs`; what was learned for it, such as tokenizers, is in `{TOKENIZERS}`.",
         "",
-        *_token_ids(run),
+        *_token_ids(manifest["token_ids"]),
     ]
 
 
-def _token_ids(run: TrainedRun) -> list[str]:
-    """How ids differ from those of a tokenizer.json that came with the weights of another project."""
+def _token_ids(moved: Mapping[str, Mapping[int, int]]) -> list[str]:
+    """By modality, how ids differ from those of the tokenizer's file."""
     lines = []
-    for name in run.model.encoders:
-        changed = moved_ids(run.data.inputs[name])
-        if changed:
-            pairs = ", ".join(f"{there} is {here}" for there, here in [*changed.items()][:MOST_CLASSES])
-            more = f" and {len(changed) - MOST_CLASSES} more, see `{MANIFEST}`" if len(changed) > MOST_CLASSES else ""
-            lines += [
-                f"Ids of {name} are not those that `{TOKENIZERS}/{name}.json` gives: {pairs}{more}. The others are the",
-                "same. A text ends with id 1.",
-                "",
-            ]
+    for name, ids in moved.items():
+        pairs = ", ".join(f"{there} is {here}" for there, here in [*ids.items()][:MOST_IDS])
+        more = f" and {len(ids) - MOST_IDS} more, see `{MANIFEST}`" if len(ids) > MOST_IDS else ""
+        lines += [
+            f"Ids of {name} are not those that `{TOKENIZERS}/{name}.json` gives: {pairs}{more}. The others are the",
+            "same. A text ends with id 1.",
+            "",
+        ]
     return lines
-
-
-def moved_ids(input: Input) -> dict[int, int]:
-    """By id that the tokenizer's file gives, the id of the model, where they differ."""
-    if not isinstance(input, TextInput) or not isinstance(input.tokenizer, PretrainedTokenizer):
-        return {}
-    return {there: here for there, here in input.tokenizer.places.items() if there != here}
 
 
 def _sizes(feature: Any) -> str:

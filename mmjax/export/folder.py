@@ -1,7 +1,6 @@
 """Writing an export: a folder that appears whole or not at all."""
 
 import contextlib
-import copy
 import json
 import os
 import shutil
@@ -22,7 +21,7 @@ from mmjax.checkpoint.pretrained.save import save_pretrained
 from mmjax.config import experiment_file
 from mmjax.errors import UserError
 from mmjax.evaluation.results import Results
-from mmjax.export.card import CARD, moved_ids, write_card
+from mmjax.export.card import CARD, write_card
 from mmjax.export.functions import GENERATE, Function, argument_types, functions_of, types_by_name
 from mmjax.export.onnx import check_onnx, export_onnx, in_float32
 from mmjax.export.stablehlo import export_stablehlo
@@ -89,29 +88,12 @@ def export_run(
             run = _with_parameters(run, int8.dequantize(parameters))
         manifest = _facts(run, run_dir, license, parameters) | {"quantize": quantize}
         for function in functions:
-            if not (STABLEHLO in formats or function.name in for_onnx):
-                continue
-            arguments = argument_types(run, function, parameters, 1)
-            entry: dict[str, Any] = {
-                "about": function.about,
-                "inputs": types_by_name(arguments[1]),
-                "outputs": types_by_name(jax.eval_shape(function.call, *arguments)),
-                "draws": function.draws,
-                "files": {},
-            }
-            file = quote(function.name, safe="")
-            if STABLEHLO in formats:
-                say(f"{function.name}: StableHLO for {', '.join(platforms)}")
-                exported = export_stablehlo(run, function, parameters, platforms)
-                (partial / f"{file}.stablehlo").write_bytes(exported.serialize())
-                entry["files"][STABLEHLO] = f"{file}.stablehlo"
-                entry["platforms"] = list(exported.platforms)
-            if function.name in for_onnx:
-                say(f"{function.name}: ONNX")
-                count, error = export_onnx(run, for_onnx[function.name], parameters, partial / f"{file}.onnx")
-                entry["files"][ONNX] = f"{file}.onnx"
-                entry["onnx"] = {"batch": count, "largest_difference": error}
-            manifest["functions"][function.name] = entry
+            onnx = for_onnx.get(function.name)
+            if STABLEHLO in formats or onnx is not None:
+                entry = _write_function(
+                    run, function, parameters, partial, platforms if STABLEHLO in formats else (), onnx, say
+                )
+                manifest["functions"][function.name] = entry
         experiment_file.write(run.experiment, partial, file=CONFIG)
         run.data.save(partial)
         (partial / CARD).write_text(write_card(run, manifest), encoding="utf-8")
@@ -142,17 +124,51 @@ def _facts(run: TrainedRun, run_dir: str, license: str | None, parameters: Mappi
             for name, part in run.experiment.model.outputs.items()
             if part is not None and part.target_feature and (names := run.data.features[part.target_feature].classes)
         },
-        "token_ids": {name: moved for name in run.model.encoders if (moved := moved_ids(run.data.inputs[name]))},
+        "token_ids": {name: ids for name in run.model.encoders if (ids := run.data.inputs[name].moved_ids)},
         "functions": {},
         **_measured(run_dir, run.step),
     }
 
 
+def _write_function(
+    run: TrainedRun,
+    function: Function,
+    parameters: Mapping[str, np.ndarray],
+    folder: Path,
+    platforms: Sequence[str],
+    onnx: Function | None,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Writes a function's files; returns what the manifest says of it.
+
+    StableHLO is written where there are `platforms`, and ONNX where there is the function in float32, `onnx`.
+    """
+    arguments = argument_types(run, function, parameters, 1)
+    entry: dict[str, Any] = {
+        "about": function.about,
+        "inputs": types_by_name(arguments[1]),
+        "outputs": types_by_name(jax.eval_shape(function.call, *arguments)),
+        "draws": function.draws,
+        "files": {},
+    }
+    file = quote(function.name, safe="")
+    if platforms:
+        say(f"{function.name}: StableHLO for {', '.join(platforms)}")
+        exported = export_stablehlo(run, function, parameters, platforms)
+        (folder / f"{file}.stablehlo").write_bytes(exported.serialize())
+        entry["files"][STABLEHLO] = f"{file}.stablehlo"
+        entry["platforms"] = list(exported.platforms)
+    if onnx is not None:
+        say(f"{function.name}: ONNX")
+        count, error = export_onnx(run, onnx, parameters, folder / f"{file}.onnx")
+        entry["files"][ONNX] = f"{file}.onnx"
+        entry["onnx"] = {"batch": count, "largest_difference": error}
+    return entry
+
+
 def _with_parameters(run: TrainedRun, parameters: Mapping[str, np.ndarray]) -> TrainedRun:
-    changed = copy.copy(run)
     leaves = [jax.device_put(parameters[name], leaf.sharding) for name, leaf in run.params.items()]
-    changed.model = jax.tree.unflatten(jax.tree.structure(run.model), leaves)
-    return changed
+    return run.with_model(jax.tree.unflatten(jax.tree.structure(run.model), leaves))
 
 
 def _check_target(folder: Path) -> Path:

@@ -1,7 +1,6 @@
 """ONNX by jax2onnx, which counts as written once ONNX Runtime computes with it what JAX does."""
 
 import contextlib
-import copy
 import functools
 import importlib.util
 import logging
@@ -45,9 +44,7 @@ def in_float32(run: TrainedRun) -> TrainedRun:
     model = chz.replace(run.experiment.model, dtype="float32")
     build = functools.partial(build_model, model=model, features=run.data.features, rules=run.model.rules)
     structure = jax.tree.structure(jax.eval_shape(build, jax.random.key(0)))
-    changed = copy.copy(run)
-    changed.model = jax.tree.unflatten(structure, jax.tree.leaves(run.model))
-    return changed
+    return run.with_model(jax.tree.unflatten(structure, jax.tree.leaves(run.model)))
 
 
 def export_onnx(

@@ -25,7 +25,7 @@ MUTANTS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
     ("export/onnx.py", "export/test_onnx.py -k before"): {
         "jax_stays_changed": ("vars(module).update(before)", "pass"),
     },
-    ("run_folder.py", "launch/test_compare.py -k export"): {
-        "any_step_of_an_export": ("if step not in (None, self._exported_step):", "if False:"),
+    ("checkpoint/exported.py", "checkpoint/test_initialize.py -k export"): {
+        "any_step_of_an_export": ("if step not in (None, self.step):", "if False:"),
     },
 }
